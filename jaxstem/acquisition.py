@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What microscope and disk detection do to a pattern, between the physics and the network.
+
+A simulated pattern is perfect; a detected one lacks disks, has false ones, and its positions and
+intensities scatter. Each effect here is a pure function `(key, disks, ...) -> disks` on one
+pattern's arrays of shape `(K,)` (vmap adds the batch), and `Acquisition` holds the ranges from
+which each pattern draws its own severity, so that a network meets clean and spoilt patterns alike.
+Lengths in 1/Å; intensities relative to the strongest disk unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from jaxstem.kinematic import Disks
+
+
+@dataclass(frozen=True)
+class Acquisition:
+    """Ranges (low, high), drawn uniformly for each pattern unless said otherwise.
+
+    shape_sigma: width of the shape function in the kinematic pattern [1/Å];
+    intensity_scatter: standard deviation of the natural logarithm of each intensity, which stands
+        for what kinematic theory leaves out;
+    dose: electrons in all disks of a pattern (log-uniform); background: false counts under a disk,
+        as a share of the strongest disk;
+    cutoff: weakest intensity that is detected (log-uniform); missed: share of disks lost;
+    false_rate: mean number of false disks; position_jitter [1/Å];
+    centre [1/Å], scale, ellipticity: standard deviations of calibration errors (not ranges).
+    """
+
+    shape_sigma: tuple[float, float] = (0.008, 0.035)
+    intensity_scatter: tuple[float, float] = (0.0, 1.5)
+    dose: tuple[float, float] = (300.0, 100_000.0)
+    background: tuple[float, float] = (0.0, 0.004)
+    cutoff: tuple[float, float] = (0.003, 0.15)
+    missed: tuple[float, float] = (0.0, 0.15)
+    false_rate: tuple[float, float] = (0.0, 3.0)
+    position_jitter: tuple[float, float] = (0.001, 0.012)
+    centre: float = 0.006
+    scale: float = 0.006
+    ellipticity: float = 0.004
+
+
+CLEAN = Acquisition(
+    shape_sigma=(0.02, 0.02),
+    intensity_scatter=(0.0, 0.0),
+    dose=(1e9, 1e9),
+    background=(0.0, 0.0),
+    cutoff=(1e-3, 1e-3),
+    missed=(0.0, 0.0),
+    false_rate=(0.0, 0.0),
+    position_jitter=(0.0, 0.0),
+    centre=0.0,
+    scale=0.0,
+    ellipticity=0.0,
+)
+
+
+def draw(key: PRNGKeyArray, limits: tuple[float, float], log: bool = False) -> Float[Array, ""]:
+    """One number, uniform (or log-uniform) between the two limits."""
+    low, high = limits
+    if log:
+        return jnp.exp(jax.random.uniform(key, (), minval=jnp.log(low), maxval=jnp.log(high)))
+    return jax.random.uniform(key, (), minval=low, maxval=high)
+
+
+def scatter_intensities(key: PRNGKeyArray, disks: Disks, sigma: Float[Array, ""]) -> Disks:
+    """Each intensity times a log-normal factor of logarithmic standard deviation `sigma`."""
+    factor = jnp.exp(sigma * jax.random.normal(key, disks.intensity.shape))
+    return disks._replace(intensity=disks.intensity * factor)
+
+
+def count_electrons(
+    key: PRNGKeyArray, disks: Disks, dose: Float[Array, ""], background: Float[Array, ""]
+) -> Disks:
+    """Counting noise of `dose` electrons in all disks over a `background` (share of the strongest).
+
+    Poisson counts by their normal approximation, var = expected counts + background counts;
+    intensities come back in units of the strongest true disk, negative ones as zero.
+    """
+    counts = disks.intensity / jnp.maximum(disks.intensity.sum(), 1e-30) * dose
+    top = jnp.maximum(counts.max(), 1e-30)
+    noise = jnp.sqrt(counts + background * top) * jax.random.normal(key, counts.shape)
+    return disks._replace(intensity=jnp.maximum(counts + noise, 0.0) / top)
+
+
+def miss_disks(key: PRNGKeyArray, disks: Disks, share: Float[Array, ""]) -> Disks:
+    """Lose each disk with probability `share`."""
+    return disks._replace(mask=disks.mask & ~jax.random.bernoulli(key, share, disks.mask.shape))
+
+
+def cut_weak(disks: Disks, cutoff: Float[Array, ""]) -> Disks:
+    """Lose the disks weaker than `cutoff` times the strongest one."""
+    intensity = jnp.where(disks.mask, disks.intensity, 0.0)
+    keep = disks.mask & (intensity > 0) & (intensity >= cutoff * intensity.max())
+    return disks._replace(mask=keep, intensity=jnp.where(keep, intensity, 0.0))
+
+
+def add_false_disks(
+    key: PRNGKeyArray,
+    disks: Disks,
+    rate: Float[Array, ""],
+    cutoff: Float[Array, ""],
+    k_max: float,
+    n_max: int = 6,
+) -> Disks:
+    """Append up to `n_max` false disks, their number Poisson distributed with mean `rate`.
+
+    Positions are uniform over radius and angle within `k_max`, which puts more of them near the
+    beam, where diffuse scattering is; intensities lie log-uniformly within a factor of four above
+    `cutoff`, since noise is mistaken for a disk only near the threshold. Shape (K,) → (K + n_max,).
+    """
+    k_number, k_radius, k_angle, k_intensity = jax.random.split(key, 4)
+    number = jax.random.poisson(k_number, rate)
+    radius = jax.random.uniform(k_radius, (n_max,), minval=0.1 * k_max, maxval=k_max)
+    angle = jax.random.uniform(k_angle, (n_max,), maxval=2 * jnp.pi)
+    top = jnp.max(jnp.where(disks.mask, disks.intensity, 0.0))
+    intensity = top * cutoff * 4.0 ** jax.random.uniform(k_intensity, (n_max,))
+    mask = jnp.arange(n_max) < number
+    join = lambda a, b: jnp.concatenate([a, b])  # noqa: E731
+    return Disks(
+        join(disks.qx, radius * jnp.cos(angle)),
+        join(disks.qy, radius * jnp.sin(angle)),
+        join(disks.intensity, jnp.where(mask, intensity, 0.0)),
+        join(disks.mask, mask),
+    )
+
+
+def jitter_positions(key: PRNGKeyArray, disks: Disks, sigma: Float[Array, ""]) -> Disks:
+    """Move each disk by a normal error of standard deviation `sigma` [1/Å] in x and in y."""
+    dx, dy = sigma * jax.random.normal(key, (2, *disks.qx.shape))
+    return disks._replace(qx=disks.qx + dx, qy=disks.qy + dy)
+
+
+def miscalibrate(
+    key: PRNGKeyArray, disks: Disks, centre: float, scale: float, ellipticity: float
+) -> Disks:
+    """Shift, scale and stretch a pattern by calibration errors of these standard deviations.
+
+    `centre` in 1/Å; `scale` and `ellipticity` relative. The stretch is the symmetric traceless
+    matrix [[e1, e2], [e2, -e1]] added to the identity.
+    """
+    shift_key, scale_key, stretch_key = jax.random.split(key, 3)
+    shift = centre * jax.random.normal(shift_key, (2,))
+    factor = 1.0 + scale * jax.random.normal(scale_key)
+    e1, e2 = ellipticity * jax.random.normal(stretch_key, (2,))
+    qx = factor * ((1 + e1) * disks.qx + e2 * disks.qy) + shift[0]
+    qy = factor * (e2 * disks.qx + (1 - e1) * disks.qy) + shift[1]
+    return disks._replace(qx=qx, qy=qy)
+
+
+def keep_strongest(disks: Disks, n_disks: int, k_max: float) -> Disks:
+    """The `n_disks` strongest disks within `k_max` [1/Å], the largest intensity scaled to one."""
+    inside = disks.mask & (disks.qx**2 + disks.qy**2 <= k_max**2)
+    value, index = jax.lax.top_k(jnp.where(inside, disks.intensity, 0.0), n_disks)
+    mask = value > 0
+    take = lambda q: jnp.where(mask, q[index], 0.0)  # noqa: E731
+    return Disks(
+        take(disks.qx), take(disks.qy), value / jnp.maximum(value[0], 1e-30), mask
+    )
+
+
+def acquire(
+    key: PRNGKeyArray, disks: Disks, config: Acquisition, n_disks: int, k_max: float
+) -> Disks:
+    """One detected pattern from one simulated one: shape (K,) in, (n_disks,) out.
+
+    The order is the microscope's: intensities as they leave the specimen, counting, detection,
+    calibration. `k_max` in 1/Å.
+    """
+    keys = jax.random.split(key, 12)
+    disks = scatter_intensities(keys[0], disks, draw(keys[1], config.intensity_scatter))
+    disks = count_electrons(
+        keys[2], disks, draw(keys[3], config.dose, log=True), draw(keys[4], config.background)
+    )
+    cutoff = draw(keys[5], config.cutoff, log=True)
+    disks = cut_weak(miss_disks(keys[6], disks, draw(keys[7], config.missed)), cutoff)
+    if config.false_rate[1] > 0:
+        rate = draw(keys[8], config.false_rate)
+        disks = add_false_disks(keys[9], disks, rate, cutoff, k_max)
+    jitter_key, jitter_range_key = jax.random.split(keys[10])
+    disks = jitter_positions(
+        jitter_key, disks, draw(jitter_range_key, config.position_jitter)
+    )
+    disks = miscalibrate(keys[11], disks, config.centre, config.scale, config.ellipticity)
+    return keep_strongest(disks, n_disks, k_max)

@@ -1,0 +1,593 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scan files in, orientation maps out.
+
+A 4D-STEM scan is a grid of beam positions with one diffraction pattern each; after disk detection
+a pattern is a short list of disks (qx, qy, intensity). The lists differ in length, so a scan is
+held *flat*: all disks of all positions in one array, and `offsets` that say where each position's
+begin. Position p = (row, column) of a scan of shape (ny, nx) has the flat index row * nx + column
+and owns the disks `offsets[p]:offsets[p + 1]`. `pad_disks` turns chosen positions into the
+rectangular arrays with a mask that the network takes.
+
+Files hold disks in detector pixels beside a calibration. `read_disks` applies it as py4DSTEM does
+and hands back scattering vectors in 1/Å: qx along lab x (detector axis 0), qy along lab y.
+
+Results are an `OrientationMap`, stored by `write_map` in the layout of docs/file-formats.md. All
+files are written under a temporary name and renamed when complete (`atomic_path`), so that an
+interrupted program leaves nothing half-written.
+"""
+
+import os
+import re
+import shutil
+import unicodedata
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxstem import __version__
+from jaxstem.crystal import Crystal
+from jaxstem.errors import InputError
+
+MAP_FORMAT = "jaxstem-map"
+MAP_VERSION = 1
+UNASSIGNED, NO_CRYSTAL = -1, -2
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+DISK_FIELDS = ("qx", "qy", "intensity")
+# length of the unit in 1/Å
+RECIPROCAL_UNITS = {"A^-1": 1.0, "Å^-1": 1.0, "1/A": 1.0, "1/Å": 1.0, "nm^-1": 0.1, "1/nm": 0.1}
+RECALIBRATE = "calibrate it in py4DSTEM and save it again"
+VOLTAGE_KEY = re.compile(
+    r"(accelerating_?voltage|acceleration_?voltage|beam_?voltage|voltage|high_?tension"
+    r"|beam_?energy)(_?(?:k?e?v))?",
+    re.IGNORECASE,
+)
+VOLTAGE_TEXT = re.compile(r"\s*([-+0-9.eE]+?)\s*(k?e?V)?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class DiskScan:
+    """The calibrated disks of a scan, flat (see the module's docstring), direct beam included.
+
+    qx, qy in 1/Å in the lab frame; intensity in the units of the disk detection; scan_step in
+    scan_units; voltage_kv in kV, None where the file does not say.
+    """
+
+    qx: Float[np.ndarray, "total"]
+    qy: Float[np.ndarray, "total"]
+    intensity: Float[np.ndarray, "total"]
+    offsets: Int[np.ndarray, "positions_plus_1"]
+    scan_shape: tuple[int, int]
+    scan_step: float
+    scan_units: str
+    voltage_kv: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a scan really holds, over its positions; orientation NaN where there is no crystal.
+
+    boundary_weight is 0 inside a grain; grain is -1 and thickness (Å) NaN where not known.
+    """
+
+    orientation: Float[np.ndarray, "*scan 3 3"]
+    phase: np.ndarray
+    boundary_weight: Float[np.ndarray, "*scan"]
+    grain: Int[np.ndarray, "*scan"]
+    thickness: Float[np.ndarray, "*scan"]
+
+
+@dataclass(frozen=True)
+class OrientationMap:
+    """Orientation and phase over a scan, array axes as in the scan file.
+
+    orientation: columns are the lab axes in crystal Cartesian coordinates, NaN where unassigned.
+    phase: index into phase_names and crystals, -1 unassigned, -2 no crystal. confidence: posterior
+    probability that the truth is within 5 degrees; confidence_mod180 counts the turn by 180 degrees
+    about the beam too. score: cosine score in 0…1. second_*: the runner-up. n_disks: disks used.
+    attributes: how the map was made (command, model, jaxstem_version, ...), numbers or strings.
+    """
+
+    orientation: Float[np.ndarray, "ny nx 3 3"]
+    phase: Int[np.ndarray, "ny nx"]
+    phase_names: tuple[str, ...]
+    confidence: Float[np.ndarray, "ny nx"]
+    confidence_mod180: Float[np.ndarray, "ny nx"]
+    score: Float[np.ndarray, "ny nx"]
+    second_orientation: Float[np.ndarray, "ny nx 3 3"]
+    second_phase: Int[np.ndarray, "ny nx"]
+    second_score: Float[np.ndarray, "ny nx"]
+    n_disks: Int[np.ndarray, "ny nx"]
+    crystals: tuple[Crystal, ...]
+    scan_step: float = 1.0
+    scan_units: str = "pixels"
+    attributes: dict = field(default_factory=dict)
+
+
+# where each array of an OrientationMap lives in the file, and as what
+MAP_DATASETS = {
+    "orientation": ("orientation", np.float32),
+    "phase": ("phase", np.int16),
+    "confidence": ("confidence", np.float32),
+    "confidence_mod180": ("confidence_mod180", np.float32),
+    "score": ("score", np.float32),
+    "second_orientation": ("second/orientation", np.float32),
+    "second_phase": ("second/phase", np.int16),
+    "second_score": ("second/score", np.float32),
+    "n_disks": ("n_disks", np.int32),
+}
+
+
+def read_disks(path: str | Path) -> DiskScan:
+    """Calibrated Bragg disks of an EMD 1.0 file as py4DSTEM 0.14 writes it.
+
+    The vectors are those of py4DSTEM's `braggvectors.cal` after `setcal()`, in 1/Å. Raises
+    InputError for a file that is missing, damaged or not HDF5, that holds no BraggVectors or
+    several, whose origin or pixel size is missing or unusable, or whose disks are none or not
+    finite.
+    """
+    with _open_hdf5(path) as file:
+        group = _bragg_group(file, path)
+        root = _emd_root(group)
+        calibration = _calibration(root)
+        disks, counts, scan_shape = _raw_disks(group, path)
+        voltage_kv = _voltage_kv(root, path)
+    qx, qy = _calibrate(disks, counts, scan_shape, calibration, path)
+    step = calibration.get("R_pixel_size")
+    has_step = _is_number(step) and np.isfinite(step) and step > 0
+    return DiskScan(
+        qx=qx.astype(np.float32),
+        qy=qy.astype(np.float32),
+        intensity=disks["intensity"].astype(np.float32),
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        scan_shape=scan_shape,
+        scan_step=float(step) if has_step else 1.0,
+        scan_units=str(calibration.get("R_pixel_units") or "pixels") if has_step else "pixels",
+        voltage_kv=voltage_kv,
+        source=str(path),
+    )
+
+
+def pad_disks(
+    scan: DiskScan, index: Int[np.ndarray, "m"], k_max: float, k_min: float, n_max: int
+) -> tuple[
+    Float[np.ndarray, "m n_max"],
+    Float[np.ndarray, "m n_max"],
+    Float[np.ndarray, "m n_max"],
+    Bool[np.ndarray, "m n_max"],
+]:
+    """(qx, qy, intensity, mask) of the strongest disks at the flat positions `index`.
+
+    Takes disks of positive intensity with k_min < |q| <= k_max (1/Å), strongest first, at most
+    n_max a position; padding is zero with mask False. k_min > 0 leaves the direct beam out.
+    """
+    index = np.asarray(index, dtype=np.int64)
+    first, counts = scan.offsets[index], np.diff(scan.offsets)[index]
+    row = np.repeat(np.arange(len(index)), counts)
+    disk = np.arange(len(row)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    radius = np.hypot(scan.qx[disk], scan.qy[disk])
+    kept = (radius > k_min) & (radius <= k_max) & (scan.intensity[disk] > 0)
+    row, disk = row[kept], disk[kept]
+    order = np.lexsort((-scan.intensity[disk], row))
+    row, disk = row[order], disk[order]
+    column = np.arange(len(row)) - np.searchsorted(row, row)
+    fits = column < n_max
+    row, column, disk = row[fits], column[fits], disk[fits]
+
+    def scatter(values):
+        padded = np.zeros((len(index), n_max), dtype=values.dtype)
+        padded[row, column] = values
+        return padded
+
+    mask = scatter(np.ones(len(disk), dtype=bool))
+    return scatter(scan.qx[disk]), scatter(scan.qy[disk]), scatter(scan.intensity[disk]), mask
+
+
+def read_truth(path: str | Path) -> Truth:
+    """The known orientations and phases of a scan.
+
+    Needs the datasets `orientation` (…, 3, 3) and `phase` (…); takes `boundary_weight`, `grain` and
+    `thickness` (Å) where present. Raises InputError where they are missing or of unequal shape.
+    """
+    with _open_hdf5(path) as file:
+        for name in ("orientation", "phase"):
+            if not isinstance(file.get(name), h5py.Dataset):
+                raise InputError(
+                    f"{path} has no dataset '{name}'; give a truth file with 'orientation' and "
+                    "'phase' over the scan."
+                )
+        orientation = _numbers(file["orientation"], path).astype(np.float64)
+        scan_shape = orientation.shape[:-2]
+        if orientation.shape[-2:] != (3, 3):
+            raise InputError(
+                f"{path}: 'orientation' has shape {orientation.shape}; it must be (…, 3, 3)."
+            )
+        phase = np.asarray(file["phase"][()])
+        if phase.dtype.kind not in "SO":
+            raise InputError(f"{path}: 'phase' holds no strings; give the phases' names.")
+        optional = {
+            name: _numbers(file[name], path).astype(dtype)
+            if name in file
+            else np.full(scan_shape, absent, dtype=dtype)
+            for name, absent, dtype in [
+                ("boundary_weight", 0.0, np.float64),
+                ("grain", -1, np.int64),
+                ("thickness", np.nan, np.float64),
+            ]
+        }
+    for name, values in {"phase": phase, **optional}.items():
+        if values.shape != scan_shape:
+            raise InputError(
+                f"{path}: '{name}' has shape {values.shape} but the orientations cover "
+                f"{scan_shape}; give one value a position."
+            )
+    names = [p.decode() if isinstance(p, bytes) else str(p) for p in phase.ravel()]
+    return Truth(orientation, np.array(names, dtype=np.str_).reshape(scan_shape), **optional)
+
+
+@contextmanager
+def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path`, renamed to it when the block ends without an error.
+
+    The temporary name keeps the suffix, and is removed after an error. Raises InputError where the
+    folder does not exist or cannot be written, or `path` exists and `overwrite` is False.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file to write.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: the folder {path.parent} cannot be written; choose another.")
+    _refuse_existing(path, overwrite)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:12]}{path.suffix}")
+    try:
+        yield temporary
+        _refuse_existing(path, overwrite)
+        os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already; choose another name or ask to overwrite it.")
+
+
+def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False) -> None:
+    """Store a map (layout: docs/file-formats.md).
+
+    Raises InputError where the file exists and `overwrite` is False, or cannot be written, and
+    ValueError for a map whose arrays do not fit together.
+    """
+    arrays = {
+        name: np.asarray(getattr(result, name), dtype) for name, (_, dtype) in MAP_DATASETS.items()
+    }
+    problem = _map_problem(arrays, result.phase_names)
+    if problem or len(result.crystals) != len(result.phase_names):
+        raise ValueError(problem or "a map needs one crystal for each phase name")
+    with atomic_path(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({"jaxstem_version": __version__, **result.attributes})
+        file.attrs.update({"format": MAP_FORMAT, "version": MAP_VERSION})
+        file.attrs.update({"scan_step": result.scan_step, "scan_units": result.scan_units})
+        for name, (location, _) in MAP_DATASETS.items():
+            file[location] = arrays[name]
+        file.create_dataset("phase_names", data=list(result.phase_names), dtype=h5py.string_dtype())
+        for number, crystal in enumerate(result.crystals):
+            group = file.create_group(f"phases/{number}")
+            for key, value in crystal.to_dict().items():
+                group[key] = value
+
+
+def read_map(path: str | Path) -> OrientationMap:
+    """A map that `write_map` stored.
+
+    Raises InputError for a file that is missing, damaged, no jaxstem map, or made by a newer
+    jaxstem.
+    """
+    with _open_hdf5(path) as file:
+        attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        if attributes.pop("format", None) != MAP_FORMAT:
+            raise InputError(f"{path} is not a jaxstem map; give a file that 'jaxstem map' wrote.")
+        version = attributes.pop("version", None)
+        if version != MAP_VERSION:
+            raise InputError(
+                f"{path} is a jaxstem map of layout version {version}, and this jaxstem reads "
+                f"version {MAP_VERSION}; update jaxstem."
+            )
+        locations = [location for location, _ in MAP_DATASETS.values()]
+        missing = [x for x in [*locations, "phase_names", "phases"] if x not in file]
+        if missing:
+            raise InputError(
+                f"{path} lacks '{missing[0]}' of a jaxstem map; make it again with 'jaxstem map'."
+            )
+        arrays = {
+            name: _numbers(file[location], path).astype(dtype)
+            for name, (location, dtype) in MAP_DATASETS.items()
+        }
+        phase_names = tuple(_plain(name) for name in file["phase_names"][()])
+        crystals = tuple(
+            Crystal.from_dict({key: _plain(value[()]) for key, value in group.items()})
+            for group in (file[f"phases/{number}"] for number in range(len(phase_names)))
+        )
+    problem = _map_problem(arrays, phase_names)
+    if problem:
+        raise InputError(f"{path}: {problem}; make it again with 'jaxstem map'.")
+    return OrientationMap(
+        **arrays,
+        phase_names=phase_names,
+        crystals=crystals,
+        scan_step=float(attributes.pop("scan_step", 1.0)),
+        scan_units=str(attributes.pop("scan_units", "pixels")),
+        attributes=attributes,
+    )
+
+
+def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) -> str | None:
+    """What is wrong with the arrays of a map, or None."""
+    scan_shape = arrays["phase"].shape
+    if len(scan_shape) != 2:
+        return f"'phase' has {len(scan_shape)} axes instead of the scan's two"
+    for name, values in arrays.items():
+        expected = scan_shape + ((3, 3) if "orientation" in name else ())
+        if values.shape != expected:
+            return f"'{name}' has shape {values.shape} instead of {expected}"
+    for name in ("phase", "second_phase"):
+        values = arrays[name]
+        if values.size and (values.min() < NO_CRYSTAL or values.max() >= len(phase_names)):
+            return f"'{name}' has values outside -2…{len(phase_names) - 1}"
+    return None
+
+
+@contextmanager
+def _open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """The file open for reading; failures of HDF5, also while it is read, become InputError."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the name.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give an HDF5 file.")
+    try:
+        with path.open("rb") as file:
+            signature = file.read(len(HDF5_SIGNATURE))
+        if signature != HDF5_SIGNATURE and not h5py.is_hdf5(path):
+            raise InputError(f"{path} is not an HDF5 file; give one, such as py4DSTEM saves.")
+        with h5py.File(path, "r") as file:
+            yield file
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read; change its permissions.") from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        raise InputError(f"{path} is cut short or damaged; copy or save it again.") from error
+
+
+def _attribute(node: h5py.HLObject, name: str) -> str | None:
+    return _plain(node.attrs.get(name))
+
+
+def _plain(value):
+    """An HDF5 value as str, number, list or None."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode()
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers(dataset: h5py.Dataset, path: str | Path) -> np.ndarray:
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iufb":
+        raise InputError(f"{path}: '{dataset.name}' is not an array of numbers; save it again.")
+    return np.asarray(dataset[()])
+
+
+def _bragg_group(file: h5py.File, path: str | Path) -> h5py.Group:
+    """The only BraggVectors of a file, whatever its name and depth."""
+    found = []
+
+    def collect(_, node):
+        is_group = isinstance(node, h5py.Group)
+        if is_group and _attribute(node, "python_class") == "BraggVectors":
+            found.append(node)
+
+    file.visititems(collect)
+    if not found:
+        raise InputError(
+            f"{path} holds no Bragg vectors; detect disks with py4DSTEM's find_Bragg_disks and "
+            "save them to EMD 1.0."
+        )
+    if len(found) > 1:
+        names = ", ".join(group.name for group in found)
+        raise InputError(f"{path} holds several sets of Bragg vectors ({names}); save one alone.")
+    return found[0]
+
+
+def _emd_root(group: h5py.Group) -> h5py.Group:
+    """The root of the EMD tree that holds the group; the file itself where none is marked."""
+    while group.name != "/" and _attribute(group, "emd_group_type") != "root":
+        group = group.parent
+    return group
+
+
+def _calibration(root: h5py.Group) -> dict:
+    """The values and arrays of the calibration of an EMD tree, {} where there is none."""
+    group = root.get("metadatabundle/calibration")
+    return _metadata(group) if isinstance(group, h5py.Group) else {}
+
+
+def _metadata(group: h5py.Group) -> dict:
+    """The entries of an EMD metadata group: arrays stay arrays; entries stored as None left out."""
+    values = {}
+    for key, node in group.items():
+        if isinstance(node, h5py.Dataset) and _attribute(node, "type") != "None":
+            values[key] = node[()] if node.shape else _plain(node[()])
+    return values
+
+
+def _raw_disks(
+    group: h5py.Group, path: str | Path
+) -> tuple[np.ndarray, Int[np.ndarray, "positions"], tuple[int, int]]:
+    """All disks in detector pixels with fields qx, qy, intensity; disks a position; scan shape."""
+    dataset = group.get("_v_uncal/data")
+    kind = h5py.check_vlen_dtype(dataset.dtype) if isinstance(dataset, h5py.Dataset) else None
+    if kind is None or not set(DISK_FIELDS) <= set(kind.names or ()):
+        raise InputError(
+            f"{path}: {group.name} has no lists of qx, qy and intensity; save the Bragg vectors "
+            "again with py4DSTEM 0.14."
+        )
+    if dataset.ndim != 2:
+        raise InputError(
+            f"{path}: the Bragg vectors cover {dataset.ndim} scan axes instead of two; reshape "
+            "them to (rows, columns) in py4DSTEM and save them again."
+        )
+    lists = list(dataset[()].ravel())
+    counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+    # joining the buffers is some 15 times as fast as np.concatenate on many short record arrays
+    disks = np.frombuffer(b"".join(lists), dtype=kind)
+    if not len(disks):
+        raise InputError(f"{path} holds no disk at any position; repeat the disk detection.")
+    finite = np.logical_and.reduce([np.isfinite(disks[name]) for name in DISK_FIELDS])
+    if not finite.all():
+        row, column = np.unravel_index(
+            np.searchsorted(np.cumsum(counts), np.argmin(finite), side="right"), dataset.shape
+        )
+        raise InputError(
+            f"{path}: {np.sum(~finite)} disks have a position or intensity that is not finite, the "
+            f"first at scan position ({row}, {column}); repeat the disk detection."
+        )
+    return disks, counts, dataset.shape
+
+
+def _calibrate(
+    disks: np.ndarray,
+    counts: Int[np.ndarray, "positions"],
+    scan_shape: tuple[int, int],
+    calibration: dict,
+    path: str | Path,
+) -> tuple[Float[np.ndarray, "total"], Float[np.ndarray, "total"]]:
+    """(qx, qy) in 1/Å from detector pixels, in the order of py4DSTEM 0.14's `braggvectors.cal`.
+
+    1. The origin (`qx0`, `qy0`: a number, or one for each position) is subtracted.
+    2. Ellipse `a`, `b`, `theta` (rad, from the qx axis): the component along theta times b/a.
+    3. The pixel size.
+    4. `QR_rotation` (rad): with `QR_flip` qx and qy are exchanged first, then the vectors are
+       turned by the angle from qx to qy. Without a rotation stored a flip has no effect.
+    """
+
+    def each_disk(name):
+        value = calibration[name]
+        if np.shape(value) not in [(), tuple(scan_shape)]:
+            raise InputError(
+                f"{path}: the calibration's {name} has shape {np.shape(value)} but the scan "
+                f"{tuple(scan_shape)}; {RECALIBRATE}."
+            )
+        values = np.asarray(value)
+        used = values if values.ndim == 0 else values.ravel()[counts > 0]
+        if values.dtype.kind not in "iuf" or not np.isfinite(used).all():
+            raise InputError(f"{path}: the calibration's {name} is not finite; {RECALIBRATE}.")
+        return np.repeat(values.ravel(), counts) if values.ndim else values.astype(np.float64)
+
+    def number(name):
+        value = each_disk(name)
+        if value.ndim:
+            raise InputError(f"{path}: the calibration's {name} must be one number; {RECALIBRATE}.")
+        return float(value)
+
+    if "qx0" not in calibration or "qy0" not in calibration:
+        raise InputError(
+            f"{path} has no origin of the diffraction patterns; fit it in py4DSTEM "
+            "(braggvectors.fit_origin) and save it again."
+        )
+    scale = _pixel_size(calibration, path)
+    qx = disks["qx"].astype(np.float64) - each_disk("qx0")
+    qy = disks["qy"].astype(np.float64) - each_disk("qy0")
+    if {"a", "b", "theta"} <= calibration.keys():
+        a, b, theta = each_disk("a"), each_disk("b"), each_disk("theta")
+        if np.any(a <= 0) or np.any(b <= 0):
+            raise InputError(f"{path}: the ellipse's axes are not positive; {RECALIBRATE}.")
+        cos, sin = np.cos(theta), np.sin(theta)
+        excess = (b / a - 1) * (qx * cos + qy * sin)
+        qx, qy = qx + excess * cos, qy + excess * sin
+    qx, qy = qx * scale, qy * scale
+    if "QR_rotation" in calibration:
+        angle = number("QR_rotation")
+        if calibration.get("QR_flip"):
+            qx, qy = qy, qx
+        cos, sin = np.cos(angle), np.sin(angle)
+        qx, qy = cos * qx - sin * qy, sin * qx + cos * qy
+    return qx, qy
+
+
+def _pixel_size(calibration: dict, path: str | Path) -> float:
+    """Size of a detector pixel in 1/Å."""
+    units = str(calibration.get("Q_pixel_units", "pixels"))
+    factor = RECIPROCAL_UNITS.get(unicodedata.normalize("NFC", units).replace(" ", ""))
+    remedy = (
+        "set calibration.set_Q_pixel_size(size) and set_Q_pixel_units('A^-1') in py4DSTEM and save "
+        "it again"
+    )
+    if factor is None:
+        raise InputError(
+            f"{path}: the detector's pixel size is in '{units}' and not in 1/Å; {remedy}."
+        )
+    size = calibration.get("Q_pixel_size")
+    if not _is_number(size) or not np.isfinite(size) or size <= 0:
+        raise InputError(
+            f"{path}: the detector's pixel size is {size} and not a positive number; {remedy}."
+        )
+    return factor * size
+
+
+def _voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
+    """Accelerating voltage in kV that any metadata of the EMD tree states, or None.
+
+    py4DSTEM has no fixed place for it. Entries are known by name (voltage, beam_energy and the
+    like); a unit in the name or the text counts, else numbers from 10,000 up are volts.
+    """
+    stated = {}
+
+    def collect(_, node):
+        match = VOLTAGE_KEY.fullmatch(node.name.rsplit("/", 1)[-1])
+        if match and isinstance(node, h5py.Dataset) and node.shape == ():
+            if "/metadatabundle/" in node.name:
+                value = _in_kv(_plain(node[()]), match.group(2))
+                if value is not None:
+                    stated[node.name] = value
+
+    root.visititems(collect)
+    if not stated:
+        return None
+    values = list(stated.values())
+    if max(values) > 1.001 * min(values):
+        texts = ", ".join(f"{value:g} kV in {name}" for name, value in stated.items())
+        raise InputError(f"{path} states several voltages ({texts}); correct its metadata.")
+    return values[0]
+
+
+def _in_kv(value, unit: str | None) -> float | None:
+    """A stated voltage or energy in kV; None where it is no positive number."""
+    if isinstance(value, str):
+        match = VOLTAGE_TEXT.fullmatch(value)
+        try:
+            value = float(match.group(1)) if match else None
+        except ValueError:
+            value = None
+        unit = (match and match.group(2)) or unit
+    if not _is_number(value) or not np.isfinite(value) or value <= 0:
+        return None
+    in_kv = "k" in unit.lower() if unit else value < 1e4
+    return float(value) if in_kv else value / 1e3

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A trained model: what inference needs, as one value in memory and one folder on disk.
+
+The folder holds `model.json` (network, crystal, microscope, how it was trained and how well it
+does), `grid.npy` (orientation cells as quaternions) and `weights.msgpack` (Flax's serialisation,
+float16 where that loses nothing that matters). It has no paths and no machine in it, so it can be
+copied anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxstem import crystal as crystals
+from jaxstem import losses, so3
+from jaxstem.crystal import Crystal
+from jaxstem.errors import InputError
+from jaxstem.kinematic import Reflectors
+from jaxstem.scattering import electron_wavelength
+from jaxstem.transformer import ModelConfig, OrientationTransformer
+
+FORMAT, VERSION = "jaxstem-model", 1
+MODEL_FILES = ("model.json", "grid.npy", "weights.msgpack")
+LABEL_WIDTH = 0.55
+"""Width of the soft labels in units of the grid's spacing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """A crystal as the microscope sees it: reflections, symmetry, orientation grid.
+
+    voltage_kv: accelerating voltage [kV]; k_max [1/Å]; u_iso: mean square displacement [Å^2];
+    operations: (n, 3, 3) proper operations of the Laue group; grid: (m, 4) quaternions.
+    """
+
+    crystal: Crystal
+    voltage_kv: float
+    k_max: float
+    u_iso: float
+    operations: Float[np.ndarray, "n 3 3"]
+    grid: Float[np.ndarray, "m 4"]
+
+    @property
+    def wavelength(self) -> float:
+        """Electron wavelength [Å]."""
+        return electron_wavelength(self.voltage_kv * 1e3)
+
+    def reflectors(self) -> Reflectors:
+        """Reflections up to k_max as device arrays."""
+        found = crystals.reflections(self.crystal, self.k_max, self.u_iso)
+        return Reflectors(
+            jnp.asarray(found.g, jnp.float32),
+            jnp.asarray(np.abs(found.structure_factor) ** 2, jnp.float32),
+        )
+
+    @property
+    def k_min(self) -> float:
+        """Radius [1/Å] inside which a disk is the direct beam: 0.6 of the first reflection."""
+        return 0.6 * float(
+            np.linalg.norm(crystals.reflections(self.crystal, self.k_max).g, axis=1).min()
+        )
+
+    @property
+    def spacing(self) -> float:
+        """Mean spacing of the grid's cells [rad]."""
+        return float(so3.volume_spacing(len(self.grid), len(self.operations)))
+
+    def space(self) -> losses.OrientationSpace:
+        """Symmetry and grid for the losses."""
+        matrices = so3.quaternion_to_matrix(jnp.asarray(self.grid))
+        return losses.orientation_space(self.operations, matrices, LABEL_WIDTH * self.spacing)
+
+
+def material(
+    crystal: Crystal, voltage_kv: float, k_max: float, spacing_deg: float, u_iso: float
+) -> Material:
+    """The material of a crystal, its grid about `spacing_deg` degrees apart.
+
+    Raises InputError when k_max [1/Å] lies below the first reflection or the voltage is not
+    positive.
+    """
+    electron_wavelength(voltage_kv * 1e3)
+    crystals.reflections(crystal, k_max)
+    operations = crystals.operations(crystal, laue=True)
+    grid = so3.so3_grid(operations, spacing_deg)
+    quaternions = np.asarray(so3.matrix_to_quaternion(jnp.asarray(grid)), np.float32)
+    return Material(crystal, voltage_kv, k_max, u_iso, operations, quaternions)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with its parameters, for one material; `record` says how it was trained."""
+
+    config: ModelConfig
+    material: Material
+    params: Any
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def network(self) -> OrientationTransformer:
+        """The Flax module that `params` belong to."""
+        return build_network(self.config, self.material)
+
+
+def build_network(config: ModelConfig, material: Material) -> OrientationTransformer:
+    """The network of `config` for a material: one output per grid cell, or nine numbers."""
+    n_out = len(material.grid) if config.head == "grid" else 9
+    return OrientationTransformer(config, material.k_max, n_out)
+
+
+def save_model(folder: str | Path, model: Model) -> None:
+    """Write the three files of a model into `folder`, each under a temporary name first."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    m = model.material
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": dataclasses.asdict(model.config),
+        "crystal": m.crystal.to_dict(),
+        "voltage_kv": m.voltage_kv,
+        "k_max": m.k_max,
+        "u_iso": m.u_iso,
+        "record": model.record,
+    }
+    half = jax.tree.map(lambda x: np.asarray(x, np.float16), model.params)
+    _replace(folder / "weights.msgpack", flax.serialization.msgpack_serialize(half))
+    with (folder / "grid.npy.part").open("wb") as file:
+        np.save(file, m.grid.astype(np.float32))
+    (folder / "grid.npy.part").replace(folder / "grid.npy")
+    _replace(folder / "model.json", (json.dumps(description, indent=1) + "\n").encode())
+
+
+def load_model(name: str | Path) -> Model:
+    """A model from its folder, or a packaged one by its name.
+
+    Raises InputError when there is no such model, or the folder is not a readable model.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if str(name) not in packaged_models():
+            raise InputError(
+                f"{name}: is neither a model folder nor a packaged model; train one with "
+                f"`jaxstem train`, or name one of: {', '.join(packaged_models()) or 'none'}."
+            )
+        folder = Path(str(resources.files("jaxstem") / "models" / str(name)))
+    try:
+        description = json.loads((folder / "model.json").read_text())
+        if description.get("format") != FORMAT:
+            raise ValueError("model.json is not jaxstem's")
+        if description["version"] > VERSION:
+            raise InputError(f"{folder}: was made by a newer jaxstem; upgrade jaxstem to use it.")
+        crystal = Crystal.from_dict(description["crystal"])
+        grid = np.load(folder / "grid.npy")
+        half = flax.serialization.msgpack_restore((folder / "weights.msgpack").read_bytes())
+        return Model(
+            ModelConfig(**description["network"]),
+            Material(
+                crystal,
+                description["voltage_kv"],
+                description["k_max"],
+                description["u_iso"],
+                crystals.operations(crystal, laue=True),
+                grid,
+            ),
+            jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), half),
+            description["record"],
+        )
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{folder}: is not a complete jaxstem model ({error}); "
+            "train it again or copy the whole folder."
+        ) from None
+
+
+def packaged_models() -> list[str]:
+    """Names of the models that ship with jaxstem."""
+    root = resources.files("jaxstem") / "models"
+    return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The network: a masked transformer encoder over Bragg disks, with a head for orientations.
+
+Follows Je et al. (arXiv 2602.12420) in its shape: token embedding, pre-norm encoder without
+positional order, masked mean, head. Disks are a set, so that their order and the amount of padding
+change nothing. Two heads: "matrix" gives the nine numbers whose nearest rotation is the published
+answer; "grid" gives log-probabilities over a symmetry-reduced grid of orientations, which has no
+tears and knows its own doubt. `ModelConfig.paper()` is the published network, the default a
+smaller one with continuous channels and the grid head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxstem import tokens
+from jaxstem.kinematic import Disks
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the network.
+
+    embedding: "continuous" or "digitised"; head: "grid" or "matrix"; n_disks: the most disks a
+    pattern may have; spacing_deg: of the orientation grid, degrees (grid head only).
+    """
+
+    embedding: str = "continuous"
+    head: str = "grid"
+    width: int = 96
+    blocks: int = 3
+    heads: int = 4
+    feedforward: int = 192
+    dropout: float = 0.0
+    n_disks: int = 16
+    spacing_deg: float = 5.5
+
+    @staticmethod
+    def paper() -> ModelConfig:
+        """The published network: digitised channels, width 384, nine-number head."""
+        return ModelConfig(
+            embedding="digitised",
+            head="matrix",
+            width=384,
+            blocks=3,
+            heads=8,
+            feedforward=768,
+            dropout=0.001,
+            n_disks=76,
+        )
+
+
+class DigitisedEmbedding(nn.Module):
+    """The published embedding: three embeddings of the bins, summed, then LayerNorm."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, disks: Disks) -> Float[Array, "... K width"]:
+        k_r, k_theta, intensity = tokens.digitise(disks)
+        angle = k_theta * (2 * jnp.pi / tokens.K_THETA_BINS)
+        total = (
+            tokens.sinusoidal(k_r.astype(jnp.float32), self.width, 5_000.0)
+            + nn.Dense(self.width, name="harmonic_series")(tokens.harmonics(angle))
+            + tokens.sinusoidal(intensity.astype(jnp.float32), self.width, 10_000.0)
+        )
+        return nn.LayerNorm()(total)
+
+
+class ContinuousEmbedding(nn.Module):
+    """Smooth features of the three channels through a small perceptron, then LayerNorm."""
+
+    width: int
+    k_max: float
+
+    @nn.compact
+    def __call__(self, disks: Disks) -> Float[Array, "... K width"]:
+        hidden = nn.Dense(self.width)(tokens.continuous_features(disks, self.k_max))
+        return nn.LayerNorm()(nn.Dense(self.width)(nn.gelu(hidden)))
+
+
+class Block(nn.Module):
+    """Pre-norm encoder block (Xiong et al., arXiv 2002.04745): attention, then feed-forward."""
+
+    heads: int
+    feedforward: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x, mask, deterministic: bool):
+        attended = nn.MultiHeadDotProductAttention(
+            num_heads=self.heads, dropout_rate=self.dropout, deterministic=deterministic
+        )(nn.LayerNorm()(x), mask=mask[..., None, None, :])
+        x = x + nn.Dropout(self.dropout, deterministic=deterministic)(attended)
+        hidden = nn.gelu(nn.Dense(self.feedforward)(nn.LayerNorm()(x)))
+        hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
+        return x + nn.Dense(x.shape[-1])(hidden)
+
+
+class OrientationTransformer(nn.Module):
+    """Disks (..., K) to the head's output: (..., n_cells) logits or (..., 9) numbers.
+
+    A pattern without any disk gives finite numbers that mean nothing; the caller masks it.
+    """
+
+    config: ModelConfig
+    k_max: float
+    n_out: int
+
+    @nn.compact
+    def __call__(self, disks: Disks, deterministic: bool = True) -> Float[Array, "... n_out"]:
+        c = self.config
+        if c.embedding == "digitised":
+            x = DigitisedEmbedding(c.width)(disks)
+        else:
+            x = ContinuousEmbedding(c.width, self.k_max)(disks)
+        for _ in range(c.blocks):
+            x = Block(c.heads, c.feedforward, c.dropout)(x, disks.mask, deterministic)
+        x = nn.LayerNorm()(x)
+        weight = disks.mask.astype(x.dtype)
+        count = jnp.maximum(weight.sum(axis=-1, keepdims=True), 1.0)
+        pooled = jnp.einsum("...k,...kw->...w", weight, x) / count
+        return self._head(pooled)
+
+    def _head(self, pooled):
+        c = self.config
+        if c.head == "matrix":
+            for narrowing in (1, 2, 4, 8):
+                pooled = nn.gelu(nn.Dense(c.width // narrowing)(pooled))
+            return nn.Dense(9)(pooled)
+        hidden = nn.gelu(nn.Dense(2 * c.width)(pooled))
+        return nn.Dense(self.n_out)(nn.LayerNorm()(hidden))
+
+
+def init_params(network: OrientationTransformer, key: jax.Array) -> Any:
+    """Fresh parameters (a pytree of arrays) for patterns of `config.n_disks` disks."""
+    shape = (1, network.config.n_disks)
+    disks = Disks(jnp.ones(shape), jnp.zeros(shape), jnp.ones(shape), jnp.ones(shape, bool))
+    return network.init(key, disks)["params"]
