@@ -42,11 +42,11 @@ LAUE_GROUPS = {
     "2/m": ("2", "m", "2/m"),
     "mmm": ("222", "mm2", "mmm"),
     "4/m": ("4", "-4", "4/m"),
-    "4/mmm": ("422", "4mm", "-42m", "4/mmm"),
+    "4/mmm": ("422", "4mm", "-42m", "-4m2", "4/mmm"),
     "-3": ("3", "-3"),
     "-3m": ("32", "3m", "-3m"),
     "6/m": ("6", "-6", "6/m"),
-    "6/mmm": ("622", "6mm", "-62m", "6/mmm"),
+    "6/mmm": ("622", "6mm", "-6m2", "-62m", "6/mmm"),
     "m-3": ("23", "m-3"),
     "m-3m": ("432", "-43m", "m-3m"),
 }
@@ -213,9 +213,7 @@ def reciprocal_lattice(lattice: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "
 
 def laue_group_of(point_group: str) -> str:
     """The Laue group (Hermann-Mauguin) that a point group becomes when inversion is added."""
-    settings = {"-6m2": "-62m", "-4m2": "-42m", "2mm": "mm2", "m2m": "mm2"}
-    symbol = settings.get(point_group, point_group)
-    return next(laue for laue, members in LAUE_GROUPS.items() if symbol in members)
+    return next(laue for laue, members in LAUE_GROUPS.items() if point_group in members)
 
 
 def structure_factors(
@@ -311,8 +309,8 @@ def _analyze(crystal: Crystal) -> SpacegroupAnalyzer:
     Only a primitive cell is mapped onto itself by every operation of the point group: a supercell,
     or fcc in a tetragonal cell, would hide some of them.
     """
-    structure = _to_structure(crystal)
     try:
+        structure = _to_structure(crystal)
         dataset = SpacegroupAnalyzer(structure, SYMMETRY_TOLERANCE).get_symmetry_dataset()
         _, first = np.unique(dataset.mapping_to_primitive, return_index=True)
         sites = [structure[i] for i in first]
@@ -323,7 +321,7 @@ def _analyze(crystal: Crystal) -> SpacegroupAnalyzer:
             coords_are_cartesian=True,
         )
         return SpacegroupAnalyzer(primitive, SYMMETRY_TOLERANCE)
-    except SymmetryUndeterminedError:
+    except (SymmetryUndeterminedError, ValueError):
         raise InputError(
             f"the symmetry of {crystal.name} cannot be determined; "
             "look for atoms on top of each other in its cell."

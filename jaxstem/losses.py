@@ -13,63 +13,18 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxstem import so3
-
-
-class OrientationSpace(NamedTuple):
-    """Orientations modulo symmetry, and the grid over them.
-
-    operations: proper operations as matrices; operation_quaternions: the same as quaternions;
-    cells: grid orientations as quaternions (empty for a head without grid); label_width: width
-    [rad] of the Gaussian by which a true orientation is shared among the cells near it.
-    """
-
-    operations: Float[Array, "n_operations 3 3"]
-    operation_quaternions: Float[Array, "n_operations 4"]
-    cells: Float[Array, "n_cells 4"]
-    label_width: Float[Array, ""]
-
-
-def orientation_space(operations, grid, label_width: float) -> OrientationSpace:
-    """The space of `operations` (n, 3, 3) with the cells of `grid` (m, 3, 3); width in rad."""
-    operations = jnp.asarray(operations, jnp.float32)
-    return OrientationSpace(
-        operations,
-        so3.matrix_to_quaternion(operations),
-        so3.matrix_to_quaternion(jnp.asarray(grid, jnp.float32).reshape(-1, 3, 3)),
-        jnp.asarray(label_width, jnp.float32),
-    )
-
-
-def half_angle_cosine(
-    label: Float[Array, "3 3"], space: OrientationSpace
-) -> Float[Array, " n_cells"]:
-    """Cosine of half the misorientation of each grid cell from `label`: max |q_cell · O q_label|.
-
-    The quaternion form of the disorientation (Morawiec, Orientations and Rotations, 2004, ch. 3).
-    """
-    equivalents = so3.quaternion_multiply(
-        space.operation_quaternions, so3.matrix_to_quaternion(label)
-    )
-    return jnp.abs(equivalents @ space.cells.T).max(axis=0)
-
-
-def soft_labels(label: Float[Array, "3 3"], space: OrientationSpace) -> Float[Array, " n_cells"]:
-    """The true orientation shared among the cells: exp(-θ² / 2w²), normalised to sum 1."""
-    cosine = half_angle_cosine(label, space)
-    angle = 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
-    return jax.nn.softmax(-0.5 * (angle / space.label_width) ** 2)
+from jaxstem.grid import OrientationSpace, soft_labels
 
 
 def grid_cross_entropy(
     output: Float[Array, " n_cells"], label: Float[Array, "3 3"], space: OrientationSpace
 ) -> Float[Array, ""]:
     """Cross-entropy [nat] between the soft label and the distribution of the logits."""
-    target = jax.lax.stop_gradient(soft_labels(label, space))
-    return jax.nn.logsumexp(output) - target @ output
+    near, target = jax.lax.stop_gradient(soft_labels(label, space))
+    return jax.nn.logsumexp(output) - target @ output[near]
 
 
 def geodesic(

@@ -108,8 +108,11 @@ def setting_rotation(
     wants. The identity for most cells; a quarter turn about a for monoclinic with unique axis b.
     Raises InputError when the operations are not those of `laue_group`.
     """
+    symmetry = np.asarray(symmetry, float)
     standard = _standard_operations(laue_group)
-    candidates = [np.eye(3), *_frame_candidates(np.asarray(symmetry, float), standard)]
+    if _same_set(symmetry, standard):
+        return np.eye(3)
+    candidates = _frame_candidates(symmetry, standard)
     fitting = [t for t in candidates if _same_set(t @ symmetry @ t.T, standard)]
     if not fitting:
         raise InputError(

@@ -24,9 +24,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxstem import crystal as crystals
-from jaxstem import losses, so3
+from jaxstem import so3
 from jaxstem.crystal import Crystal
 from jaxstem.errors import InputError
+from jaxstem.grid import OrientationSpace, orientation_space
 from jaxstem.kinematic import Reflectors
 from jaxstem.scattering import electron_wavelength
 from jaxstem.transformer import ModelConfig, OrientationTransformer
@@ -77,10 +78,9 @@ class Material:
         """Mean spacing of the grid's cells [rad]."""
         return float(so3.volume_spacing(len(self.grid), len(self.operations)))
 
-    def space(self) -> losses.OrientationSpace:
+    def space(self) -> OrientationSpace:
         """Symmetry and grid for the losses."""
-        matrices = so3.quaternion_to_matrix(jnp.asarray(self.grid))
-        return losses.orientation_space(self.operations, matrices, LABEL_WIDTH * self.spacing)
+        return orientation_space(self.operations, self.grid, LABEL_WIDTH * self.spacing)
 
 
 def material(

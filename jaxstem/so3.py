@@ -209,6 +209,17 @@ def rotation_vector_to_matrix(v: Float[Array, "... 3"]) -> Float[Array, "... 3 3
     return quaternion_to_matrix(jnp.concatenate([cosine, half_sinc * v], axis=-1))
 
 
+def matrix_to_rotation_vector(matrix: Float[Array, "... 3 3"]) -> Float[Array, "... 3"]:
+    """Axis times angle [rad, 0 … π] of a rotation ``[..., 3, 3]``: ``[..., 3]``.
+
+    The inverse of `rotation_vector_to_matrix`; at an angle of π either of the two axes.
+    """
+    q = matrix_to_quaternion(matrix)
+    sine = _safe_norm(q[..., 1:])[..., None]
+    angle = 2 * _safe_atan2(sine, q[..., :1])
+    return q[..., 1:] * jnp.where(sine > 1e-6, angle / jnp.maximum(sine, 1e-6), 2.0)
+
+
 def _angle_of(rotation: Float[Array, "... 3 3"]) -> Float[Array, "..."]:
     sine = _safe_norm(_axial(rotation))
     twice_cosine = rotation[..., 0, 0] + rotation[..., 1, 1] + rotation[..., 2, 2] - 1

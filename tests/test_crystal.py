@@ -181,15 +181,22 @@ def test_crystals_of_the_fixtures(crystals):
 
 
 def test_scattering_factors_obey_the_physical_limit():
-    """f_e -> (m e² / 2 h²) 4 Z / g² for large g (Mott-Bethe): no two elements are exchanged."""
-    for number in range(1, 104):
-        a, b = lobato_parameters()[number]
-        assert np.sum(a / b) == pytest.approx(4 * 0.0239337 * number, rel=1e-4)
-        assert lobato_factor(number, np.array(200.0)) * 200.0**2 == pytest.approx(
-            4 * 0.0239337 * number, rel=0.05
-        )
+    """g² f_e -> Z / (2 pi² a_0), the bare nucleus (Mott-Bethe): no two elements are exchanged."""
+    bohr_radius = 0.529177  # Å
+    assert set(lobato_parameters()) == set(range(1, 104))
+    for number, (a, b) in lobato_parameters().items():
+        limit = number / (2 * np.pi**2 * bohr_radius)
+        assert np.sum(a / b) == pytest.approx(limit, rel=1e-4)
+        assert lobato_factor(number, np.array(1e3)) * 1e6 == pytest.approx(limit, rel=0.01)
         assert np.all(np.diff(lobato_factor(number, np.linspace(0, 6, 200))) < 0)
-    assert len(lobato_parameters()) == 103
+
+
+@pytest.mark.parametrize(
+    ("number", "forward"), [(6, 2.509), (29, 5.600), (37, 11.778), (38, 13.109), (79, 10.573)]
+)
+def test_scattering_factors_at_zero_angle(number, forward):
+    """Near P. A. Doyle & P. S. Turner, Acta Cryst. A24 (1968) 390, table of f_e(0) in Å."""
+    assert lobato_factor(number, np.zeros(2)) == pytest.approx([forward] * 2, rel=0.03)
 
 
 def test_unknown_element_is_refused():
@@ -319,7 +326,7 @@ def test_fcc_keeps_its_symmetry_in_any_cell(cell, crystals):
     lattice = Lattice(cell @ (3.615 * np.eye(3)))
     fcc = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
     shifts = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 3), -1).reshape(-1, 1, 3)
-    positions = ((shifts + fcc).reshape(-1, 3) @ np.linalg.inv(cell))) % 1
+    positions = ((shifts + fcc).reshape(-1, 3) @ np.linalg.inv(cell)) % 1
     positions = np.unique(positions.round(6) % 1, axis=0)
     assert len(positions) == round(4 * abs(np.linalg.det(cell)))
     crystal = from_structure(Structure(lattice, ["Cu"] * len(positions), positions), "Cu")
@@ -422,6 +429,19 @@ def test_partial_occupancy_enters_the_structure_factors(tmp_path):
     oxygen = 0.4 * lobato_factor(8, g)
     expected = [2 * metal[0] - 2 * oxygen[0], 2 * metal[1] + 6 * oxygen[1], 0]
     np.testing.assert_allclose(structure_factors(crystal, hkl), expected, atol=1e-9)
+
+
+def test_rounded_occupancies_are_scaled_to_a_full_site(tmp_path):
+    sites = [f"{element} {element}1 0 0 0 0.335" for element in ("Cu", "Ag", "Au")]
+    (tmp_path / "thirds.cif").write_text(cif_of(sites))
+    np.testing.assert_allclose(read_cif(tmp_path / "thirds.cif").occupancies, 1 / 3)
+
+
+@pytest.mark.parametrize("apart", [0.0, 1e-4])
+def test_atoms_on_top_of_each_other_are_refused(apart):
+    structure = Structure(Lattice.cubic(4), ["Cu", "Cu"], [[0, 0, 0], [apart, 0, 0]])
+    with pytest.raises(InputError, match="on top of each other"):
+        from_structure(structure, "Cu")
 
 
 def test_occupancy_breaks_symmetry(tmp_path):
