@@ -144,3 +144,75 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     return parallel.pmap(step, mesh, (replicated, sharded), sharded)
+
+
+def buckets(
+    counts: Int[np.ndarray, " positions"], lengths: tuple[int, ...]
+) -> list[tuple[int, Int[np.ndarray, " n"]]]:
+    """Positions sorted into padded lengths: (length, flat indices) pairs, empty ones left out.
+
+    A position goes to the shortest length that holds its disks, or to the longest one (which then
+    keeps its strongest); positions with fewer than `MIN_DISKS` go nowhere.
+    """
+    place = np.minimum(np.searchsorted(lengths, counts), len(lengths) - 1)
+    place[counts < MIN_DISKS] = -1
+    pairs = [(length, np.flatnonzero(place == i)) for i, length in enumerate(lengths)]
+    return [(length, index) for length, index in pairs if len(index)]
+
+
+def count_disks(scan: DiskScan, k_min: float, k_max: float) -> Int[np.ndarray, " positions"]:
+    """Number of usable disks at each position: positive, with k_min < |q| <= k_max [1/Å]."""
+    radius = np.hypot(scan.qx, scan.qy)
+    usable = (radius > k_min) & (radius <= k_max) & (scan.intensity > 0)
+    before = np.concatenate([[0], np.cumsum(usable)])
+    return np.diff(before[scan.offsets])
+
+
+def predict_scan(
+    model: Model,
+    scan: DiskScan,
+    config: InferConfig | None = None,
+    *,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> tuple[Answer, Int[np.ndarray, " positions"]]:
+    """Answers for all positions of a scan (flat, NaN and 0 where unassigned), and disk counts.
+
+    Every batch has the same size, the last one filled up by repetition, so that each length
+    compiles once.
+    """
+    config = config or InferConfig()
+    mesh = mesh or parallel.make_mesh()
+    k_min, k_max = model.material.k_min, model.material.k_max
+    counts = count_disks(scan, k_min, k_max)
+    n = len(counts)
+    result = Answer(
+        np.full((n, 3, 3), np.nan, np.float32),
+        np.full(n, np.nan, np.float32),
+        np.zeros(n, np.float32),
+        np.zeros(n, np.float32),
+        np.full((n, 3, 3), np.nan, np.float32),
+        np.full(n, np.nan, np.float32),
+    )
+    predict = make_predict(model, config, mesh)
+    batch = -(-config.batch // mesh.size) * mesh.size
+    disable = None if progress is None else not progress
+    with tqdm(total=int((counts >= MIN_DISKS).sum()), unit="pattern", disable=disable) as bar:
+        pending: list[tuple[np.ndarray, Answer]] = []
+        for length, index in buckets(counts, config.lengths):
+            for start in range(0, len(index), batch):
+                chosen = index[start : start + batch]
+                padded = np.resize(chosen, batch)
+                disks = Disks(*pad_disks(scan, padded, k_max, k_min, length))
+                pending.append((chosen, predict(model.params, disks)))
+                if len(pending) > 1:
+                    _collect(result, *pending.pop(0), bar)
+        for chosen, answer in pending:
+            _collect(result, chosen, answer, bar)
+    return result, counts
+
+
+def _collect(result: Answer, chosen: np.ndarray, answer: Answer, bar: tqdm) -> None:
+    for into, values in zip(result, answer, strict=True):
+        into[chosen] = np.asarray(values)[: len(chosen)]
+    bar.update(len(chosen))

@@ -40,6 +40,7 @@ UNASSIGNED, NO_CRYSTAL = -1, -2
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DISK_FIELDS = ("qx", "qy", "intensity")
+LARGEST = 1e30  # values beyond it, which float32 can barely hold, are rubbish like infinities
 # length of the unit in 1/Å
 RECIPROCAL_UNITS = {"A^-1": 1.0, "Å^-1": 1.0, "1/A": 1.0, "1/Å": 1.0, "nm^-1": 0.1, "1/nm": 0.1}
 RECALIBRATE = "calibrate it in py4DSTEM and save it again"
@@ -460,7 +461,7 @@ def _raw_disks(
     disks = np.frombuffer(b"".join(lists), dtype=kind)
     if not len(disks):
         raise InputError(f"{path} holds no disk at any position; repeat the disk detection.")
-    finite = np.logical_and.reduce([np.isfinite(disks[name]) for name in DISK_FIELDS])
+    finite = np.logical_and.reduce([np.abs(disks[name]) < LARGEST for name in DISK_FIELDS])
     if not finite.all():
         row, column = np.unravel_index(
             np.searchsorted(np.cumsum(counts), np.argmin(finite), side="right"), dataset.shape

@@ -175,7 +175,7 @@ def test_an_origin_missing_at_an_empty_position_does_no_harm(scan_file):
 
 
 @pytest.mark.parametrize("name", ["qx", "qy", "intensity"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
 def test_disks_that_are_not_finite_are_refused(scan_file, name, value):
     set_disk(scan_file, (1, 2), 0, name, value)
     assert_refused(io.read_disks, scan_file, "1 disks", "not finite", "(1, 2)")

@@ -56,6 +56,11 @@ def from_scipy(rotation):
     return np.where(q[..., :1] < 0, -q, q)
 
 
+def in_orix(matrices, symmetry=symmetry.C1):
+    """orix orientations, by quaternions: its own reading of matrices is only good to 5e-6"""
+    return Orientation(from_scipy(Rotation.from_matrix(matrices)), symmetry=symmetry)
+
+
 def special_rotations():
     """Identity, half turns, all operations of m-3m and 6/mmm, and rotations close to them"""
     exact = np.concatenate([OPERATIONS["m-3m"], OPERATIONS["6/mmm"]])
@@ -123,10 +128,10 @@ def test_rotation_vector_gradient_at_zero_is_the_cross_product():
 
 def test_euler_angles_are_those_of_orix_for_the_same_physical_orientation(rng):
     matrices = random_matrices(rng, 300)
-    orix = Orientation.from_matrix(matrices)
+    orix = in_orix(matrices)
     along_x = (orix * Vector3d.xvector()).data
     np.testing.assert_allclose(along_x, matrices[:, :, 0], atol=1e-12)
-    np.testing.assert_allclose(call(so3.matrix_to_euler, matrices), orix.to_euler(), atol=1e-9)
+    np.testing.assert_allclose(call(so3.matrix_to_euler, matrices), orix.to_euler(), atol=1e-12)
     angles = rng.uniform(0, 1, (300, 3)) * [2 * np.pi, np.pi, 2 * np.pi]
     np.testing.assert_allclose(
         call(so3.euler_to_matrix, angles), Orientation.from_euler(angles).to_matrix(), atol=1e-12
@@ -167,47 +172,37 @@ def test_geodesic_angle_gradients_are_finite_at_zero_and_pi_and_unit_beside_them
         return so3.geodesic_angle(a, a @ so3.rotation_vector_to_matrix(t * axis))
 
     a, axis = np.eye(3), np.array([0.6, 0.0, 0.8])
-    slope = partial(call, jax.grad(angle), dtype=dtype)
-    offset = 1e-3
-    np.testing.assert_allclose(slope(offset, a, axis), 1, atol=1e-3)
-    np.testing.assert_allclose(slope(np.pi - offset, a, axis), 1, atol=1e-3)
-    np.testing.assert_allclose(slope(np.pi + offset, a, axis), -1, atol=1e-3)
+    slope = partial(call, jax.vmap(jax.grad(angle), (0, None, None)), dtype=dtype)
+    exact, beside = np.array([0, np.pi]), np.array([1e-3, np.pi - 1e-3, np.pi + 1e-3])
+    slopes = slope(np.concatenate([exact, beside]), a, axis)
+    assert np.all(np.isfinite(slopes[:2]))
+    np.testing.assert_allclose(slopes[2:], [1, 1, -1], atol=1e-3)
     gradients = partial(call, jax.grad(so3.geodesic_angle, argnums=(0, 1)), dtype=dtype)
     for a in (np.eye(3), random_matrices(rng, 1)[0]):
-        for flip in (*np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]),):
+        for flip in ([1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]):
             for gradient in gradients(a, a @ np.diag(flip)):
                 assert np.all(np.isfinite(gradient))
-    for exact in (0.0, np.pi):
-        assert np.isfinite(slope(exact, np.eye(3), axis))
     for gradient in gradients(np.eye(3), np.eye(3)):
         np.testing.assert_array_equal(gradient, 0)
 
 
-@each_precision
 @each_group
-def test_misorientation_matches_orix(rng, group, dtype):
+def test_misorientation_matches_orix(rng, group):
     a, b = random_matrices(rng, 200), random_matrices(rng, 200)
     operations = OPERATIONS[group]
     nearby = operations[rng.integers(len(operations), size=100)] @ a[:100]
     b[:100] = nearby @ turn(0.02 * rng.normal(size=(100, 3)))
     proper = POINT_GROUPS[group].laue_proper_subgroup
-    expected = [
-        Orientation.from_matrix(x[None], symmetry=proper)
-        .angle_with(Orientation.from_matrix(y[None], symmetry=proper))
-        .item()
-        for x, y in zip(a[:100:5], b[:100:5], strict=True)
-    ] + list(
-        Orientation.from_matrix(a[100:], symmetry=proper).angle_with(
-            Orientation.from_matrix(b[100:], symmetry=proper)
-        )
-    )
-    found = call(so3.misorientation, a, b, operations, dtype=dtype)
-    found = np.concatenate([found[:100:5], found[100:]])
+    expected = in_orix(a, proper).angle_with(in_orix(b, proper))
+    found = call(so3.misorientation, a, b, operations)
     # orix goes through arccos, which loses half of the digits at small angles
-    np.testing.assert_allclose(found, expected, atol=max(1e-7, 20 * EPS[dtype]))
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    if group == "m-3m":
+        single = call(so3.misorientation, a, b, operations, dtype=np.float32)
+        np.testing.assert_allclose(single, found, atol=20 * EPS[np.float32])
 
 
-@each_group
+@pytest.mark.parametrize("group", ["6/mmm", "2/m"])
 def test_misorientation_is_the_smallest_of_the_angles_to_all_equivalents(rng, group):
     a, b = random_matrices(rng, 40), random_matrices(rng, 30)
     operations = OPERATIONS[group]
@@ -245,10 +240,11 @@ def test_misorientation_gradient_matches_finite_differences(rng):
         )
 
     h = 1e-6
-    numeric = (call(along, h, a, b, axis) - call(along, -h, a, b, axis)) / (2 * h)
-    np.testing.assert_allclose(call(jax.grad(along), 0.0, a, b, axis), numeric, atol=1e-7)
-    at_zero = call(jax.grad(so3.misorientation), b, b, operations)
-    assert np.all(np.isfinite(at_zero))
+    value_and_slope = partial(call, jax.value_and_grad(along))
+    above, below = (value_and_slope(t, a, b, axis)[0] for t in (h, -h))
+    _, slope = value_and_slope(0.0, a, b, axis)
+    np.testing.assert_allclose(slope, (above - below) / (2 * h), atol=1e-7)
+    assert np.isfinite(value_and_slope(0.0, b, b, axis)[1])
 
 
 unit_quaternions = (
@@ -411,15 +407,12 @@ def test_nearest_rotation_gradients_are_finite_where_the_answer_is_not_unique(rn
     found = call(gradient, m, dtype=dtype)
     in_range = (names != "tiny") & (names != "huge")
     assert not set(names[in_range & ~np.isfinite(found).all(axis=(1, 2))])
-    curvature = jax.hessian(lambda m: jnp.sum(weight * so3.nearest_rotation(m)))
-    assert np.all(np.isfinite(call(curvature, np.eye(3), dtype=dtype)))
 
 
 def test_nearest_rotation_has_one_result_for_every_way_of_batching(rng):
     m = rng.normal(size=(4, 5, 3, 3))
     whole = call(so3.nearest_rotation, m)
     np.testing.assert_allclose(call(jax.vmap(jax.vmap(so3.nearest_rotation)), m), whole, atol=1e-14)
-    np.testing.assert_allclose(call(so3.nearest_rotation, m[2, 3]), whole[2, 3], atol=1e-14)
 
 
 def uniformity_scores(matrices):
@@ -443,7 +436,8 @@ def uniformity_scores(matrices):
 
 def test_random_rotations_are_uniform(rng):
     key = jax.random.key(int(rng.integers(2**31)))
-    matrices = np.asarray(so3.random_rotations(key, (40, 500)), np.float64)
+    draw = jax.jit(so3.random_rotations, static_argnums=1)
+    matrices = np.asarray(draw(key, (40, 500)), np.float64)
     assert matrices.shape == (40, 500, 3, 3)
     matrices = matrices.reshape(-1, 3, 3)
     assert np.abs(matrices @ np.swapaxes(matrices, 1, 2) - np.eye(3)).max() < 1e-6
