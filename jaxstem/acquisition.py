@@ -5,7 +5,7 @@ A simulated pattern is perfect; a detected one lacks disks, has false ones, and 
 intensities scatter. Each effect here is a pure function `(key, disks, ...) -> disks` on one
 pattern's arrays of shape `(K,)` (vmap adds the batch), and `Acquisition` holds the ranges from
 which each pattern draws its own severity, so that a network meets clean and spoilt patterns alike.
-Lengths in 1/Å; intensities relative to the strongest disk unless said otherwise.
+Lengths in 1/Å; intensities are shares of the incident beam.
 """
 
 from __future__ import annotations
@@ -21,23 +21,21 @@ from jaxstem.kinematic import Disks
 
 @dataclass(frozen=True)
 class Acquisition:
-    """Ranges (low, high), drawn uniformly for each pattern unless said otherwise.
+    """Ranges (low, high), drawn uniformly for each pattern, log-uniformly where said.
 
-    shape_sigma: width of the shape function in the kinematic pattern [1/Å];
-    intensity_scatter: standard deviation of the natural logarithm of each intensity, which stands
-        for what kinematic theory leaves out;
-    dose: electrons in all disks of a pattern (log-uniform); background: false counts under a disk,
-        as a share of the strongest disk;
-    cutoff: weakest intensity that is detected (log-uniform); missed: share of disks lost;
-    false_rate: mean number of false disks; position_jitter [1/Å];
-    centre [1/Å], scale, ellipticity: standard deviations of calibration errors (not ranges).
+    thickness: of the foil [Å] (log); intensity_scatter: standard deviation of the natural logarithm
+    of each intensity, which stands for what two-beam theory leaves out; dose: electrons a pattern
+    (log); background: diffuse counts under a disk, share of the dose; cutoff: weakest intensity
+    that is detected (log), lowered where needed to leave four disks; missed: share of disks lost;
+    false_rate: mean number of false disks; position_jitter [1/Å]; centre [1/Å], scale, ellipticity:
+    standard deviations of calibration errors (not ranges).
     """
 
-    shape_sigma: tuple[float, float] = (0.008, 0.035)
-    intensity_scatter: tuple[float, float] = (0.0, 1.5)
-    dose: tuple[float, float] = (300.0, 100_000.0)
-    background: tuple[float, float] = (0.0, 0.004)
-    cutoff: tuple[float, float] = (0.003, 0.15)
+    thickness: tuple[float, float] = (30.0, 400.0)
+    intensity_scatter: tuple[float, float] = (0.0, 1.2)
+    dose: tuple[float, float] = (2e4, 2e6)
+    background: tuple[float, float] = (0.0, 1e-3)
+    cutoff: tuple[float, float] = (2e-4, 5e-3)
     missed: tuple[float, float] = (0.0, 0.15)
     false_rate: tuple[float, float] = (0.0, 3.0)
     position_jitter: tuple[float, float] = (0.001, 0.012)
@@ -47,11 +45,11 @@ class Acquisition:
 
 
 CLEAN = Acquisition(
-    shape_sigma=(0.02, 0.02),
+    thickness=(100.0, 100.0),
     intensity_scatter=(0.0, 0.0),
     dose=(1e9, 1e9),
     background=(0.0, 0.0),
-    cutoff=(1e-3, 1e-3),
+    cutoff=(1e-5, 1e-5),
     missed=(0.0, 0.0),
     false_rate=(0.0, 0.0),
     position_jitter=(0.0, 0.0),
@@ -78,15 +76,14 @@ def scatter_intensities(key: PRNGKeyArray, disks: Disks, sigma: Float[Array, ""]
 def count_electrons(
     key: PRNGKeyArray, disks: Disks, dose: Float[Array, ""], background: Float[Array, ""]
 ) -> Disks:
-    """Counting noise of `dose` electrons in all disks over a `background` (share of the strongest).
+    """Counting noise of a pattern of `dose` electrons over a diffuse `background` (share of dose).
 
     Poisson counts by their normal approximation, var = expected counts + background counts;
-    intensities come back in units of the strongest true disk, negative ones as zero.
+    intensities remain shares of the dose, negative ones become zero.
     """
-    counts = disks.intensity / jnp.maximum(disks.intensity.sum(), 1e-30) * dose
-    top = jnp.maximum(counts.max(), 1e-30)
-    noise = jnp.sqrt(counts + background * top) * jax.random.normal(key, counts.shape)
-    return disks._replace(intensity=jnp.maximum(counts + noise, 0.0) / top)
+    mean = disks.intensity * dose
+    noise = jnp.sqrt(mean + background * dose) * jax.random.normal(key, mean.shape)
+    return disks._replace(intensity=jnp.maximum(mean + noise, 0.0) / dose)
 
 
 def miss_disks(key: PRNGKeyArray, disks: Disks, share: Float[Array, ""]) -> Disks:
@@ -95,10 +92,9 @@ def miss_disks(key: PRNGKeyArray, disks: Disks, share: Float[Array, ""]) -> Disk
 
 
 def cut_weak(disks: Disks, cutoff: Float[Array, ""]) -> Disks:
-    """Lose the disks weaker than `cutoff` times the strongest one."""
-    intensity = jnp.where(disks.mask, disks.intensity, 0.0)
-    keep = disks.mask & (intensity > 0) & (intensity >= cutoff * intensity.max())
-    return disks._replace(mask=keep, intensity=jnp.where(keep, intensity, 0.0))
+    """Lose the disks weaker than `cutoff`."""
+    keep = disks.mask & (disks.intensity >= cutoff) & (disks.intensity > 0)
+    return disks._replace(mask=keep, intensity=jnp.where(keep, disks.intensity, 0.0))
 
 
 def add_false_disks(
@@ -119,8 +115,7 @@ def add_false_disks(
     number = jax.random.poisson(k_number, rate)
     radius = jax.random.uniform(k_radius, (n_max,), minval=0.1 * k_max, maxval=k_max)
     angle = jax.random.uniform(k_angle, (n_max,), maxval=2 * jnp.pi)
-    top = jnp.max(jnp.where(disks.mask, disks.intensity, 0.0))
-    intensity = top * cutoff * 4.0 ** jax.random.uniform(k_intensity, (n_max,))
+    intensity = cutoff * 4.0 ** jax.random.uniform(k_intensity, (n_max,))
     mask = jnp.arange(n_max) < number
     join = lambda a, b: jnp.concatenate([a, b])  # noqa: E731
     return Disks(
@@ -160,9 +155,7 @@ def keep_strongest(disks: Disks, n_disks: int, k_max: float) -> Disks:
     value, index = jax.lax.top_k(jnp.where(inside, disks.intensity, 0.0), n_disks)
     mask = value > 0
     take = lambda q: jnp.where(mask, q[index], 0.0)  # noqa: E731
-    return Disks(
-        take(disks.qx), take(disks.qy), value / jnp.maximum(value[0], 1e-30), mask
-    )
+    return Disks(take(disks.qx), take(disks.qy), value / jnp.maximum(value[0], 1e-30), mask)
 
 
 def acquire(
@@ -178,14 +171,13 @@ def acquire(
     disks = count_electrons(
         keys[2], disks, draw(keys[3], config.dose, log=True), draw(keys[4], config.background)
     )
-    cutoff = draw(keys[5], config.cutoff, log=True)
+    fourth = jax.lax.top_k(disks.intensity, 4)[0][-1]
+    cutoff = jnp.minimum(draw(keys[5], config.cutoff, log=True), jnp.maximum(fourth, 1e-9))
     disks = cut_weak(miss_disks(keys[6], disks, draw(keys[7], config.missed)), cutoff)
     if config.false_rate[1] > 0:
         rate = draw(keys[8], config.false_rate)
         disks = add_false_disks(keys[9], disks, rate, cutoff, k_max)
     jitter_key, jitter_range_key = jax.random.split(keys[10])
-    disks = jitter_positions(
-        jitter_key, disks, draw(jitter_range_key, config.position_jitter)
-    )
+    disks = jitter_positions(jitter_key, disks, draw(jitter_range_key, config.position_jitter))
     disks = miscalibrate(keys[11], disks, config.centre, config.scale, config.ellipticity)
     return keep_strongest(disks, n_disks, k_max)

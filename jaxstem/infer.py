@@ -64,9 +64,7 @@ class InferConfig:
     batch: int = 128
 
 
-def summarise(
-    ranked: Ranked, operations: Float[Array, "n 3 3"], config: InferConfig
-) -> Answer:
+def summarise(ranked: Ranked, operations: Float[Array, "n 3 3"], config: InferConfig) -> Answer:
     """The answer, its confidence and the runner-up from the verified candidates of one pattern."""
     log_odds = config.score_weight * ranked.score + config.prior_weight * ranked.prior
     best = jnp.argmax(log_odds)
@@ -77,9 +75,9 @@ def summarise(
     )
     same, same_mod180 = angle < WITHIN, jnp.minimum(angle, turned) < WITHIN
     # candidates that polished to the same place are one candidate
-    pairs = jax.vmap(
-        lambda r: so3.misorientation(r, ranked.orientation, operations)
-    )(ranked.orientation)
+    pairs = jax.vmap(lambda r: so3.misorientation(r, ranked.orientation, operations))(
+        ranked.orientation
+    )
     earlier = jnp.tril(pairs < 0.02, -1).any(axis=1)
     share = jax.nn.softmax(jnp.where(earlier, -jnp.inf, log_odds))
     second = jnp.argmax(jnp.where(same, -jnp.inf, log_odds))

@@ -31,10 +31,15 @@ class Disks(NamedTuple):
 
 
 class Reflectors(NamedTuple):
-    """What diffraction needs of a crystal: g [1/Å, crystal Cartesian] and |F|^2 [Å^2]."""
+    """What diffraction needs of a crystal at one beam energy.
+
+    g: scattering vectors [1/Å, crystal Cartesian]; intensity: |F|^2 [Å^2]; inverse_extinction:
+    1/ξ_g [1/Å], the reciprocal of the two-beam extinction distance.
+    """
 
     g: Float[Array, "N 3"]
     intensity: Float[Array, " N"]
+    inverse_extinction: Float[Array, " N"]
 
 
 def excitation_error(
@@ -71,6 +76,27 @@ def excited(
         g_lab[..., 1],
         reflectors.intensity * jnp.exp(-0.5 * (s / width) ** 2),
     )
+
+
+def two_beam(
+    orientation: Float[Array, "... 3 3"],
+    reflectors: Reflectors,
+    wavelength: Float[Array, ""] | float,
+    thickness: Float[Array, "..."] | float,
+) -> tuple[Float[Array, "... N"], Float[Array, "... N"], Float[Array, "... N"]]:
+    """All reflections of each pattern: qx, qy [1/Å] and the two-beam intensity, 0 … 1.
+
+    I = sin^2(π t s_eff) / (ξ s_eff)^2 with s_eff^2 = s^2 + 1/ξ^2, a share of the incident beam, for
+    a foil `thickness` Å thick (Hirsch et al., Electron Microscopy of Thin Crystals, 1965, ch. 8).
+    For thin foils it is the kinematic |F|^2 sinc^2; in thick ones strong reflections saturate, and
+    how far from the Ewald sphere a reflection is seen grows with its structure factor.
+    """
+    g_lab = jnp.einsum("...ji,nj->...ni", orientation, reflectors.g)
+    s = excitation_error(g_lab, wavelength)
+    effective = jnp.sqrt(s**2 + reflectors.inverse_extinction**2)
+    swing = jnp.sin(jnp.pi * jnp.asarray(thickness)[..., None] * effective)
+    intensity = (swing * reflectors.inverse_extinction / effective) ** 2
+    return g_lab[..., 0], g_lab[..., 1], intensity
 
 
 def strongest(

@@ -21,7 +21,7 @@ import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 
 from jaxstem import crystal as crystals
 from jaxstem import so3
@@ -29,7 +29,7 @@ from jaxstem.crystal import Crystal
 from jaxstem.errors import InputError
 from jaxstem.grid import OrientationSpace, orientation_space
 from jaxstem.kinematic import Reflectors
-from jaxstem.scattering import electron_wavelength
+from jaxstem.scattering import ELECTRON_REST_ENERGY, electron_wavelength
 from jaxstem.transformer import ModelConfig, OrientationTransformer
 
 FORMAT, VERSION = "jaxstem-model", 1
@@ -64,6 +64,10 @@ class Material:
         return Reflectors(
             jnp.asarray(found.g, jnp.float32),
             jnp.asarray(np.abs(found.structure_factor) ** 2, jnp.float32),
+            jnp.asarray(
+                inverse_extinction(self.crystal, found.structure_factor, self.voltage_kv),
+                jnp.float32,
+            ),
         )
 
     @property
@@ -81,6 +85,20 @@ class Material:
     def space(self) -> OrientationSpace:
         """Symmetry and grid for the losses."""
         return orientation_space(self.operations, self.grid, LABEL_WIDTH * self.spacing)
+
+
+def inverse_extinction(
+    crystal: Crystal, structure_factor: Complex[np.ndarray, " n"], voltage_kv: float
+) -> Float[np.ndarray, " n"]:
+    """1/ξ_g = λ γ |F| / (π V) [1/Å], F in Å for an electron at rest, V the cell's volume.
+
+    Williams & Carter, Transmission Electron Microscopy, eq. 13.4, at the Bragg angle's cosine of
+    one; γ is the relativistic mass ratio.
+    """
+    wavelength = electron_wavelength(voltage_kv * 1e3)
+    gamma = 1.0 + voltage_kv * 1e3 / ELECTRON_REST_ENERGY
+    volume = abs(np.linalg.det(crystal.lattice))
+    return wavelength * gamma * np.abs(structure_factor) / (np.pi * volume)
 
 
 def material(

@@ -298,9 +298,7 @@ def candidate_tables(
     cosine, axis = jax.lax.top_k(jnp.abs(cells[:, :, 2] @ axes.T), n_siblings)
     is_near = cosine > np.cos(np.deg2rad(SIBLING_REACH))
     turned = turns[axis] @ cells[:, None]
-    index, operation = nearest_cells(
-        so3.matrix_to_quaternion(turned).reshape(-1, 4), grid, op_q, 1
-    )
+    index, operation = nearest_cells(so3.matrix_to_quaternion(turned).reshape(-1, 4), grid, op_q, 1)
     shape = is_near.shape
     back = jnp.swapaxes(operations, -1, -2)[operation[:, 0].reshape(shape)]
     sibling = jnp.where(is_near, index[:, 0].reshape(shape), jnp.arange(len(grid))[:, None])

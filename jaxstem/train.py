@@ -30,7 +30,7 @@ from tqdm import tqdm
 from jaxstem import checkpoint, losses, parallel, so3
 from jaxstem.acquisition import Acquisition, acquire, draw
 from jaxstem.errors import InputError
-from jaxstem.kinematic import Disks, Reflectors, simulate
+from jaxstem.kinematic import Disks, Reflectors, strongest, two_beam
 from jaxstem.model import MODEL_FILES, Material, Model, build_network, save_model
 from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
 
@@ -99,10 +99,12 @@ def simulate_pattern(
     k_max: float,
 ) -> tuple[Disks, Float[Array, "3 3"]]:
     """One random orientation and its spoilt pattern of at most `n_disks` disks within k_max."""
-    key_orientation, key_sigma, key_acquire = jax.random.split(key, 3)
+    key_orientation, key_thickness, key_acquire = jax.random.split(key, 3)
     orientation = so3.random_rotations(key_orientation, ())
-    sigma = draw(key_sigma, acquisition.shape_sigma)
-    disks = simulate(orientation, reflectors, wavelength, sigma, n_disks + EXTRA_DISKS, 0.0)
+    thickness = draw(key_thickness, acquisition.thickness, log=True)
+    disks = strongest(
+        *two_beam(orientation, reflectors, wavelength, thickness), n_disks + EXTRA_DISKS
+    )
     return acquire(key_acquire, disks, acquisition, n_disks, k_max), orientation
 
 
