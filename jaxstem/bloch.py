@@ -15,14 +15,21 @@ Hermitian matrix M = C diag(γ) C^+, so that psi(t) = C diag(exp(2 pi i γ t)) C
 decomposition of M gives every thickness t. The constant U_0 turns the phase of all beams together
 and is left out; back-scattering and absorption are left out too, so intensities sum to one.
 
+Its cost grows with the cube of the number of beams, and the many weak ones matter together. So only
+the strong beams are solved for; the weak ones enter M as the potential that a wave sees which goes
+from one strong beam to another by way of them (Bethe potentials, second-order perturbation):
+
+    M_gh <- M_gh - sum_w M_gw M_wh / s_w
+
 Sources: M. De Graef, Introduction to Conventional Transmission Electron Microscopy (2003), chapter
-5; J. C. H. Spence & J. M. Zuo, Electron Microdiffraction (1992), chapter 3; S. E. Zeltmann et al.,
+5; J. C. H. Spence & J. M. Zuo, Electron Microdiffraction (1992), chapter 3; J. M. Zuo & A. L.
+Weickenmeier, Ultramicroscopy 57 (1995) 375 (choice of beams); S. E. Zeltmann et al.,
 Ultramicroscopy 250 (2023) 113732 (Bloch waves in py4DSTEM).
 
 The beam runs along -z and the foil's normal is the beam. The crystal enters as `BlochTables`, a
 pytree of arrays made once on the host by `prepare`; everything after that is pure and compiled.
-Shapes: `N` reflections that may be beams, `B` beams in one calculation, `T` thicknesses,
-`M` orientations. All numbers have the precision of the tables.
+Shapes: `N` reflections that may be beams, `B` strong beams, `W` weak beams, `T` thicknesses, `M`
+orientations. All numbers have the precision of the tables.
 """
 
 from __future__ import annotations
@@ -39,25 +46,30 @@ from jaxstem.crystal import Crystal, reciprocal_lattice, reflections, structure_
 from jaxstem.kinematic import excitation_error
 from jaxstem.scattering import ELECTRON_REST_ENERGY, electron_wavelength
 
+WEAKEST = 0.02
+"""Coupling, in units of U_0 / 2k, that counts as none in the choice of beams. Keeps reflections
+that are only reached by two scatterings in the choice, and 1 / s_w finite."""
+
 
 class BlochTables(NamedTuple):
     """What Bloch waves need of a crystal, with (000) as reflection 0.
 
-    g: scattering vectors [1/Å, crystal Cartesian]; hkl: their Miller indices; strength: by how much
-    a reflection couples to others, |U_g| / 2k [1/Å], in the choice of beams; coupling: U / 2k [1/Å]
-    over all differences of Miller indices, index 0 in the middle of each axis, real where the
-    crystal has an inversion centre; wavelength [Å].
+    g: scattering vectors [1/Å, crystal Cartesian]; hkl: their Miller indices; strength: |U_g| / 2k
+    [1/Å]; coupling: U / 2k [1/Å] for all differences of Miller indices, flattened, real where the
+    crystal has an inversion centre; address: where a reflection lies in it, so that U_{g-h} is
+    `coupling[address[g] - address[h] + P // 2]`; wavelength [Å].
     """
 
     g: Float[Array, "N 3"]
     hkl: Int[Array, "N 3"]
     strength: Float[Array, " N"]
-    coupling: Float[Array, "H K L"] | Complex[Array, "H K L"]
+    address: Int[Array, " N"]
+    coupling: Float[Array, " P"] | Complex[Array, " P"]
     wavelength: Float[Array, ""]
 
 
 class Beams(NamedTuple):
-    """The beams of a pattern, the direct beam first.
+    """The strong beams of a pattern, the direct beam first.
 
     index: which reflections of the tables they are; qx, qy: where on the detector [1/Å];
     intensity: fraction of the incident beam at each thickness.
@@ -72,15 +84,16 @@ class Beams(NamedTuple):
 def prepare(
     crystal: Crystal,
     voltage_kv: float,
-    k_max: float,
+    k_max: float = 3.0,
     u_iso: float = 0.0,
     dtype: type[np.floating] = np.float32,
 ) -> BlochTables:
     """Tables for the beams with |g| <= k_max [1/Å] of a crystal at `voltage_kv`.
 
-    `u_iso` [Å²] is the mean square displacement of the atoms along one direction. Reflections that
-    are absent by symmetry but reached by two scatterings are in the list. `dtype` is the precision
-    of all that is computed from the tables; float64 needs `jax.enable_x64`. Raises InputError for a
+    `u_iso` [Å²] is the mean square displacement of the atoms along one direction. Near zone axes
+    beams up to 3 1/Å matter for those within 2 1/Å (more still if u_iso is 0). Reflections that are
+    absent by symmetry but reached by two scatterings are in the list. `dtype` is the precision of
+    all that is computed from the tables; float64 needs jax's 64-bit mode. Raises InputError for a
     voltage or k_max that is not positive, and if no reflection lies below k_max.
     """
     energy = 1e3 * voltage_kv
@@ -88,21 +101,26 @@ def prepare(
     hkl = _beam_candidates(crystal, k_max)
     reach = 2 * np.max(np.abs(hkl), axis=0)
     axes = [np.arange(-n, n + 1) for n in reach]
-    differences = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    # exp(-2 pi i g·r) in the potential, +2 pi i in the structure factor
-    factor = structure_factors(crystal, differences.reshape(-1, 3), u_iso).conj()
-    factor *= np.exp(2j * np.pi * (differences.reshape(-1, 3) @ _inversion_centre(crystal)))
-    volume = abs(np.linalg.det(crystal.lattice))
+    difference = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+    # exp(-2 pi i g·r) in the potential, exp(+2 pi i g·r) in the structure factor
+    factor = structure_factors(crystal, difference, u_iso).conj()
+    factor *= np.exp(2j * np.pi * (difference @ _inversion_centre(crystal)))
     mass = 1 + energy / ELECTRON_REST_ENERGY
-    coupling = (mass * factor / (np.pi * volume) * wavelength / 2).reshape(differences.shape[:3])
-    strength = np.abs(coupling[tuple((hkl + reach).T)])
+    volume = abs(np.linalg.det(crystal.lattice))
+    coupling = mass * factor / (np.pi * volume) * wavelength / 2
     if np.max(np.abs(coupling.imag)) < 1e-9 * np.max(np.abs(coupling)):
         coupling = coupling.real
-    coupling[tuple(reach)] = 0.0
+
+    shape = tuple(2 * reach + 1)
+    address = np.ravel_multi_index(tuple((hkl + reach).T), shape) - len(difference) // 2
+    strength = np.abs(coupling[address + len(difference) // 2])
+    coupling[len(difference) // 2] = 0.0
     return BlochTables(
         g=(hkl @ reciprocal_lattice(crystal.lattice)).astype(dtype),
         hkl=hkl.astype(np.int32),
         strength=strength.astype(dtype),
+        address=address.astype(np.int32),
         coupling=coupling.astype(np.result_type(dtype, np.complex64))
         if np.iscomplexobj(coupling)
         else coupling.astype(dtype),
@@ -113,8 +131,12 @@ def prepare(
 def _beam_candidates(crystal: Crystal, k_max: float) -> Int[np.ndarray, "N 3"]:
     """(000), then by rising |g| the hkl with |g| <= k_max that one or two scatterings reach."""
     single = reflections(crystal, k_max).hkl
-    double = (single[:, None] - single[None, :200]).reshape(-1, 3)
-    hkl = np.unique(np.concatenate([single, double]), axis=0)
+    reach = 2 * np.max(np.abs(single), axis=0)
+    is_reached = np.zeros(2 * reach + 1, dtype=bool)
+    is_reached[tuple((single + reach).T)] = True
+    for step in single[:200]:
+        is_reached[tuple((single + reach - step).T)] = True
+    hkl = np.argwhere(is_reached) - reach
     length = np.linalg.norm(hkl @ reciprocal_lattice(crystal.lattice), axis=1)
     inside = length <= k_max + 1e-9
     hkl, length = hkl[inside], length[inside]
@@ -142,64 +164,102 @@ def _inversion_centre(crystal: Crystal) -> Float[np.ndarray, " 3"]:
 def choose_beams(
     g_lab: Float[Array, "N 3"], tables: BlochTables, n_beams: int
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """The reflections that matter most and their excitation errors [1/Å], (000) first.
+    """The `n_beams` reflections that matter most, in falling order, and their s_g [1/Å].
 
-    The most excited reflections come first: those with the smallest |s_g| for their strength.
+    A beam takes part as far as its coupling is no smaller than its excitation error; (000) is
+    first.
     """
     s = excitation_error(g_lab, tables.wavelength)
-    floor = 0.02 * tables.strength[0]
+    floor = WEAKEST * tables.strength[0]
     weight = (tables.strength + floor) / (jnp.abs(s) + floor)
     _, index = jax.lax.top_k(weight.at[0].set(jnp.inf), min(n_beams, len(s)))
+    # XLA sees through slices of the index and sorts all N reflections, at ten times the cost
+    index = jax.lax.optimization_barrier(index)
     return index, s[index]
 
 
 def structure_matrix(
-    index: Int[Array, " B"], s: Float[Array, " B"], tables: BlochTables
+    index: Int[Array, " B+W"], s: Float[Array, " B+W"], tables: BlochTables, n_strong: int
 ) -> Float[Array, "B B"] | Complex[Array, "B B"]:
-    """M of the module's docstring [1/Å]: s_g on the diagonal, U_{g-h} / 2k elsewhere."""
-    hkl = tables.hkl[index]
-    centre = jnp.asarray([n // 2 for n in tables.coupling.shape], hkl.dtype)
-    h, k, l = jnp.moveaxis(hkl[:, None] - hkl[None, :] + centre, -1, 0)  # noqa: E741
-    return tables.coupling[h, k, l] + jnp.diag(s)
+    """M of the module's docstring [1/Å] among the first `n_strong` beams, the rest being weak."""
+    address = tables.address[index]
+    middle = tables.coupling.size // 2
+    rows = tables.coupling[address[:n_strong, None] - address + middle]
+    strong, weak = rows[:, :n_strong], rows[:, n_strong:]
+    floor = WEAKEST * tables.strength[0]
+    inverse = s[n_strong:] / (s[n_strong:] ** 2 + floor**2)
+    return strong + jnp.diag(s[:n_strong]) - (weak * inverse) @ weak.conj().T
 
 
+@jax.custom_jvp
 def propagate(
     matrix: Float[Array, "B B"] | Complex[Array, "B B"], thickness: Float[Array, " T"]
 ) -> Complex[Array, "T B"]:
-    """Amplitudes psi_g at each thickness [Å], with all of the wave in beam 0 at the entrance."""
-    eigenvalue, vector = jnp.linalg.eigh(matrix)
+    """Amplitudes psi_g at each thickness [Å], with all of the wave in beam 0 at the entrance.
+
+    Differentiable in the Hermitian `matrix` and in `thickness`, also at zone axes, where
+    eigenvalues coincide and the derivatives of eigenvectors do not exist.
+    """
+    return _propagate(*jnp.linalg.eigh(matrix), thickness)
+
+
+def _propagate(
+    eigenvalue: Float[Array, " B"],
+    vector: Float[Array, "B B"] | Complex[Array, "B B"],
+    thickness: Float[Array, " T"],
+) -> Complex[Array, "T B"]:
     phase = jnp.exp(2j * jnp.pi * thickness[:, None] * eigenvalue)
     return (phase * vector[0].conj()) @ vector.T
 
 
-@functools.partial(jax.jit, static_argnames="n_beams")
+@propagate.defjvp
+def _propagate_jvp(primals, tangents):
+    """d exp(A) by divided differences (Yu. L. Daletskii & S. G. Krein, 1951): no 1 / (γa - γb)."""
+    (matrix, thickness), (d_matrix, d_thickness) = primals, tangents
+    eigenvalue, vector = jnp.linalg.eigh(matrix)
+    psi = _propagate(eigenvalue, vector, thickness)
+    inner = vector.conj().T @ d_matrix @ vector
+    t = thickness[:, None, None]
+    mean = 0.5 * (eigenvalue[:, None] + eigenvalue)
+    divided = jnp.exp(2j * jnp.pi * t * mean) * jnp.sinc(t * (eigenvalue[:, None] - eigenvalue))
+    from_matrix = thickness[:, None] * ((divided * inner) @ vector[0].conj()) @ vector.T
+    from_thickness = d_thickness[:, None] * (psi @ matrix.T)
+    return psi, 2j * jnp.pi * (from_matrix + from_thickness)
+
+
+@functools.partial(jax.jit, static_argnames=("n_beams", "n_weak"))
 def bloch_intensities(
     orientation: Float[Array, "3 3"],
     thickness: Float[Array, " T"],
     tables: BlochTables,
     n_beams: int = 64,
+    n_weak: int = 200,
 ) -> Beams:
-    """Dynamical intensities of the `n_beams` chosen beams of one orientation.
+    """Dynamical intensities of the `n_beams` strong beams of one orientation.
 
     `orientation` has the lab axes as columns in crystal coordinates (q_lab = R^T g); `thickness` in
-    Å. With fewer reflections than `n_beams` in the tables, all are beams.
+    Å. The next `n_weak` beams act on the strong ones (Bethe potentials). With too few reflections
+    in the tables there are fewer beams.
     """
     dtype = tables.g.dtype
+    n_beams = min(n_beams, len(tables.g))
     g_lab = tables.g @ jnp.asarray(orientation, dtype)
-    index, s = choose_beams(g_lab, tables, n_beams)
-    psi = propagate(structure_matrix(index, s, tables), jnp.asarray(thickness, dtype))
-    intensity = psi.real**2 + psi.imag**2
-    return Beams(index, g_lab[index, 0], g_lab[index, 1], intensity)
+    index, s = choose_beams(g_lab, tables, n_beams + n_weak)
+    matrix = structure_matrix(index, s, tables, n_beams)
+    psi = propagate(matrix, jnp.asarray(thickness, dtype))
+    strong = index[:n_beams]
+    return Beams(strong, g_lab[strong, 0], g_lab[strong, 1], psi.real**2 + psi.imag**2)
 
 
-@functools.partial(jax.jit, static_argnames=("n_beams", "batch_size"))
+@functools.partial(jax.jit, static_argnames=("n_beams", "n_weak", "batch_size"))
 def bloch_library(
     orientation: Float[Array, "M 3 3"],
     thickness: Float[Array, " T"],
     tables: BlochTables,
     n_beams: int = 64,
-    batch_size: int = 16,
+    n_weak: int = 200,
+    batch_size: int | None = None,
 ) -> Beams:
-    """`bloch_intensities` of many orientations, `batch_size` of them at a time."""
-    one = lambda r: bloch_intensities(r, thickness, tables, n_beams)  # noqa: E731
+    """`bloch_intensities` of many orientations: one after the other, or `batch_size` at a time."""
+    one = lambda r: bloch_intensities(r, thickness, tables, n_beams, n_weak)  # noqa: E731
     return jax.lax.map(one, orientation, batch_size=batch_size)

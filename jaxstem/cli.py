@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: train, map, evaluate, demo.
+
+One function for each command; tyro makes the options from its signature and the help from its
+docstring. Whatever imports jax is imported inside the commands, so that `--help` and a mistyped
+option answer at once. `main` turns an InputError into one sentence and exit code 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from jaxstem import __version__
+from jaxstem.errors import InputError
+
+if TYPE_CHECKING:
+    from jaxstem.io import OrientationMap
+
+DESCRIPTION = """Example: jaxstem map scan.h5 --model cu --out map.h5
+
+Orientation maps from the Bragg disks of 4D-STEM scans. To see one made: jaxstem demo.
+More on a command: jaxstem map --help. The version: jaxstem --version."""
+
+Flag = tyro.conf.FlagCreatePairsOff[bool]
+command_line: ContextVar[str] = ContextVar("command_line")
+OF_PRESET = "(default: the preset's)"
+
+
+def train(
+    cif: Annotated[Path, tyro.conf.arg(metavar="CIF")],
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    voltage_kv: Annotated[float, tyro.conf.arg(metavar="KV")] = 300.0,
+    k_max: Annotated[float, tyro.conf.arg(metavar="K")] = 2.0,
+    minutes: Annotated[float, tyro.conf.arg(metavar="MIN")] = 15.0,
+    steps: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: as many as --minutes allows)"),
+    ] = None,
+    preset: Literal["default", "paper"] = "default",
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
+    batch: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=OF_PRESET)] = None,
+    spacing_deg: Annotated[
+        float | None, tyro.conf.arg(metavar="DEG", help_behavior_hint=OF_PRESET)
+    ] = None,
+    u_iso: Annotated[float, tyro.conf.arg(metavar="U")] = 0.0064,
+    overwrite: Flag = False,
+) -> None:
+    """Train a model for a crystal, from its CIF alone.
+
+    Args:
+        cif: The unit cell.
+        out: Folder for the model. The same command resumes an unfinished run there.
+        voltage_kv: Accelerating voltage in kV.
+        k_max: Largest scattering vector in 1/Å; disks beyond it are not used.
+        minutes: Time to train for.
+        steps: Training steps, instead of --minutes.
+        preset: The network and schedule: jaxstem's own, or those of arXiv 2602.12420.
+        seed: Seed of all random numbers.
+        batch: Patterns a step.
+        spacing_deg: Spacing of the orientation grid in degrees.
+        u_iso: Mean square displacement of the atoms in Å^2.
+        overwrite: Replace a model that is there.
+    """
+    _require_between("--voltage-kv", voltage_kv, 1.0, 10_000.0, "kV")
+    _require_between("--k-max", k_max, 0.01, 10.0, "1/Å")
+    _require_between("--u-iso", u_iso, 0.0, 1.0, "Å^2")
+    _require_between("--minutes", minutes, 0.01, 1e6, "minutes")
+    _require_between("--steps", 1 if steps is None else steps, 1, 10**9)
+    _require_between("--batch", 1 if batch is None else batch, 1, 10**6)
+    _require_between("--seed", seed, 0, 2**31 - 1)
+    _require_between("--spacing-deg", 2.0 if spacing_deg is None else spacing_deg, 2, 30, "degrees")
+    _check_model_folder(out)
+
+    import dataclasses
+
+    from jaxstem import crystal, model, parallel
+    from jaxstem import train as training
+
+    unit_cell = crystal.read_cif(cif)
+    config = training.preset(preset)
+    mesh = parallel.make_mesh()
+    if batch is None:
+        batch = -(-config.batch // mesh.size) * mesh.size
+    elif batch % mesh.size:
+        raise InputError(
+            f"--batch {batch} does not divide among {mesh.size} devices; choose a multiple of "
+            f"{mesh.size}."
+        )
+    spacing_deg = spacing_deg or config.model.spacing_deg
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, spacing_deg=spacing_deg),
+        steps=steps or 0,
+        minutes=minutes,
+        batch=batch,
+        seed=seed,
+    )
+    try:
+        material = model.material(unit_cell, voltage_kv, k_max, spacing_deg, u_iso)
+    except InputError as error:
+        raise InputError(f"{cif}: {error}") from None
+    trained = training.train(material, config, out, mesh=mesh, overwrite=overwrite)
+    record = trained.record
+    print(
+        f"{out}: model of {unit_cell.name}, {record['total_steps']} steps of {batch} patterns in "
+        f"{record['seconds'] / 60:.1f} minutes on {record['devices']}; validation median "
+        f"{record['validation']['val_median_deg']:.1f}° before refinement"
+    )
+    print(f"use it: jaxstem map SCAN.h5 --model {shlex.quote(str(out))} --out MAP.h5")
+
+
+def map_command(
+    scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
+    model: Annotated[str, tyro.conf.arg(metavar="DIR|NAME")],
+    out: Annotated[Path, tyro.conf.arg(metavar="MAP.h5")],
+    refine: bool = True,
+    figure: bool = True,
+    voltage_kv: Annotated[
+        float | None,
+        tyro.conf.arg(metavar="KV", help_behavior_hint="(default: what the file states)"),
+    ] = None,
+    batch: Annotated[
+        int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: jaxstem's choice)")
+    ] = None,
+    overwrite: Flag = False,
+) -> None:
+    """Map the orientations over a scan of Bragg disks.
+
+    Args:
+        scan: Bragg disks as py4DSTEM saves them (EMD 1.0).
+        model: Folder that `jaxstem train` made, or the name of a packaged model: cu.
+        out: Map to write, with its picture MAP.png beside it.
+        refine: Verify and polish the network's candidates against simulated disks.
+        figure: Draw the picture.
+        voltage_kv: The scan's accelerating voltage in kV, if its file states none or a wrong one.
+        batch: Patterns to work on at once.
+        overwrite: Replace MAP.h5 and MAP.png.
+    """
+    _require_between("--batch", 1 if batch is None else batch, 1, 10**6)
+    if voltage_kv is not None:
+        _require_between("--voltage-kv", voltage_kv, 1.0, 10_000.0, "kV")
+
+    from jaxstem.io import atomic_path, read_disks, write_map
+
+    picture = out.with_suffix(".png")
+    if picture == out:
+        raise InputError(f"{out}: is the picture's name; name the map MAP.h5 or the like.")
+    if out.exists() and scan.exists() and out.samefile(scan):
+        raise InputError(f"{out} is the scan itself; give the map another name.")
+    with ExitStack() as files:
+        map_file = files.enter_context(atomic_path(out, overwrite))
+        picture_file = files.enter_context(atomic_path(picture, overwrite)) if figure else None
+        disks = read_disks(scan)
+
+        import dataclasses
+
+        from jaxstem import maps
+        from jaxstem.infer import InferConfig
+        from jaxstem.mapping import check_voltage, map_scan
+        from jaxstem.model import load_model
+
+        loaded = load_model(model)
+        check_voltage(disks, loaded, voltage_kv)
+        config = dataclasses.replace(InferConfig(), refine=refine)
+        if batch is not None:
+            config = dataclasses.replace(config, batch=batch)
+        found = map_scan(
+            disks,
+            loaded,
+            config,
+            voltage_kv=voltage_kv,
+            attributes={"command": command_line.get(), "model": model},
+        )
+        write_map(map_file, found)
+        if picture_file:
+            maps.figure(found, picture_file)
+    print(_summary(found))
+    print(f"wrote {out}" + (f" and {picture}" if figure else ""))
+
+
+def evaluate(
+    map_file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MAP.h5")],
+    truth_file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH.h5")],
+    as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
+) -> None:
+    """Score a map against the known truth.
+
+    Args:
+        map_file: Map that `jaxstem map` wrote.
+        truth_file: The true orientations and phases (layout: docs/file-formats.md).
+        as_json: Print JSON instead of a table.
+    """
+    from jaxstem.io import read_map, read_truth
+
+    found, truth = read_map(map_file), read_truth(truth_file)
+    from jaxstem import metrics
+
+    try:
+        score = metrics.evaluate(found, truth)
+    except InputError as error:
+        raise InputError(f"{map_file}, {truth_file}: {error}") from None
+    print(json.dumps(metrics.to_dict(score), indent=1) if as_json else metrics.to_text(score))
+
+
+def demo(out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxstem-demo")) -> None:
+    """Map the sample scan that ships with jaxstem and score the map.
+
+    Args:
+        out: Folder for the map, its picture and the score.
+    """
+    from jaxstem import demo as demonstration
+
+    demonstration.check_folder(out)
+    found, score = demonstration.run(out, {"command": command_line.get(), "model": "cu"})
+
+    from jaxstem import metrics
+
+    print(_summary(found))
+    print()
+    print(metrics.to_text(score))
+    print()
+    meanings = ("orientations, phases, confidence", "the map as a picture", "the table above")
+    for name, meaning in zip(demonstration.FILES, (*meanings, "the same as JSON"), strict=True):
+        print(f"{out / name}  {meaning}")
+    print("your own crystal: jaxstem train --cif FILE.cif --out MODEL_DIR")
+    print("your own scan:    jaxstem map SCAN.h5 --model MODEL_DIR --out MAP.h5")
+
+
+COMMANDS = {"train": train, "map": map_command, "evaluate": evaluate, "demo": demo}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own); the exit code, 2 for unusable input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"jaxstem {__version__}")
+        return 0
+    command_line.set(shlex.join(["jaxstem", *arguments]))
+    settle_jax()
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="jaxstem", description=DESCRIPTION, args=arguments
+        )
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except InputError as error:
+        return _complain(str(error), 2)
+    except OSError as error:
+        return _complain(f"{error.filename or 'a file'}: {error.strerror or error}.", 2)
+    except KeyboardInterrupt:
+        return _complain("interrupted.", 130)
+    return 0
+
+
+def settle_jax() -> None:
+    """Choose, before jax is imported, where it keeps compiled programs, and quiet its notices.
+
+    Programs are kept in $XDG_CACHE_HOME/jaxstem (~/.cache/jaxstem), apart for each kind of
+    processor, because a home folder may be shared by machines that cannot run each other's code.
+    The environment variables that jax itself knows (JAX_COMPILATION_CACHE_DIR and so on) win.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    kept = os.path.join(caches, "jaxstem", f"compiled-{_processor()}")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", kept)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("jax._src.xla_bridge", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _processor() -> str:
+    """A short name for what this processor can execute."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    abilities = [line for line in lines if line.startswith(("flags", "Features", "model name"))][:2]
+    text = "\n".join([platform.system(), platform.machine(), platform.processor(), *abilities])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _require_between(option: str, value: float, low: float, high: float, unit: str = "") -> None:
+    if not low <= value <= high:
+        raise InputError(
+            f"{option} {value:g}: give a number from {low:g} to {high:g} {unit}".rstrip() + "."
+        )
+
+
+def _check_model_folder(out: Path) -> None:
+    """Raise InputError unless a model can be trained into `out`, without harm to other files."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give the name of a folder for the model.")
+    if out.is_dir() and any(out.iterdir()):
+        if not any((out / name).exists() for name in ("run.json", "model.json")):
+            raise InputError(f"{out} holds other files; give a new folder for the model.")
+
+
+def _summary(found: OrientationMap) -> str:
+    """One line about a map, with a warning where nothing could be assigned."""
+    import numpy as np
+
+    assigned = found.phase >= 0
+    ny, nx = assigned.shape
+    line = f"{ny} x {nx} positions, {assigned.sum()} assigned ({100 * assigned.mean():.1f} %)"
+    if not assigned.any():
+        return (
+            line + ": no position has enough disks within the model's k_max; check the pixel size"
+        )
+    return line + f", median confidence {np.median(found.confidence[assigned]):.2f}"
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"jaxstem: {sentence}", file=sys.stderr)
+    return code
