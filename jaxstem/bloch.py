@@ -92,9 +92,10 @@ def prepare(
 
     `u_iso` [Å²] is the mean square displacement of the atoms along one direction. Near zone axes
     beams up to 3 1/Å matter for those within 2 1/Å (more still if u_iso is 0). Reflections that are
-    absent by symmetry but reached by two scatterings are in the list. `dtype` is the precision of
-    all that is computed from the tables; float64 needs jax's 64-bit mode. Raises InputError for a
-    voltage or k_max that is not positive, and if no reflection lies below k_max.
+    absent by symmetry but reached by two scatterings are in the list. The potential takes about
+    (4 k_max)³ numbers for each Å³ of the cell. `dtype` is the precision of all that is computed
+    from the tables; float64 needs jax's 64-bit mode. Raises InputError for a voltage or k_max that
+    is not positive, and if no reflection lies below k_max.
     """
     energy = 1e3 * voltage_kv
     wavelength = electron_wavelength(energy)
@@ -116,15 +117,14 @@ def prepare(
     address = np.ravel_multi_index(tuple((hkl + reach).T), shape) - len(difference) // 2
     strength = np.abs(coupling[address + len(difference) // 2])
     coupling[len(difference) // 2] = 0.0
+    number = np.result_type(dtype, np.complex64) if np.iscomplexobj(coupling) else dtype
     return BlochTables(
-        g=(hkl @ reciprocal_lattice(crystal.lattice)).astype(dtype),
-        hkl=hkl.astype(np.int32),
-        strength=strength.astype(dtype),
-        address=address.astype(np.int32),
-        coupling=coupling.astype(np.result_type(dtype, np.complex64))
-        if np.iscomplexobj(coupling)
-        else coupling.astype(dtype),
-        wavelength=np.asarray(wavelength, dtype),
+        g=jnp.asarray(hkl @ reciprocal_lattice(crystal.lattice), dtype),
+        hkl=jnp.asarray(hkl, jnp.int32),
+        strength=jnp.asarray(strength, dtype),
+        address=jnp.asarray(address, jnp.int32),
+        coupling=jnp.asarray(coupling, number),
+        wavelength=jnp.asarray(wavelength, dtype),
     )
 
 

@@ -10,7 +10,7 @@ verified candidates, of those within five degrees of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -24,7 +24,15 @@ from jaxstem import parallel, so3
 from jaxstem.io import DiskScan, pad_disks
 from jaxstem.kinematic import Disks
 from jaxstem.model import Model
-from jaxstem.refine import BEAM_TURN, Ranked, ScoreConfig, candidate_tables, modes, verify
+from jaxstem.refine import (
+    BEAM_TURN,
+    Ranked,
+    ScoreConfig,
+    candidate_tables,
+    modes,
+    pattern_of,
+    verify,
+)
 
 MIN_DISKS = 3
 """A pattern with fewer disks is left unassigned: two disks fix no orientation."""
@@ -51,22 +59,25 @@ class Answer(NamedTuple):
 class InferConfig:
     """How answers are made.
 
-    refine: verify and polish candidates (False: the network alone); score_weight: log-odds per
-    unit of cosine score; prior_weight: weight of the network's log-probability beside it;
-    lengths: numbers of disks to which patterns are padded; batch: patterns a step.
+    refine: verify and polish candidates (False: the network alone); likelihood_weight,
+    prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
+    of a candidate (below one, since neither model is exact and both saw the same disks); lengths:
+    numbers of disks to which patterns are padded; batch: patterns a step; chunk: patterns verified
+    at once within it (what fits a processor's cache).
     """
 
     refine: bool = True
     score: ScoreConfig = ScoreConfig()
-    score_weight: float = 40.0
-    prior_weight: float = 0.5
+    likelihood_weight: float = 0.35
+    prior_weight: float = 0.07
     lengths: tuple[int, ...] = (8, 12, 16, 24)
     batch: int = 128
+    chunk: int = 8
 
 
 def summarise(ranked: Ranked, operations: Float[Array, "n 3 3"], config: InferConfig) -> Answer:
     """The answer, its confidence and the runner-up from the verified candidates of one pattern."""
-    log_odds = config.score_weight * ranked.score + config.prior_weight * ranked.prior
+    log_odds = config.likelihood_weight * ranked.log_likelihood + config.prior_weight * ranked.prior
     best = jnp.argmax(log_odds)
     answer = ranked.orientation[best]
     angle = so3.misorientation(answer, ranked.orientation, operations)
@@ -94,9 +105,10 @@ def summarise(ranked: Ranked, operations: Float[Array, "n 3 3"], config: InferCo
 
 
 def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[..., Answer]:
-    """The jitted `(params, disks of shape (B, K)) -> Answer`, sharded over the mesh.
+    """The jitted `(params, disks (B, K), incident (B,), cutoff (B,)) -> Answer`, sharded.
 
-    B must divide among the devices. One compilation for each K.
+    incident: intensity of the incident beam in the disks' units; cutoff: weakest share of it that
+    is detected. B must divide among the devices. One compilation for each K.
     """
     material, network = model.material, model.network
     reflectors = material.reflectors()
@@ -108,40 +120,67 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         reflectors,
         material.wavelength,
         material.crystal.lattice,
-        config.score,
     )
 
-    def one(disks: Disks, log_probability) -> Answer:
-        if config.refine:
-            ranked = verify(
-                disks,
-                log_probability,
-                cells,
-                reflectors,
-                tables,
-                material.wavelength,
-                material.k_max,
-                config.score,
-            )
-            return summarise(ranked, operations, config)
-        _, orientation, mass = modes(log_probability, cells, tables, config.score.n_modes)
-        network_only = Ranked(orientation, jnp.full_like(mass, jnp.nan), mass)
-        answer = summarise(
-            network_only._replace(score=jnp.zeros_like(mass)),
-            operations,
-            InferConfig(prior_weight=1.0),
+    def verified(disks: Disks, incident, cutoff, log_probability) -> Answer:
+        ranked = verify(
+            pattern_of(disks, incident, cutoff, config.score.measured_power),
+            log_probability,
+            cells,
+            reflectors,
+            tables,
+            material.wavelength,
+            material.k_max,
+            config.score,
         )
-        return answer._replace(
-            score=jnp.full_like(answer.score, jnp.nan),
-            second_score=jnp.full_like(answer.score, jnp.nan),
-        )
+        return summarise(ranked, operations, config)
 
-    def step(params, disks: Disks) -> Answer:
+    def network_alone(disks: Disks, incident, cutoff, log_probability) -> Answer:
+        _, orientation, mass = modes(log_probability, cells, tables, config.score.n_modes)
+        nothing = jnp.zeros_like(mass)
+        ranked = Ranked(orientation, nothing, nothing, mass)
+        answer = summarise(ranked, operations, replace(config, prior_weight=1.0))
+        unknown = jnp.full_like(answer.score, jnp.nan)
+        return answer._replace(score=unknown, second_score=unknown)
+
+    def step(params, disks: Disks, incident, cutoff) -> Answer:
         log_probability = jax.nn.log_softmax(network.apply({"params": params}, disks))
-        return jax.vmap(one)(disks, log_probability)
+        one = verified if config.refine else network_alone
+        chunk = config.chunk if jax.default_backend() == "cpu" else len(incident)
+        return jax.lax.map(
+            lambda args: one(*args), (disks, incident, cutoff, log_probability), batch_size=chunk
+        )
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
-    return parallel.pmap(step, mesh, (replicated, sharded), sharded)
+    return parallel.pmap(step, mesh, (replicated, sharded, sharded, sharded), sharded)
+
+
+class Exposure(NamedTuple):
+    """Per position: intensity of the incident beam in the disks' units, and the detection limit as
+    a share of it.
+    """
+
+    incident: Float[np.ndarray, " positions"]
+    cutoff: Float[np.ndarray, " positions"]
+
+
+def exposure(scan: DiskScan, k_min: float) -> Exposure:
+    """Incident intensity and detection limit of every position of a scan.
+
+    Where the direct beam (a disk within `k_min`, 1/Å) is listed, the incident beam is the sum of
+    all disks; elsewhere the disks are taken to hold 30 % of it. The limit is the share of the
+    second-weakest percent of all disks.
+    """
+    positive = np.maximum(scan.intensity, 0.0).astype(np.float64)
+    total = np.diff(np.concatenate([[0.0], np.cumsum(positive)])[scan.offsets])
+    direct = np.hypot(scan.qx, scan.qy) <= k_min
+    has_direct = np.diff(np.concatenate([[0], np.cumsum(direct)])[scan.offsets]) > 0
+    incident = np.where(has_direct, total, total / 0.3)
+    incident = np.where(incident > 0, incident, 1.0)
+    share = positive / np.repeat(incident, np.diff(scan.offsets))
+    share = share[~direct & (share > 0)]
+    cutoff = np.percentile(share, 2.0) if len(share) else 1e-3
+    return Exposure(incident.astype(np.float32), np.full(len(total), cutoff, np.float32))
 
 
 def buckets(
@@ -193,6 +232,7 @@ def predict_scan(
         np.full(n, np.nan, np.float32),
     )
     predict = make_predict(model, config, mesh)
+    incident, cutoff = exposure(scan, k_min)
     batch = -(-config.batch // mesh.size) * mesh.size
     disable = None if progress is None else not progress
     with tqdm(total=int((counts >= MIN_DISKS).sum()), unit="pattern", disable=disable) as bar:
@@ -202,7 +242,8 @@ def predict_scan(
                 chosen = index[start : start + batch]
                 padded = np.resize(chosen, batch)
                 disks = Disks(*pad_disks(scan, padded, k_max, k_min, length))
-                pending.append((chosen, predict(model.params, disks)))
+                answer = predict(model.params, disks, incident[padded], cutoff[padded])
+                pending.append((chosen, answer))
                 if len(pending) > 1:
                     _collect(result, *pending.pop(0), bar)
         for chosen, answer in pending:
@@ -214,3 +255,25 @@ def _collect(result: Answer, chosen: np.ndarray, answer: Answer, bar: tqdm) -> N
     for into, values in zip(result, answer, strict=True):
         into[chosen] = np.asarray(values)[: len(chosen)]
     bar.update(len(chosen))
+
+
+def likeliest_cells(
+    model: Model, scan: DiskScan, n_cells: int = 64, batch: int = 256
+) -> Float[np.ndarray, "positions n_cells 3 3"]:
+    """The network's `n_cells` likeliest orientations at every position, before verification.
+
+    Best first; NaN where a position has too few disks. Tells missing candidates from wrong ranking.
+    """
+    material, network = model.material, model.network
+    counts = count_disks(scan, material.k_min, material.k_max)
+    cells = np.asarray(so3.quaternion_to_matrix(jnp.asarray(material.grid)))
+    best = jax.jit(lambda p, d: jax.lax.top_k(network.apply({"params": p}, d), n_cells)[1])
+    found = np.full((len(counts), n_cells, 3, 3), np.nan, np.float32)
+    chosen = np.flatnonzero(counts >= MIN_DISKS)
+    longest = InferConfig().lengths[-1]
+    for start in range(0, len(chosen), batch):
+        index = chosen[start : start + batch]
+        padded = np.resize(index, batch)
+        disks = Disks(*pad_disks(scan, padded, material.k_max, material.k_min, longest))
+        found[index] = cells[np.asarray(best(model.params, disks))[: len(index)]]
+    return found

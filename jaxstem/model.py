@@ -34,6 +34,7 @@ from jaxstem.transformer import ModelConfig, OrientationTransformer
 
 FORMAT, VERSION = "jaxstem-model", 1
 MODEL_FILES = ("model.json", "grid.npy", "weights.msgpack")
+MOST_CELLS = 8_000
 LABEL_WIDTH = 0.55
 """Width of the soft labels in units of the grid's spacing."""
 
@@ -106,13 +107,17 @@ def material(
 ) -> Material:
     """The material of a crystal, its grid about `spacing_deg` degrees apart.
 
+    A crystal of low symmetry has more orientations to tell apart: its grid is coarsened to at most
+    `MOST_CELLS` cells, between which refinement finds its way.
+
     Raises InputError when k_max [1/Å] lies below the first reflection or the voltage is not
     positive.
     """
     electron_wavelength(voltage_kv * 1e3)
     crystals.reflections(crystal, k_max)
     operations = crystals.operations(crystal, laue=True)
-    grid = so3.so3_grid(operations, spacing_deg)
+    finest = np.rad2deg(so3.volume_spacing(MOST_CELLS, len(operations)))
+    grid = so3.so3_grid(operations, max(spacing_deg, finest))
     quaternions = np.asarray(so3.matrix_to_quaternion(jnp.asarray(grid)), np.float32)
     return Material(crystal, voltage_kv, k_max, u_iso, operations, quaternions)
 

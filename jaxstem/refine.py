@@ -1,17 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Verification: candidate orientations against the forward model, polished and ranked.
 
-The score of an orientation is a cosine between measured and re-simulated disks: each predicted disk
-takes its best measured partner within a Gaussian kernel, intensities enter to a low power on both
-sides (dynamical intensities are unreliable, positions are not), and both vectors are normalised.
-It is differentiable in the orientation, so that a few damped Newton steps on the rotation vector
-polish a candidate. A pattern looks nearly the same from pseudo-symmetric orientations: the crystal
-turned by 180° about the beam, or about a low-index zone axis near the beam; those siblings of each
-candidate are scored too.
+Three ideas carry this module.
 
-What depends on the crystal alone is tabulated once for each cell of the orientation grid
-(`CandidateTables`), so that nothing here loops over patterns, candidates or disks. Shapes: `K`
-measured disks, `M` reflections that a cell can excite, `C` candidates.
+*A score for the search.* The cosine between measured and re-simulated disks: each predicted disk
+takes its best measured partner within a Gaussian kernel, and both sides enter to a low power,
+because dynamical intensities are unreliable and positions are not. A disk is predicted as two-beam
+theory does, averaged over thickness, so that strong reflections are expected farther from the Ewald
+sphere than weak ones.
+
+*A search without derivatives.* Turning a crystal about the beam turns the pattern; tilting it
+changes excitation errors and hardly moves a disk. The partners therefore depend on the in-plane
+angle alone and the predicted intensities on the tilt alone, so that all in-plane angles times all
+tilts around a candidate are one small matrix product. Three or four such levels, ever finer, polish
+a candidate from several degrees to a tenth.
+
+*A likelihood for the verdict.* Polished candidates are compared by the probability of the pattern:
+every expected disk may be missed, every measured one may be false, positions scatter normally and
+log intensities with heavy tails.
+
+A pattern looks nearly the same from pseudo-symmetric orientations: the crystal turned by 180° about
+the beam, or about a low-index zone axis near the beam; those siblings of each candidate are
+verified too. What depends on the crystal alone is tabulated once for each cell of the orientation
+grid (`CandidateTables`). Shapes: `K` measured disks, `M` reflections that a cell can excite, `C`
+candidates, `A` in-plane angles, `T` tilts.
 """
 
 from __future__ import annotations
@@ -22,7 +34,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxstem import so3
 from jaxstem.grid import nearest_cells
@@ -35,22 +47,49 @@ SIBLING_REACH = 15.0
 """How far [degrees] a zone axis may lie from the beam for a turn about it to go unnoticed."""
 
 
-@dataclass(frozen=True)
-class ScoreConfig:
-    """What counts as agreement.
+VISIBLE_REACH = 3.0
+"""How far [degrees] a candidate may be tilted from its cell and keep the cell's reflections."""
 
-    power: of the intensities, both sides; kernel: σ [1/Å] of the position kernel; coarse_kernel:
-    the same for unpolished candidates; sigma: width of the shape function [1/Å].
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the search: kernel width σ [1/Å], width of the excitation-error floor [1/Å],
+    half-range [degrees] and number of in-plane angles and of tilts along each axis, and how many
+    candidates go on to the next level.
     """
 
-    power: float = 0.25
-    kernel: float = 0.03
-    coarse_kernel: float = 0.08
-    sigma: float = 0.02
-    n_modes: int = 16
-    n_polished: int = 12
-    coarse_steps: int = 2
-    fine_steps: int = 4
+    kernel: float
+    floor: float
+    angle: float
+    n_angles: int
+    tilt: float
+    n_tilts: int
+    keep: int
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """What counts as agreement, and how it is searched.
+
+    measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of the
+    distribution that are verified; levels: of the search. For the likelihood: position_sigma [1/Å];
+    intensity_scatter: of ln I; false_rate: false disks a pattern; detection: the most that a
+    reflection can be certain to be seen.
+    """
+
+    measured_power: float = 0.25
+    predicted_power: float = 0.5
+    n_modes: int = 24
+    levels: tuple[Level, ...] = (
+        Level(0.06, 0.02, 4.0, 9, 4.5, 7, 48),
+        Level(0.04, 0.008, 1.0, 5, 1.5, 7, 32),
+        Level(0.03, 0.003, 0.4, 5, 0.5, 7, 24),
+        Level(0.03, 0.003, 0.15, 5, 0.15, 5, 16),
+    )
+    position_sigma: float = 0.015
+    intensity_scatter: float = 1.0
+    false_rate: float = 2.0
+    detection: float = 0.97
 
 
 class CandidateTables(NamedTuple):
@@ -70,109 +109,152 @@ class CandidateTables(NamedTuple):
     sibling_turn: Float[Array, "n_cells S 3 3"]
 
 
-class Target(NamedTuple):
-    """One measured pattern ready for scoring: positions [1/Å], log of intensity^power / norm."""
+class Pattern(NamedTuple):
+    """One measured pattern ready for verification.
+
+    qx, qy [1/Å]; log_weight: logarithm of intensity^power over its norm (padding: -1e4);
+    log_share: logarithm of the intensity as a share of the incident beam; mask; log_cutoff: of the
+    weakest share that disk detection finds.
+    """
 
     qx: Float[Array, " K"]
     qy: Float[Array, " K"]
     log_weight: Float[Array, " K"]
+    log_share: Float[Array, " K"]
+    mask: Bool[Array, " K"]
+    log_cutoff: Float[Array, ""]
 
 
-def target(disks: Disks, power: float) -> Target:
-    """Prepare a pattern (..., K) for `score`; padding weighs nothing."""
+def pattern_of(
+    disks: Disks, incident: Float[Array, ""], cutoff: Float[Array, ""], power: float
+) -> Pattern:
+    """Prepare disks (K,); `incident` is the beam's intensity in the disks' units, `cutoff` the
+    weakest share of it that is detected.
+    """
     weight = jnp.where(disks.mask, jnp.maximum(disks.intensity, 1e-12) ** power, 0.0)
     norm = jnp.sqrt(jnp.sum(weight**2, axis=-1, keepdims=True))
     relative = weight / jnp.maximum(norm, 1e-12)
-    return Target(disks.qx, disks.qy, jnp.where(disks.mask, jnp.log(relative + 1e-12), -1e4))
+    share = jnp.maximum(disks.intensity / incident, 1e-9)
+    return Pattern(
+        disks.qx,
+        disks.qy,
+        jnp.where(disks.mask, jnp.log(relative + 1e-12), -1e4),
+        jnp.log(share),
+        disks.mask,
+        jnp.log(cutoff),
+    )
 
 
-def score(
+def expected_intensity(
+    s: Float[Array, "..."], inverse_extinction: Float[Array, "..."], floor: float
+) -> Float[Array, "..."]:
+    """Two-beam intensity averaged over thickness, a share of the incident beam.
+
+    (1/ξ)^2 / 2 / (s^2 + 1/ξ^2 + floor^2): the mean of sin^2 is one half; `floor` [1/Å] stands for
+    the finite thickness (about 1/(π t)), or for a coarse search (Hirsch et al., Electron Microscopy
+    of Thin Crystals, 1965, ch. 8).
+    """
+    return 0.5 * inverse_extinction**2 / (s**2 + inverse_extinction**2 + floor**2)
+
+
+def cosine(
+    pattern: Pattern,
+    qx: Float[Array, "A M"],
+    qy: Float[Array, "A M"],
+    predicted: Float[Array, "T M"],
+    kernel: float,
+) -> Float[Array, "A T"]:
+    """Cosine score, 0 … 1, of all in-plane angles (predicted positions, 1/Å) times all tilts
+    (predicted intensities to their power); `kernel` σ in 1/Å.
+    """
+    distance = (qx[..., None] - pattern.qx) ** 2 + (qy[..., None] - pattern.qy) ** 2
+    partner = jnp.exp(jnp.max(pattern.log_weight - distance / (2 * kernel**2), axis=-1))
+    norm = jnp.sqrt(jnp.sum(predicted**2, axis=-1) + 1e-12)
+    return partner @ predicted.T / norm
+
+
+class Forward(NamedTuple):
+    """The reflections worth simulating near a candidate: g [1/Å] and 1/ξ [1/Å]."""
+
+    g: Float[Array, "M 3"]
+    inverse_extinction: Float[Array, " M"]
+
+
+def search(
     orientation: Float[Array, "3 3"],
-    pattern: Target,
-    g: Float[Array, "M 3"],
-    weight: Float[Array, " M"],
+    pattern: Pattern,
+    forward: Forward,
     wavelength: float,
     k_max: float,
-    kernel: float,
+    level: Level,
+    config: ScoreConfig,
+) -> tuple[Float[Array, "3 3"], Float[Array, ""]]:
+    """The best orientation on one level's lattice around `orientation`, and its cosine score.
+
+    A small rotation vector ω in the lab frame turns g_lab by -ω × g_lab: its z part turns positions
+    in-plane, its x and y parts change s by ω_y q_x - ω_x q_y.
+    """
+    g_lab = forward.g @ orientation
+    x, y = g_lab[:, 0], g_lab[:, 1]
+    angles = jnp.deg2rad(jnp.linspace(-level.angle, level.angle, level.n_angles))
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    axis = jnp.deg2rad(jnp.linspace(-level.tilt, level.tilt, level.n_tilts))
+    tilt_x, tilt_y = (t.reshape(-1, 1) for t in jnp.meshgrid(axis, axis, indexing="ij"))
+    s = excitation_error(g_lab, wavelength) + tilt_y * x - tilt_x * y
+    intensity = expected_intensity(s, forward.inverse_extinction, level.floor)
+    predicted = intensity**config.predicted_power * (x**2 + y**2 <= k_max**2)
+    scores = cosine(pattern, cos * x + sin * y, cos * y - sin * x, predicted, level.kernel)
+    best = jnp.argmax(scores)
+    i, j = best // scores.shape[1], best % scores.shape[1]
+    vector = jnp.stack([tilt_x[j, 0], tilt_y[j, 0], angles[i]])
+    return orientation @ so3.rotation_vector_to_matrix(vector), scores[i, j]
+
+
+def log_likelihood(
+    orientation: Float[Array, "3 3"],
+    pattern: Pattern,
+    forward: Forward,
+    wavelength: float,
+    k_max: float,
+    floor: float,
     config: ScoreConfig,
 ) -> Float[Array, ""]:
-    """Cosine, 0 … 1, between the pattern and the disks that `orientation` predicts.
+    """Log-probability [nat] of a pattern, relative to all its disks being false.
 
-    `g` [1/Å] and `weight` (|F|^2 to the power) are the reflections worth simulating. Predicted
-    disks beyond `k_max` [1/Å] count for nothing, as the measured ones do.
+    A reflection expected at ln I = μ is detected with probability p = Φ((μ - ln cutoff) / σ). Each
+    measured disk is explained by the reflection that gains most over a false disk (uniform in area,
+    and in ln I over four nats): normal in position, Student's t with three degrees of freedom in
+    ln I; every reflection left without a disk costs ln(1 - p).
     """
-    g_lab = g @ orientation
+    g_lab = forward.g @ orientation
+    x, y = g_lab[:, 0], g_lab[:, 1]
     s = excitation_error(g_lab, wavelength)
-    inside = g_lab[:, 0] ** 2 + g_lab[:, 1] ** 2 <= k_max**2
-    predicted = weight * jnp.exp(-0.5 * config.power * (s / config.sigma) ** 2) * inside
-    dx = g_lab[:, 0, None] - pattern.qx
-    dy = g_lab[:, 1, None] - pattern.qy
-    partner = jnp.max(pattern.log_weight - (dx**2 + dy**2) / (2 * kernel**2), axis=-1)
-    norm = jnp.sqrt(jnp.sum(predicted**2) + 1e-12)
-    return predicted @ jnp.exp(partner) / norm
-
-
-def newton_step(value_at, vector, damping, largest):
-    """One damped Newton step that climbs `value_at` from the rotation vector `vector` [rad].
-
-    The Hessian is shifted to be negative definite (Levenberg–Marquardt damping with Gershgorin's
-    bound) and the step is at most `largest` rad long; a step that does not climb is refused.
-    Returns the new vector and damping.
-    """
-    gradient = jax.grad(value_at)(vector)
-    hessian = jax.hessian(value_at)(vector)
-    radius = jnp.sum(jnp.abs(hessian), axis=1) - jnp.abs(jnp.diagonal(hessian))
-    top = jnp.max(jnp.diagonal(hessian) + radius)
-    shifted = (jnp.maximum(top, 0.0) + damping) * jnp.eye(3) - hessian
-    step = solve3(shifted, gradient)
-    length = jnp.sqrt(step @ step + 1e-20)
-    step = step * jnp.minimum(1.0, largest / length)
-    better = value_at(vector + step) > value_at(vector)
-    return (
-        jnp.where(better, vector + step, vector),
-        jnp.where(better, damping * 0.3, damping * 8.0),
-    )
-
-
-def solve3(a: Float[Array, "3 3"], b: Float[Array, " 3"]) -> Float[Array, " 3"]:
-    """Solve a x = b for a symmetric positive 3×3 matrix by cofactors (Cramer's rule)."""
-    c0, c1, c2 = jnp.cross(a[1], a[2]), jnp.cross(a[2], a[0]), jnp.cross(a[0], a[1])
-    determinant = a[0] @ c0
-    return (c0 * b[0] + c1 * b[1] + c2 * b[2]) / jnp.where(
-        jnp.abs(determinant) < 1e-20, 1e-20, determinant
-    )
-
-
-def polish(
-    orientation: Float[Array, "3 3"],
-    score_at,
-    steps: int,
-    largest: float,
-) -> tuple[Float[Array, "3 3"], Float[Array, ""]]:
-    """Climb `score_at(R)` from `orientation`; the polished orientation and its score.
-
-    At most `steps` Newton steps of at most `largest` rad; the score never falls.
-    """
-    value_at = lambda v: score_at(  # noqa: E731
-        orientation @ so3.rotation_vector_to_matrix(v)
-    )
-
-    def body(carry, _):
-        return newton_step(value_at, *carry, largest), None
-
-    start = (jnp.zeros(3, orientation.dtype), jnp.asarray(1.0, orientation.dtype))
-    (vector, _), _ = jax.lax.scan(body, start, None, length=steps)
-    return orientation @ so3.rotation_vector_to_matrix(vector), value_at(vector)
+    mean = jnp.log(expected_intensity(s, forward.inverse_extinction, floor))
+    inside = x**2 + y**2 <= k_max**2
+    scatter = config.intensity_scatter
+    seen = jax.scipy.stats.norm.cdf((mean - pattern.log_cutoff) / scatter)
+    absent = jnp.where(inside, jnp.log1p(-jnp.minimum(seen, config.detection)), 0.0)
+    sigma = config.position_sigma
+    distance = (x - pattern.qx[:, None]) ** 2 + (y - pattern.qy[:, None]) ** 2
+    position = -distance / (2 * sigma**2) - jnp.log(2 * jnp.pi * sigma**2)
+    deviation = (pattern.log_share[:, None] - mean) / scatter
+    intensity = -2.0 * jnp.log1p(deviation**2 / 3.0) - 1.0 - jnp.log(scatter)
+    false = jnp.log(config.false_rate / (jnp.pi * k_max**2) / 4.0)
+    gain = jnp.where(inside, position + intensity - false, -1e3) - absent
+    explained = jnp.where(pattern.mask, jnp.maximum(gain.max(axis=1), 0.0), 0.0)
+    return explained.sum() + absent.sum()
 
 
 class Ranked(NamedTuple):
-    """Verified candidates of a pattern, best first: orientations and cosine scores.
+    """Verified candidates of a pattern, best cosine first.
 
-    prior: log-probability that the network gave the mode from which each candidate came.
+    score: cosine; log_likelihood [nat]; prior: log-probability that the network gave the mode from
+    which the candidate came.
     """
 
     orientation: Float[Array, "C 3 3"]
     score: Float[Array, " C"]
+    log_likelihood: Float[Array, " C"]
     prior: Float[Array, " C"]
 
 
@@ -219,7 +301,7 @@ def with_siblings(
 
 
 def verify(
-    disks: Disks,
+    pattern: Pattern,
     log_probability: Float[Array, " n_cells"],
     cells: Float[Array, "n_cells 3 3"],
     reflectors: Reflectors,
@@ -228,35 +310,28 @@ def verify(
     k_max: float,
     config: ScoreConfig,
 ) -> Ranked:
-    """Candidates of one pattern (disks of shape (K,)) from the network's distribution, verified.
+    """Candidates of one pattern from the network's distribution, polished and verified.
 
-    Peaks and their siblings are polished with the coarse kernel, the best `n_polished` again with
-    the fine one, and ranked by its score.
+    `wavelength` in Å, `k_max` in 1/Å.
     """
-    pattern = target(disks, config.power)
-    weights = reflectors.intensity**config.power
     cell, orientation, prior = with_siblings(
         *modes(log_probability, cells, tables, config.n_modes), tables
     )
-
-    def polish_one(cell, orientation, kernel, steps, largest):
-        visible = tables.visible[cell]
-        g, weight = reflectors.g[visible], weights[visible]
-        score_at = lambda r: score(  # noqa: E731
-            r, pattern, g, weight, wavelength, k_max, kernel, config
+    visible = tables.visible[cell]
+    forward = Forward(reflectors.g[visible], reflectors.inverse_extinction[visible])
+    for level in config.levels:
+        on_level = lambda r, f, level=level: search(  # noqa: E731
+            r, pattern, f, wavelength, k_max, level, config
         )
-        return polish(orientation, score_at, steps, largest)
-
-    coarse = jax.vmap(
-        lambda c, r: polish_one(c, r, config.coarse_kernel, config.coarse_steps, 0.05)
-    )
-    orientation, value = coarse(cell, orientation)
-    _, keep = jax.lax.top_k(value, config.n_polished)
-    cell, orientation, prior = cell[keep], orientation[keep], prior[keep]
-    fine = jax.vmap(lambda c, r: polish_one(c, r, config.kernel, config.fine_steps, 0.02))
-    orientation, value = fine(cell, orientation)
-    value, order = jax.lax.top_k(value, config.n_polished)
-    return Ranked(orientation[order], value, prior[order])
+        orientation, score = jax.vmap(on_level)(orientation, forward)
+        score, keep = jax.lax.top_k(score, min(level.keep, len(score)))
+        orientation, prior = orientation[keep], prior[keep]
+        forward = jax.tree.map(lambda x, keep=keep: x[keep], forward)
+    floor = config.levels[-1].floor
+    probability = jax.vmap(
+        lambda r, f: log_likelihood(r, pattern, f, wavelength, k_max, floor, config)
+    )(orientation, forward)
+    return Ranked(orientation, score, probability, prior)
 
 
 def candidate_tables(
@@ -265,8 +340,7 @@ def candidate_tables(
     reflectors: Reflectors,
     wavelength: float,
     lattice: Float[np.ndarray, "3 3"],
-    config: ScoreConfig,
-    n_visible: int = 48,
+    n_visible: int = 64,
     n_neighbours: int = 15,
     n_siblings: int = 2,
 ) -> CandidateTables:
@@ -283,11 +357,10 @@ def candidate_tables(
     @jax.jit
     def visible_of(cell):
         s = excitation_error(reflectors.g @ cell, wavelength)
-        weight = reflectors.intensity**config.power
-        reach = jnp.maximum(jnp.abs(s) - 0.03 * jnp.linalg.norm(reflectors.g, axis=1), 0.0)
-        return jax.lax.top_k(
-            weight * jnp.exp(-0.5 * config.power * (reach / config.sigma) ** 2), n_visible
-        )[1]
+        nearby = np.deg2rad(VISIBLE_REACH) * jnp.linalg.norm(reflectors.g, axis=1)
+        nearest = jnp.maximum(jnp.abs(s) - nearby, 0.0)
+        intensity = expected_intensity(nearest, reflectors.inverse_extinction, 0.003)
+        return jax.lax.top_k(intensity, n_visible)[1]
 
     neighbours, operation = nearest_cells(grid, grid, op_q, n_neighbours)
     near = operations[operation] @ cells[neighbours]

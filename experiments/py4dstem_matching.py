@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Template matching by py4DSTEM on the sample scans: the yardstick.
+
+Runs in py4DSTEM's own virtual environment (experiments/fixtures/requirements.txt), not in
+jaxstem's:
+
+    python experiments/py4dstem_matching.py experiments/results/py4dstem.npz
+
+Writes the matched orientation matrices of each set and the seconds they took; sample_scans.py
+scores them with the same code as jaxstem's own.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import py4DSTEM
+
+ROOT = Path(__file__).resolve().parent.parent
+SETS = {
+    "cu": (ROOT / "jaxstem/samples/cu_bragg.h5", ROOT / "jaxstem/samples/Cu.cif"),
+    "cu_random": (ROOT / "experiments/data/cu_random_bragg.h5", ROOT / "jaxstem/samples/Cu.cif"),
+    "cu2o_random": (
+        ROOT / "experiments/data/cu2o_random_bragg.h5",
+        ROOT / "experiments/data/Cu2O.cif",
+    ),
+}
+
+
+def match(bragg_file: Path, cif: Path):
+    """Orientation matrices (ny, nx, 3, 3) of the best match, and seconds for the matching alone."""
+    bragg = py4DSTEM.read(str(bragg_file))
+    bragg.setcal()
+    crystal = py4DSTEM.process.diffraction.Crystal.from_CIF(str(cif))
+    crystal.setup_diffraction(300e3)
+    crystal.calculate_structure_factors(2.0992)
+    crystal.orientation_plan(
+        angle_step_zone_axis=2,
+        angle_step_in_plane=2,
+        corr_kernel_size=0.08,
+        zone_axis_range="auto",
+    )
+    start = time.perf_counter()
+    found = crystal.match_orientations(bragg, min_number_peaks=3)
+    return np.asarray(found.matrix[:, :, 0]), time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    results = {}
+    for name, files in SETS.items():
+        matrices, seconds = match(*files)
+        results[f"{name}/orientation"], results[f"{name}/seconds"] = matrices, seconds
+        print(name, f"{matrices[..., 0, 0].size / seconds:.1f} patterns/s")
+    results["version"] = py4DSTEM.__version__
+    np.savez_compressed(sys.argv[1], **results)

@@ -1,0 +1,519 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commands as a user meets them: what they write, and how they refuse what cannot be used.
+
+Commands run through `cli.main` in this process; a few in one of their own. A small network stands
+in for the presets' to keep compile times down, trained by `jaxstem train` itself.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from jaxstem import __version__, cli, demo, infer, io, mapping, maps, model, so3, train
+from jaxstem.acquisition import CLEAN
+from jaxstem.crystal import operations
+from jaxstem.transformer import ModelConfig
+
+CIF = demo.sample("Cu.cif")
+CALIBRATION = "datacube_root/metadatabundle/calibration"
+DISKS = "datacube_root/braggvectors/_v_uncal/data"
+SHAPE = (3, 4)
+EMPTY = (1, 2)
+SMALL = ModelConfig(width=16, blocks=1, heads=2, feedforward=16, n_disks=8)
+
+
+def write_scan(path, **changes):
+    """A corner of the sample scan, 8 disks a position besides the beam; one position is empty.
+
+    `changes` replace entries of the calibration; None removes one.
+    """
+    rows, columns = SHAPE
+    with h5py.File(demo.sample("cu_bragg.h5")) as sample, h5py.File(path, "w") as file:
+        sample.copy("datacube_root", file)
+        disks = sample[DISKS][:rows, :columns]
+        del file[DISKS]
+        stored = file.create_dataset(DISKS, SHAPE, sample[DISKS].dtype)
+        for position in np.ndindex(SHAPE):
+            if position != EMPTY:
+                strongest = np.argsort(-disks[position]["intensity"])[:9]
+                stored[position] = disks[position][strongest]
+        group = file[CALIBRATION]
+        for name in ("qx0", "qy0"):
+            centre = group[name][:rows, :columns]
+            del group[name]
+            group[name] = centre
+        for name, value in changes.items():
+            if name in group:
+                del group[name]
+            if value is not None:
+                group[name] = value
+    return path
+
+
+def write_truth(path):
+    rows, columns = SHAPE
+    with h5py.File(demo.sample("cu_truth.h5")) as sample, h5py.File(path, "w") as file:
+        for name in sample:
+            file[name] = sample[name][:rows, :columns]
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_compilation_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "xla"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Folder of a small model that `jaxstem train` made."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    argv = ["train", "--cif", str(CIF), "--out", str(folder), "--steps", "20", "--batch", "32"]
+    with pytest.MonkeyPatch.context() as patch:
+        config = train.TrainConfig(model=SMALL, acquisition=CLEAN, n_validation=32)
+        patch.setattr(train, "preset", lambda name: config)
+        assert cli.main([*argv, "--k-max", "1.5", "--spacing-deg", "20", "--seed", "5"]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder with a small scan in it."""
+    monkeypatch.chdir(tmp_path)
+    write_scan(tmp_path / "scan.h5")
+    return tmp_path
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Known answers in the place of the network's; the last position is unassigned."""
+    n = math.prod(SHAPE)
+    rng = np.random.default_rng()
+    turn = np.linalg.qr(rng.normal(size=(2, n, 3, 3)))[0].astype(np.float32)
+    turn *= np.sign(np.linalg.det(turn))[..., None, None]
+    turn[:, -1] = np.nan
+    turn[1, 0] = np.nan
+    answer = infer.Answer(turn[0], *rng.uniform(size=(3, n)), turn[1], rng.uniform(size=n))
+    counts = rng.integers(3, 9, n)
+    monkeypatch.setattr(mapping, "predict_scan", lambda *args, **kwargs: (answer, counts))
+    return answer, counts
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def assert_refused(argv, folder, capsys, *words):
+    """Exit code 2, one sentence that holds the words on stderr, and nothing on disk changed."""
+    before = contents(folder)
+    capsys.readouterr()
+    code = cli.main([str(argument) for argument in argv])
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert re.fullmatch(r"jaxstem: [^\n]+\.\n", err)
+    for word in words:
+        assert str(word) in err
+    assert contents(folder) == before
+
+
+def run(*argv):
+    return cli.main([str(argument) for argument in argv])
+
+
+def run_process(*argv):
+    """The command in a process of its own, which finds the package that this one imported."""
+    return subprocess.run(
+        [sys.executable, "-m", "jaxstem", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)},
+    )
+
+
+def test_help_fits_a_screen_and_starts_with_an_example(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(max(1, math.ceil(len(line) / 80)) for line in lines) <= 24
+    first = next(line for line in lines[1:] if line.strip())
+    example = re.search(r"jaxstem (\w+ .*)", first).group(1).split()
+    assert run(*example[:1], "--help") == 0
+    told = capsys.readouterr().out
+    for option in example[1:]:
+        assert not option.startswith("--") or option in told
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_each_command_explains_each_of_its_options(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(command, "--help") == 0
+    entries = re.findall(r"^\W (--?\w\S*.*?) *\W$", capsys.readouterr().out, re.MULTILINE)
+    assert len(entries) >= 2
+    for entry in entries:
+        assert re.search(r"\S  +[A-Za-z]\w+", entry), entry
+
+
+def test_help_and_mistyped_options_need_no_jax():
+    program = (
+        "import sys; from jaxstem import cli\n"
+        "assert cli.main(['--help']) == 0 and cli.main(['map', '--nonsense']) == 2\n"
+        "sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"jaxstem {__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["map", "scan.h5"], ["paint"], ["train", "--cif"]])
+def test_incomplete_command_lines_exit_with_2(argv, here, capsys):
+    before = contents(here)
+    assert run(*argv) == 2
+    out, err = capsys.readouterr()
+    assert "jaxstem" in out + err and "Traceback" not in out + err
+    assert contents(here) == before
+
+
+def test_the_missing_option_is_named(capsys):
+    assert run("map", "scan.h5", "--model", "cu") == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_training_leaves_a_model_that_is_what_was_asked_for(trained):
+    loaded = model.load_model(trained)
+    assert loaded.material.crystal.name == "Cu"
+    assert (loaded.material.voltage_kv, loaded.material.k_max) == (300.0, 1.5)
+    assert np.rad2deg(loaded.material.spacing) == pytest.approx(20, rel=0.2)
+    assert loaded.record["total_steps"] == 20
+    assert loaded.record["config"]["seed"] == 5 and loaded.record["config"]["batch"] == 32
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 20 and rows[-1]["patterns"] == 640
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], dict(steps=0, minutes=15.0, batch=256, seed=0)),
+        (["--steps", "7", "--batch", "64"], dict(steps=7, batch=64)),
+        (["--minutes", "2.5", "--seed", "3"], dict(steps=0, minutes=2.5, seed=3)),
+        (["--preset", "paper"], dict(batch=1024, learning_rate=7e-5)),
+    ],
+)
+def test_training_options_reach_the_training(options, expected, tmp_path, monkeypatch):
+    asked = []
+
+    def remember(material, config, out, **rest):
+        asked.append((material, config, out))
+        record = dict(total_steps=1, seconds=1, devices="1", validation=dict(val_median_deg=1))
+        return model.Model(config.model, material, None, record)
+
+    monkeypatch.setattr(train, "train", remember)
+    assert run("train", "--cif", CIF, "--out", tmp_path / "m", *options) == 0
+    material, config, out = asked.pop()
+    assert out == tmp_path / "m"
+    assert (material.voltage_kv, material.k_max, material.u_iso) == (300.0, 2.0, 0.0064)
+    assert np.rad2deg(material.spacing) == pytest.approx(config.model.spacing_deg, rel=0.05)
+    assert config.model.head == ("matrix" if "paper" in options else "grid")
+    for name, value in expected.items():
+        assert getattr(config, name) == value
+
+
+def test_a_map_is_written_with_all_that_its_reader_needs(trained, here, capsys):
+    """The whole way, by the network alone: verification has tests of its own."""
+    argv = ["map", "scan.h5", "--model", str(trained), "--out", "map.h5", "--no-refine"]
+    assert run(*argv) == 0
+    out, err = capsys.readouterr()
+    assert "map.h5" in out and "map.png" in out and "Traceback" not in err
+    assert {path.name for path in here.iterdir()} == {"scan.h5", "map.h5", "map.png"}
+    assert (here / "map.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    with h5py.File("map.h5") as file:
+        assert file.attrs["format"] == "jaxstem-map"
+        assert file.attrs["jaxstem_version"] == __version__
+        assert file.attrs["command"] == "jaxstem " + " ".join(argv)
+        assert file.attrs["model"] == str(trained)
+        assert file.attrs["symmetry"] == "Laue group"
+        assert file.attrs["symmetry_groups"] == "m-3m"
+    found = io.read_map("map.h5")
+    counts = infer.count_disks(io.read_disks("scan.h5"), 0.3, 1.5).reshape(SHAPE)
+    np.testing.assert_array_equal(found.n_disks, counts)
+    np.testing.assert_array_equal(found.phase, np.where(counts >= infer.MIN_DISKS, 0, -1))
+    assert found.phase[EMPTY] == -1 and (found.phase == 0).sum() >= 6
+    unassigned = found.phase == -1
+    assert np.isnan(found.orientation[unassigned]).all()
+    assert (found.confidence[unassigned] == 0).all()
+    turns = found.orientation[~unassigned]
+    np.testing.assert_allclose(turns @ turns.swapaxes(-1, -2), np.eye(3) + 0 * turns, atol=1e-5)
+    assert found.phase_names == ("Cu",) and found.crystals[0].laue_group == "m-3m"
+    assert ((found.confidence >= 0) & (found.confidence_mod180 >= found.confidence - 1e-6)).all()
+
+
+def test_answers_lie_where_their_positions_do(trained, here, answers):
+    answer, counts = answers
+    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
+    assert {path.name for path in here.iterdir()} == {"scan.h5", "map.h5"}
+    found = io.read_map("map.h5")
+    for flat, position in enumerate(np.ndindex(SHAPE)):
+        np.testing.assert_array_equal(found.orientation[position], answer.orientation[flat])
+        np.testing.assert_array_equal(found.second_orientation[position], answer[4][flat])
+        assert found.score[position] == np.float32(answer.score[flat])
+        assert found.confidence[position] == np.float32(answer.confidence[flat])
+        assert found.confidence_mod180[position] == np.float32(answer.confidence_mod180[flat])
+        assert found.second_score[position] == np.float32(answer.second_score[flat])
+        assert found.n_disks[position] == counts[flat]
+    expected = np.zeros(SHAPE, int)
+    expected[-1, -1] = -1
+    np.testing.assert_array_equal(found.phase, expected)
+    expected[0, 0] = -1
+    np.testing.assert_array_equal(found.second_phase, expected)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-refine", "--batch", "24"]])
+def test_inference_options_reach_the_inference(options, trained, here, answers, monkeypatch):
+    asked = []
+    reply = mapping.predict_scan
+    monkeypatch.setattr(
+        mapping, "predict_scan", lambda *args, **rest: (asked.append(args[2]), reply())[1]
+    )
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure", *options]
+    assert run(*argv) == 0
+    default = infer.InferConfig()
+    config = asked.pop()
+    assert config == (dataclasses.replace(default, refine=False, batch=24) if options else default)
+
+
+def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypatch, capsys):
+    """Scan, map and truth share one order of positions and one convention."""
+    truth = io.read_truth(write_truth(here / "truth.h5"))
+    symmetry = operations(model.load_model(trained).material.crystal)
+    right = (symmetry[7] @ truth.orientation).reshape(-1, 3, 3)
+    ones, counts = np.ones(len(right)), np.full(len(right), 5)
+    answer = infer.Answer(right, ones, ones, ones, right, ones)
+    monkeypatch.setattr(mapping, "predict_scan", lambda *args, **kwargs: (answer, counts))
+    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
+    capsys.readouterr()
+    assert run("evaluate", "map.h5", "truth.h5", "--json") == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["phases"]["Cu"]["n"] == (truth.boundary_weight == 0).sum() > 0
+    assert score["phases"]["Cu"]["plain"]["within_2"] == 1.0
+    assert run("evaluate", "map.h5", "truth.h5") == 0
+    assert re.search(r"Cu +\d+ +plain", capsys.readouterr().out)
+
+
+def test_maps_are_replaced_only_when_asked(trained, here, answers, capsys):
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5"]
+    assert run(*argv) == 0
+    assert_refused(argv, here, capsys, "map.h5", "exists")
+    before = contents(here)
+    assert run(*argv, "--overwrite", "--voltage-kv", "300") == 0
+    after = contents(here)
+    assert before.keys() == after.keys() and before["map.h5"] != after["map.h5"]
+
+
+def test_a_picture_in_the_way_stops_the_map_before_the_work(trained, here, monkeypatch, capsys):
+    monkeypatch.setattr(mapping, "predict_scan", lambda *args, **kwargs: pytest.fail("worked"))
+    (here / "map.png").write_bytes(b"a picture")
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5"]
+    assert_refused(argv, here, capsys, "map.png", "exists")
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def without_bragg_vectors(path):
+    with h5py.File(path, "r+") as file:
+        del file["datacube_root/braggvectors"]
+
+
+def without_disks(path):
+    with h5py.File(path, "r+") as file:
+        kind = file[DISKS].dtype
+        del file[DISKS]
+        file.create_dataset(DISKS, SHAPE, kind)
+
+
+def with_nan(path):
+    with h5py.File(path, "r+") as file:
+        disks = file[DISKS][2, 1]
+        disks["intensity"][0] = np.nan
+        file[DISKS][2, 1] = disks
+
+
+BAD_SCANS = {
+    "missing": (lambda path: path.unlink(), ["does not exist"]),
+    "truncated": (truncate, ["cut short"]),
+    "not HDF5": (lambda path: path.write_text("qx qy I"), ["not an HDF5 file"]),
+    "empty file": (lambda path: path.write_bytes(b""), ["not an HDF5 file"]),
+    "no Bragg vectors": (without_bragg_vectors, ["no Bragg vectors"]),
+    "pixels": (lambda path: write_scan(path, Q_pixel_units="pixels"), ["pixel size", "pixels"]),
+    "no units": (lambda path: write_scan(path, Q_pixel_units=None), ["pixel size"]),
+    "no pixel size": (lambda path: write_scan(path, Q_pixel_size=None), ["pixel size"]),
+    "no origin": (lambda path: write_scan(path, qx0=None), ["no origin"]),
+    "all empty": (without_disks, ["no disk"]),
+    "NaN": (with_nan, ["not finite", "(2, 1)"]),
+    "other voltage": (lambda path: write_scan(path, beam_energy=200e3), ["200 kV", "300 kV"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SCANS)
+def test_unusable_scans_are_refused(case, trained, here, capsys):
+    spoil, words = BAD_SCANS[case]
+    spoil(here / "scan.h5")
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5"]
+    assert_refused(argv, here, capsys, "scan.h5", *words)
+
+
+def test_the_voltage_can_be_stated(trained, here, answers, capsys):
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
+    assert_refused([*argv, "--voltage-kv", "80"], here, capsys, "scan.h5", "80 kV", "300 kV")
+    write_scan(here / "scan.h5", beam_energy=200e3)
+    assert run(*argv, "--voltage-kv", "300") == 0
+    write_scan(here / "scan.h5", beam_energy=302e3)
+    assert run(*argv, "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--model", "no-such-model"], ["no-such-model", "packaged model"]),
+        (["--model", "broken"], ["broken", "model"]),
+        (["--out", "nowhere/map.h5"], ["nowhere", "does not exist"]),
+        (["--out", "map.png"], ["map.png"]),
+        (["--out", "scan.h5", "--overwrite"], ["scan.h5", "itself"]),
+        (["--out", "broken", "--overwrite"], ["broken", "folder"]),
+        (["--batch", "0"], ["--batch"]),
+        (["--voltage-kv", "-3"], ["--voltage-kv"]),
+        (["--voltage-kv", "nan"], ["--voltage-kv"]),
+    ],
+)
+def test_unusable_options_of_map_are_refused(changes, words, trained, here, capsys):
+    shutil.copytree(trained, here / "broken", ignore=shutil.ignore_patterns("checkpoints"))
+    weights = here / "broken" / "weights.msgpack"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    options = {"--model": trained, "--out": "map.h5"}
+    options |= dict(zip(changes[:2:2], changes[1:2], strict=True))
+    flat = [word for pair in options.items() for word in pair]
+    assert_refused(["map", "scan.h5", *flat, *changes[2:]], here, capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["--cif", "missing.cif"], ["missing.cif"]),
+        (["--cif", "bad.cif"], ["bad.cif", "CIF"]),
+        (["--cif", "scan.h5"], ["scan.h5", "CIF"]),
+        (["--k-max", "0.2"], ["Cu.cif", "k_max"]),
+        (["--k-max", "nan"], ["--k-max"]),
+        (["--voltage-kv", "-300"], ["--voltage-kv"]),
+        (["--minutes", "0"], ["--minutes"]),
+        (["--steps", "0"], ["--steps"]),
+        (["--batch", "33"], ["--batch", "33"]),
+        (["--spacing-deg", "0"], ["--spacing-deg"]),
+        (["--out", "finished"], ["finished", "--overwrite"]),
+        (["--out", "scan.h5"], ["scan.h5", "file"]),
+        (["--out", "."], [".", "other files"]),
+        (["--out", ".", "--overwrite"], [".", "other files"]),
+        (["--out", "nowhere/model"], ["nowhere"]),
+    ],
+)
+def test_unusable_options_of_train_are_refused(changes, words, trained, here, capsys):
+    (here / "bad.cif").write_text("data_x\n_cell_length_a nonsense\nloop_\n")
+    shutil.copytree(trained, here / "finished")
+    options = {"--cif": CIF, "--out": "model", "--steps": "5"}
+    options |= dict(zip(changes[:2:2], changes[1:2], strict=True))
+    flat = [word for pair in options.items() for word in pair]
+    assert_refused(["train", *flat, *changes[2:]], here, capsys, *words)
+
+
+def test_unusable_maps_and_truths_are_refused(trained, here, answers, capsys):
+    write_truth(here / "truth.h5")
+    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
+    assert_refused(["evaluate", "none.h5", "truth.h5"], here, capsys, "none.h5")
+    assert_refused(["evaluate", "scan.h5", "truth.h5"], here, capsys, "scan.h5", "map")
+    assert_refused(["evaluate", "map.h5", "none.h5"], here, capsys, "none.h5")
+    assert_refused(["evaluate", "map.h5", "scan.h5"], here, capsys, "scan.h5", "orientation")
+    larger = demo.sample("cu_truth.h5")
+    assert_refused(["evaluate", "map.h5", larger], here, capsys, "map.h5", larger, "64 x 64")
+
+
+def test_an_interruption_leaves_nothing(trained, here, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    before = contents(here)
+    monkeypatch.setattr(mapping, "predict_scan", interrupt)
+    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5") == 130
+    assert capsys.readouterr().err == "jaxstem: interrupted.\n"
+    assert contents(here) == before
+
+
+def test_a_picture_that_fails_leaves_no_map(trained, here, answers, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no picture")
+
+    before = contents(here)
+    monkeypatch.setattr(maps, "figure", fail)
+    with pytest.raises(RuntimeError):
+        run("map", "scan.h5", "--model", trained, "--out", "map.h5")
+    assert contents(here) == before
+
+
+def test_a_scan_out_of_the_models_reach_is_mapped_as_unassigned(trained, here, capsys):
+    write_scan(here / "scan.h5", Q_pixel_size=3.0)
+    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5") == 0
+    assert "0 assigned" in capsys.readouterr().out
+    assert (io.read_map("map.h5").phase == -1).all()
+
+
+def test_a_process_of_its_own_refuses_in_one_line(here):
+    done = run_process("map", "scan.h5", "--model", "no-such-model", "--out", "map.h5")
+    assert done.returncode == 2
+    assert re.fullmatch(r"jaxstem: no-such-model[^\n]*\.\n", done.stderr)
+    assert not (here / "map.h5").exists()
+
+
+def test_the_demo_leaves_other_files_alone(here, capsys):
+    assert_refused(["demo", "--out", "."], here, capsys, "other files")
+    assert_refused(["demo", "--out", "scan.h5"], here, capsys, "scan.h5")
+    assert_refused(["demo", "--out", "nowhere/demo"], here, capsys, "nowhere")
+    (here / "mine").mkdir()
+    (here / "mine" / "map.h5").write_text("precious")
+    assert_refused(["demo", "--out", "mine"], here, capsys, "mine", "other files")
+
+
+@pytest.mark.skipif(demo.MODEL not in model.packaged_models(), reason="no packaged model yet")
+def test_the_demo_maps_the_sample_scan(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("demo") == 0
+    out = capsys.readouterr().out
+    folder = tmp_path / "jaxstem-demo"
+    assert {path.name for path in folder.iterdir()} == set(demo.FILES)
+    assert {path.name for path in tmp_path.iterdir()} == {"jaxstem-demo"}
+    for name in demo.FILES:
+        assert f"jaxstem-demo/{name}" in out
+    score = json.loads((folder / "score.json").read_text())
+    assert score["phases"]["Cu"]["n"] == 2971
+    assert score["phases"]["Cu"]["plain"]["within_5"] > 0.6
+    found = io.read_map(folder / "map.h5")
+    truth = io.read_truth(demo.sample("cu_truth.h5"))
+    symmetry = operations(found.crystals[0]).astype(np.float32)
+    inside = (truth.boundary_weight == 0) & (found.phase == 0)
+    errors = so3.misorientation(found.orientation[inside], truth.orientation[inside], symmetry)
+    assert np.median(np.rad2deg(errors)) < 3
+    assert cli.main(["demo"]) == 0
