@@ -23,16 +23,15 @@ from jaxstem.kinematic import Disks
 class Acquisition:
     """Ranges (low, high), drawn uniformly for each pattern, log-uniformly where said.
 
-    thickness: of the foil [Å] (log); intensity_scatter: standard deviation of the natural logarithm
-    of each intensity, which stands for what two-beam theory leaves out; dose: electrons a pattern
+    intensity_scatter: standard deviation of the natural logarithm
+    of each intensity, which stands for what the simulation leaves out; dose: electrons a pattern
     (log); background: diffuse counts under a disk, share of the dose; cutoff: weakest intensity
     that is detected (log), lowered where needed to leave four disks; missed: share of disks lost;
     false_rate: mean number of false disks; position_jitter [1/Å]; centre [1/Å], scale, ellipticity:
     standard deviations of calibration errors (not ranges).
     """
 
-    thickness: tuple[float, float] = (30.0, 400.0)
-    intensity_scatter: tuple[float, float] = (0.0, 1.2)
+    intensity_scatter: tuple[float, float] = (0.0, 0.8)
     dose: tuple[float, float] = (2e4, 2e6)
     background: tuple[float, float] = (0.0, 1e-3)
     cutoff: tuple[float, float] = (2e-4, 5e-3)
@@ -45,7 +44,6 @@ class Acquisition:
 
 
 CLEAN = Acquisition(
-    thickness=(100.0, 100.0),
     intensity_scatter=(0.0, 0.0),
     dose=(1e9, 1e9),
     background=(0.0, 0.0),

@@ -13,7 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.spatial import cKDTree
 
 from jaxstem import so3
 
@@ -43,12 +45,16 @@ def orientation_space(operations, cells, label_width: float) -> OrientationSpace
     operation_quaternions = so3.matrix_to_quaternion(operations)
     cells = jnp.asarray(cells, jnp.float32).reshape(-1, 4)
     n_near = min(LABEL_NEIGHBOURS, len(cells))
-    neighbours, _ = nearest_cells(cells, cells, operation_quaternions, n_near)
+    neighbours = (
+        nearest_cells(cells, cells, operation_quaternions, n_near)[0]
+        if n_near
+        else np.zeros((0, 0), int)
+    )
     return OrientationSpace(
         operations,
         operation_quaternions,
         cells,
-        neighbours,
+        jnp.asarray(neighbours, jnp.int32),
         jnp.asarray(label_width, jnp.float32),
     )
 
@@ -65,22 +71,23 @@ def half_angle_cosine(
 
 
 def nearest_cells(
-    q: Float[Array, "b 4"],
-    cells: Float[Array, "m 4"],
-    operation_quaternions: Float[Array, "n 4"],
+    q: Float[np.ndarray, "b 4"],
+    cells: Float[np.ndarray, "m 4"],
+    operation_quaternions: Float[np.ndarray, "n 4"],
     n_near: int,
-) -> tuple[Int[Array, "b n_near"], Int[Array, "b n_near"]]:
+) -> tuple[Int[np.ndarray, "b n_near"], Int[np.ndarray, "b n_near"]]:
     """The `n_near` cells nearest to each q, nearest first, and for each the operation O that
     brings it there: O @ R_cell is the equivalent of the cell next to q.
+
+    Set-up work on the host, by a tree over all equivalents of all cells: the chord between unit
+    quaternions grows with the angle between rotations, q and -q being the same rotation.
     """
-    inverse = so3.quaternion_conjugate(operation_quaternions)
-
-    def one(q):
-        cosine = jnp.abs(so3.quaternion_multiply(inverse, q) @ cells.T)
-        _, index = jax.lax.top_k(cosine.max(axis=0), n_near)
-        return index, jnp.argmax(cosine[:, index], axis=0)
-
-    return jax.jit(lambda qs: jax.lax.map(one, qs, batch_size=32))(jnp.asarray(q))
+    cells, operations = np.asarray(cells, float), np.asarray(operation_quaternions, float)
+    equivalents = np.asarray(so3.quaternion_multiply(operations[:, None], cells[None]))
+    points = np.concatenate([equivalents, -equivalents]).reshape(-1, 4)
+    _, found = cKDTree(points).query(np.asarray(q, float), k=np.arange(1, n_near + 1))
+    operation, cell = np.divmod(found % (len(points) // 2), len(cells))
+    return cell, operation
 
 
 def soft_labels(

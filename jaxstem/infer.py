@@ -63,16 +63,18 @@ class InferConfig:
     prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
     of a candidate (below one, since neither model is exact and both saw the same disks); lengths:
     numbers of disks to which patterns are padded; batch: patterns a step; chunk: patterns verified
-    at once within it (what fits a processor's cache).
+    at once within it (what fits a processor's cache); least: patterns for which a length of their
+    own is compiled.
     """
 
     refine: bool = True
     score: ScoreConfig = ScoreConfig()
     likelihood_weight: float = 0.35
-    prior_weight: float = 0.07
+    prior_weight: float = 0.05
     lengths: tuple[int, ...] = (8, 12, 16, 24)
     batch: int = 128
     chunk: int = 8
+    least: int = 1024
 
 
 def summarise(ranked: Ranked, operations: Float[Array, "n 3 3"], config: InferConfig) -> Answer:
@@ -184,15 +186,19 @@ def exposure(scan: DiskScan, k_min: float) -> Exposure:
 
 
 def buckets(
-    counts: Int[np.ndarray, " positions"], lengths: tuple[int, ...]
+    counts: Int[np.ndarray, " positions"], lengths: tuple[int, ...], least: int = 1
 ) -> list[tuple[int, Int[np.ndarray, " n"]]]:
     """Positions sorted into padded lengths: (length, flat indices) pairs, empty ones left out.
 
     A position goes to the shortest length that holds its disks, or to the longest one (which then
-    keeps its strongest); positions with fewer than `MIN_DISKS` go nowhere.
+    keeps its strongest); positions with fewer than `MIN_DISKS` go nowhere. Fewer than `least`
+    positions are not worth a compilation and go to the next longer length in use.
     """
     place = np.minimum(np.searchsorted(lengths, counts), len(lengths) - 1)
     place[counts < MIN_DISKS] = -1
+    for i in range(len(lengths) - 1):
+        if (place == i).sum() < least and (place > i).any():
+            place[place == i] = place[place > i].min()
     pairs = [(length, np.flatnonzero(place == i)) for i, length in enumerate(lengths)]
     return [(length, index) for length, index in pairs if len(index)]
 
@@ -237,7 +243,7 @@ def predict_scan(
     disable = None if progress is None else not progress
     with tqdm(total=int((counts >= MIN_DISKS).sum()), unit="pattern", disable=disable) as bar:
         pending: list[tuple[np.ndarray, Answer]] = []
-        for length, index in buckets(counts, config.lengths):
+        for length, index in buckets(counts, config.lengths, config.least):
             for start in range(0, len(index), batch):
                 chosen = index[start : start + batch]
                 padded = np.resize(chosen, batch)

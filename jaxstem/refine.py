@@ -47,6 +47,9 @@ SIBLING_REACH = 15.0
 """How far [degrees] a zone axis may lie from the beam for a turn about it to go unnoticed."""
 
 
+RARE_FALSE = 0.007
+"""Density per nat of ln I of false disks far above the detection limit: 5 % over seven nats."""
+
 VISIBLE_REACH = 3.0
 """How far [degrees] a candidate may be tilted from its cell and keep the cell's reflections."""
 
@@ -54,8 +57,8 @@ VISIBLE_REACH = 3.0
 @dataclass(frozen=True)
 class Level:
     """One level of the search: kernel width σ [1/Å], width of the excitation-error floor [1/Å],
-    half-range [degrees] and number of in-plane angles and of tilts along each axis, and how many
-    candidates go on to the next level.
+    half-range [degrees] and number of in-plane angles and of tilts along each axis, how many of the
+    cell's reflections are simulated, and how many candidates enter the level.
     """
 
     kernel: float
@@ -64,7 +67,8 @@ class Level:
     n_angles: int
     tilt: float
     n_tilts: int
-    keep: int
+    n_visible: int
+    n_candidates: int
 
 
 @dataclass(frozen=True)
@@ -72,23 +76,28 @@ class ScoreConfig:
     """What counts as agreement, and how it is searched.
 
     measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of the
-    distribution that are verified; levels: of the search. For the likelihood: position_sigma [1/Å];
-    intensity_scatter: of ln I; false_rate: false disks a pattern; detection: the most that a
-    reflection can be certain to be seen.
+    distribution that are verified; levels: of the search; n_final: candidates that are judged by
+    likelihood. For the likelihood: n_judged: strongest reflections that are expected; position_sigma
+    [1/Å]; intensity_scatter: of ln I about two-beam theory; false_rate: false disks a pattern;
+    false_decay: by how much ln I of a false disk exceeds the detection limit on average; detection:
+    the most that a reflection can be certain to be seen.
     """
 
     measured_power: float = 0.25
     predicted_power: float = 0.5
-    n_modes: int = 24
+    n_modes: int = 16
     levels: tuple[Level, ...] = (
-        Level(0.06, 0.02, 4.0, 9, 4.5, 7, 48),
-        Level(0.04, 0.008, 1.0, 5, 1.5, 7, 32),
-        Level(0.03, 0.003, 0.4, 5, 0.5, 7, 24),
-        Level(0.03, 0.003, 0.15, 5, 0.15, 5, 16),
+        Level(0.06, 0.02, 3.0, 7, 3.2, 5, 40, 128),
+        Level(0.04, 0.008, 1.0, 5, 1.5, 7, 64, 40),
+        Level(0.03, 0.003, 0.4, 5, 0.5, 7, 64, 28),
+        Level(0.03, 0.003, 0.15, 5, 0.15, 5, 64, 20),
     )
+    n_final: int = 16
+    n_judged: int = 56
     position_sigma: float = 0.015
     intensity_scatter: float = 1.0
     false_rate: float = 2.0
+    false_decay: float = 0.5
     detection: float = 0.97
 
 
@@ -167,10 +176,13 @@ def cosine(
     """Cosine score, 0 … 1, of all in-plane angles (predicted positions, 1/Å) times all tilts
     (predicted intensities to their power); `kernel` σ in 1/Å.
     """
-    distance = (qx[..., None] - pattern.qx) ** 2 + (qy[..., None] - pattern.qy) ** 2
-    partner = jnp.exp(jnp.max(pattern.log_weight - distance / (2 * kernel**2), axis=-1))
+    # disks come first, so that the maximum over them runs along whole vectors of reflections
+    dx = qx - pattern.qx[:, None, None]
+    dy = qy - pattern.qy[:, None, None]
+    agreement = pattern.log_weight[:, None, None] - (dx**2 + dy**2) * (0.5 / kernel**2)
+    partner = jnp.exp(jnp.max(agreement, axis=0))
     norm = jnp.sqrt(jnp.sum(predicted**2, axis=-1) + 1e-12)
-    return partner @ predicted.T / norm
+    return (partner @ predicted.T) / norm
 
 
 class Forward(NamedTuple):
@@ -194,15 +206,16 @@ def search(
     A small rotation vector ω in the lab frame turns g_lab by -ω × g_lab: its z part turns positions
     in-plane, its x and y parts change s by ω_y q_x - ω_x q_y.
     """
-    g_lab = forward.g @ orientation
+    g_lab = forward.g[: level.n_visible] @ orientation
     x, y = g_lab[:, 0], g_lab[:, 1]
     angles = jnp.deg2rad(jnp.linspace(-level.angle, level.angle, level.n_angles))
     cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
     axis = jnp.deg2rad(jnp.linspace(-level.tilt, level.tilt, level.n_tilts))
     tilt_x, tilt_y = (t.reshape(-1, 1) for t in jnp.meshgrid(axis, axis, indexing="ij"))
     s = excitation_error(g_lab, wavelength) + tilt_y * x - tilt_x * y
-    intensity = expected_intensity(s, forward.inverse_extinction, level.floor)
-    predicted = intensity**config.predicted_power * (x**2 + y**2 <= k_max**2)
+    strength = forward.inverse_extinction[: level.n_visible]
+    intensity = expected_intensity(s, strength, level.floor)
+    predicted = jnp.power(intensity, config.predicted_power) * (x**2 + y**2 <= k_max**2)
     scores = cosine(pattern, cos * x + sin * y, cos * y - sin * x, predicted, level.kernel)
     best = jnp.argmax(scores)
     i, j = best // scores.shape[1], best % scores.shape[1]
@@ -211,38 +224,60 @@ def search(
 
 
 def log_likelihood(
+    pattern: Pattern,
+    qx: Float[Array, " M"],
+    qy: Float[Array, " M"],
+    intensity: Float[Array, " M"],
+    k_max: float,
+    scatter: float,
+    config: ScoreConfig,
+) -> Float[Array, ""]:
+    """Log-probability [nat] of a pattern, relative to all its disks being false.
+
+    Predicted are positions [1/Å] and intensities (shares of the incident beam), known to within a
+    factor of logarithmic width σ = `scatter`. A reflection expected at ln I = μ is detected with
+    probability p = Φ((μ - ln cutoff) / σ). Each measured disk is explained by the reflection that
+    gains most over a false disk: normal in position, Student's t with three degrees of freedom in
+    ln I; false disks are uniform in area and few are much above the cutoff. Every reflection left
+    without a disk costs ln(1 - p).
+    """
+    mean = jnp.log(intensity + 1e-9)
+    inside = qx**2 + qy**2 <= k_max**2
+    seen = jax.scipy.stats.norm.cdf((mean - pattern.log_cutoff) / scatter)
+    absent = jnp.where(inside, jnp.log1p(-jnp.minimum(seen, config.detection)), 0.0)
+    sigma = config.position_sigma
+    distance = (qx - pattern.qx[:, None]) ** 2 + (qy - pattern.qy[:, None]) ** 2
+    position = -distance / (2 * sigma**2) - jnp.log(2 * jnp.pi * sigma**2)
+    deviation = (pattern.log_share[:, None] - mean) / scatter
+    likeness = -2.0 * jnp.log1p(deviation**2 / 3.0) - 1.0 - jnp.log(scatter)
+    above = jnp.maximum(pattern.log_share - pattern.log_cutoff, 0.0) / config.false_decay
+    decay = jnp.logaddexp(-above - jnp.log(config.false_decay), jnp.log(RARE_FALSE))
+    false = jnp.log(config.false_rate / (jnp.pi * k_max**2)) + decay
+    gain = jnp.where(inside, position + likeness - false[:, None], -1e3) - absent
+    explained = jnp.where(pattern.mask, jnp.maximum(gain.max(axis=1), 0.0), 0.0)
+    return explained.sum() + absent.sum()
+
+
+def two_beam_likelihood(
     orientation: Float[Array, "3 3"],
     pattern: Pattern,
     forward: Forward,
     wavelength: float,
     k_max: float,
-    floor: float,
     config: ScoreConfig,
 ) -> Float[Array, ""]:
-    """Log-probability [nat] of a pattern, relative to all its disks being false.
+    """`log_likelihood` under two-beam intensities averaged over thickness.
 
-    A reflection expected at ln I = μ is detected with probability p = Φ((μ - ln cutoff) / σ). Each
-    measured disk is explained by the reflection that gains most over a false disk (uniform in area,
-    and in ln I over four nats): normal in position, Student's t with three degrees of freedom in
-    ln I; every reflection left without a disk costs ln(1 - p).
+    `forward` holds all reflections of the crystal, of which the `n_judged` strongest count.
     """
     g_lab = forward.g @ orientation
-    x, y = g_lab[:, 0], g_lab[:, 1]
     s = excitation_error(g_lab, wavelength)
-    mean = jnp.log(expected_intensity(s, forward.inverse_extinction, floor))
-    inside = x**2 + y**2 <= k_max**2
-    scatter = config.intensity_scatter
-    seen = jax.scipy.stats.norm.cdf((mean - pattern.log_cutoff) / scatter)
-    absent = jnp.where(inside, jnp.log1p(-jnp.minimum(seen, config.detection)), 0.0)
-    sigma = config.position_sigma
-    distance = (x - pattern.qx[:, None]) ** 2 + (y - pattern.qy[:, None]) ** 2
-    position = -distance / (2 * sigma**2) - jnp.log(2 * jnp.pi * sigma**2)
-    deviation = (pattern.log_share[:, None] - mean) / scatter
-    intensity = -2.0 * jnp.log1p(deviation**2 / 3.0) - 1.0 - jnp.log(scatter)
-    false = jnp.log(config.false_rate / (jnp.pi * k_max**2) / 4.0)
-    gain = jnp.where(inside, position + intensity - false, -1e3) - absent
-    explained = jnp.where(pattern.mask, jnp.maximum(gain.max(axis=1), 0.0), 0.0)
-    return explained.sum() + absent.sum()
+    intensity = expected_intensity(s, forward.inverse_extinction, config.levels[-1].floor)
+    inside = g_lab[:, 0] ** 2 + g_lab[:, 1] ** 2 <= k_max**2
+    n_judged = min(config.n_judged, len(intensity))
+    intensity, index = jax.lax.top_k(jnp.where(inside, intensity, 0.0), n_judged)
+    qx, qy = g_lab[index, 0], g_lab[index, 1]
+    return log_likelihood(pattern, qx, qy, intensity, k_max, config.intensity_scatter, config)
 
 
 class Ranked(NamedTuple):
@@ -319,18 +354,22 @@ def verify(
     )
     visible = tables.visible[cell]
     forward = Forward(reflectors.g[visible], reflectors.inverse_extinction[visible])
+    score = None
     for level in config.levels:
+        if score is not None and level.n_candidates < len(score):
+            score, keep = jax.lax.top_k(score, level.n_candidates)
+            orientation, prior = orientation[keep], prior[keep]
+            forward = jax.tree.map(lambda x, keep=keep: x[keep], forward)
         on_level = lambda r, f, level=level: search(  # noqa: E731
             r, pattern, f, wavelength, k_max, level, config
         )
         orientation, score = jax.vmap(on_level)(orientation, forward)
-        score, keep = jax.lax.top_k(score, min(level.keep, len(score)))
-        orientation, prior = orientation[keep], prior[keep]
-        forward = jax.tree.map(lambda x, keep=keep: x[keep], forward)
-    floor = config.levels[-1].floor
+    score, keep = jax.lax.top_k(score, min(config.n_final, len(score)))
+    orientation, prior = orientation[keep], prior[keep]
+    everything = Forward(reflectors.g, reflectors.inverse_extinction)
     probability = jax.vmap(
-        lambda r, f: log_likelihood(r, pattern, f, wavelength, k_max, floor, config)
-    )(orientation, forward)
+        lambda r: two_beam_likelihood(r, pattern, everything, wavelength, k_max, config)
+    )(orientation)
     return Ranked(orientation, score, probability, prior)
 
 
@@ -373,11 +412,11 @@ def candidate_tables(
     turned = turns[axis] @ cells[:, None]
     index, operation = nearest_cells(so3.matrix_to_quaternion(turned).reshape(-1, 4), grid, op_q, 1)
     shape = is_near.shape
-    back = jnp.swapaxes(operations, -1, -2)[operation[:, 0].reshape(shape)]
-    sibling = jnp.where(is_near, index[:, 0].reshape(shape), jnp.arange(len(grid))[:, None])
+    back = jnp.swapaxes(operations, -1, -2)[operation.reshape(shape)]
+    sibling = jnp.where(is_near, index.reshape(shape), jnp.arange(len(grid))[:, None])
     sibling_turn = jnp.where(is_near[..., None, None], back @ turns[axis], jnp.eye(3))
     visible = jax.lax.map(visible_of, cells, batch_size=256)
-    return CandidateTables(visible, neighbours, offsets, sibling, sibling_turn)
+    return CandidateTables(visible, jnp.asarray(neighbours), offsets, sibling, sibling_turn)
 
 
 def zone_axis_turns(

@@ -28,9 +28,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
 from jaxstem import checkpoint, losses, parallel, so3
-from jaxstem.acquisition import Acquisition, acquire, draw
+from jaxstem.acquisition import Acquisition, acquire
 from jaxstem.errors import InputError
-from jaxstem.kinematic import Disks, Reflectors, strongest, two_beam
+from jaxstem.kinematic import Disks
+from jaxstem.library import Library, LibraryConfig, TwoBeam, build_library, sample_pattern
 from jaxstem.model import MODEL_FILES, Material, Model, build_network, save_model
 from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
 
@@ -42,12 +43,15 @@ EXTRA_DISKS = 8
 class TrainConfig:
     """Everything that decides a training run, besides the material.
 
-    steps: 0 means as many as fit into `minutes`; batch: patterns a step, over all devices;
-    learning_rate: peak of a warm-up and cosine schedule; n_validation: patterns in each check.
+    physics: "bloch" (a library of dynamical patterns) or "two_beam"; steps: 0 means as many as fit
+    into `minutes`; batch: patterns a step, over all devices; learning_rate: peak of a warm-up and
+    cosine schedule; n_validation: patterns in each check.
     """
 
     model: ModelConfig = ModelConfig()
     acquisition: Acquisition = Acquisition()
+    library: LibraryConfig = LibraryConfig()
+    physics: str = "bloch"
     loss: str = ""
     steps: int = 0
     minutes: float = 15.0
@@ -92,27 +96,21 @@ class Batch(NamedTuple):
 
 def simulate_pattern(
     key: PRNGKeyArray,
-    reflectors: Reflectors,
-    wavelength: float,
+    source: Library | TwoBeam,
     acquisition: Acquisition,
     n_disks: int,
     k_max: float,
 ) -> tuple[Disks, Float[Array, "3 3"]]:
     """One random orientation and its spoilt pattern of at most `n_disks` disks within k_max."""
-    key_orientation, key_thickness, key_acquire = jax.random.split(key, 3)
-    orientation = so3.random_rotations(key_orientation, ())
-    thickness = draw(key_thickness, acquisition.thickness, log=True)
-    disks = strongest(
-        *two_beam(orientation, reflectors, wavelength, thickness), n_disks + EXTRA_DISKS
-    )
+    key_sample, key_acquire = jax.random.split(key)
+    disks, orientation = sample_pattern(key_sample, source, n_disks + EXTRA_DISKS)
     return acquire(key_acquire, disks, acquisition, n_disks, k_max), orientation
 
 
 def simulate_batch(
     key: PRNGKeyArray,
     index: Int[Array, " B"],
-    material_arrays: Reflectors,
-    wavelength: float,
+    source: Library | TwoBeam,
     acquisition: Acquisition,
     n_disks: int,
     k_max: float,
@@ -120,14 +118,22 @@ def simulate_batch(
     """The patterns of these global sample indices, each from its own key."""
     keys = jax.vmap(partial(jax.random.fold_in, key))(index)
     one = partial(
-        simulate_pattern,
-        reflectors=material_arrays,
-        wavelength=wavelength,
-        acquisition=acquisition,
-        n_disks=n_disks,
-        k_max=k_max,
+        simulate_pattern, source=source, acquisition=acquisition, n_disks=n_disks, k_max=k_max
     )
     return Batch(*jax.vmap(one)(keys))
+
+
+def make_source(
+    material: Material, config: TrainConfig, progress: bool | None = None
+) -> Library | TwoBeam:
+    """Where the run's patterns come from: a Bloch-wave library, or two-beam theory."""
+    if config.physics == "bloch":
+        return build_library(material, config.library, config.seed, progress)
+    return TwoBeam(
+        material.reflectors(),
+        jnp.asarray(material.wavelength, jnp.float32),
+        jnp.log(jnp.asarray(config.library.thickness, jnp.float32)),
+    )
 
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
@@ -159,8 +165,8 @@ def make_train_step(
     config: TrainConfig,
     optimiser: optax.GradientTransformation,
     mesh: Mesh,
-) -> Callable[[TrainState, PRNGKeyArray], tuple[TrainState, Float[Array, ""]]]:
-    """The jitted `(state, key) -> (state, mean loss)` on all devices of the mesh.
+) -> Callable[[TrainState, PRNGKeyArray, Any], tuple[TrainState, Float[Array, ""]]]:
+    """The jitted `(state, key, source) -> (state, mean loss)` on all devices of the mesh.
 
     Raises InputError when the batch does not divide evenly among the devices.
     """
@@ -170,20 +176,14 @@ def make_train_step(
             "choose a multiple."
         )
     per_device = config.batch // mesh.size
-    reflectors, space = material.reflectors(), material.space()
+    space = material.space()
     loss_fn = losses.batched(config.loss_name)
 
-    def step(state: TrainState, key: PRNGKeyArray):
+    def step(state: TrainState, key: PRNGKeyArray, source: Library | TwoBeam):
         key = jax.random.fold_in(key, state.step)
         index = parallel.sample_index(per_device)
         batch = simulate_batch(
-            key,
-            index,
-            reflectors,
-            material.wavelength,
-            config.acquisition,
-            config.model.n_disks,
-            material.k_max,
+            key, index, source, config.acquisition, config.model.n_disks, material.k_max
         )
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1 << 30), index[0])
 
@@ -204,29 +204,31 @@ def make_train_step(
         return TrainState(state.step + 1, state.total, params, opt_state), loss
 
     replicated = parallel.REPLICATED
-    return parallel.pmap(step, mesh, (replicated, replicated), replicated, donate=(0,))
+    return parallel.pmap(step, mesh, (replicated, replicated, replicated), replicated, (0,))
 
 
 def make_validation(
-    network: OrientationTransformer, material: Material, config: TrainConfig
+    network: OrientationTransformer,
+    material: Material,
+    config: TrainConfig,
+    source: Library | TwoBeam,
 ) -> Callable[[Any], dict[str, float]]:
     """A function of the parameters: loss and angles on fixed random spoilt patterns.
 
     Angles in degrees, modulo the Laue group; for the grid head those of the best cell, and the
     share with the truth's neighbourhood (within 1.2 spacings) among the best 16 cells.
     """
-    reflectors, space = material.reflectors(), material.space()
+    space = material.space()
     loss_fn = losses.batched(config.loss_name)
     n = config.n_validation
     cells = so3.quaternion_to_matrix(jnp.asarray(material.grid))
 
     @jax.jit
-    def measure(params):
+    def measure(params, source):
         batch = simulate_batch(
             jax.random.key(20_260_101),
             jnp.arange(n),
-            reflectors,
-            material.wavelength,
+            source,
             config.acquisition,
             config.model.n_disks,
             material.k_max,
@@ -241,7 +243,7 @@ def make_validation(
         return loss, angle
 
     def validate(params) -> dict[str, float]:
-        loss, angle = measure(params)
+        loss, angle = measure(params, source)
         angle = np.rad2deg(np.asarray(angle))
         reach = 1.2 * np.rad2deg(material.spacing)
         return {
@@ -258,18 +260,22 @@ def init_state(
     network: OrientationTransformer, optimiser: optax.GradientTransformation, seed: int, total: int
 ) -> TrainState:
     """Fresh parameters and optimiser state at step 0 of `total`."""
-    params = init_params(network, jax.random.key(seed))
+    params = jax.jit(partial(init_params, network))(jax.random.key(seed))
     number = lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
     return TrainState(number(0), number(total), params, optimiser.init(params))
 
 
-def seconds_per_step(step_fn: Callable, state: TrainState, key: PRNGKeyArray, n: int = 12) -> float:
-    """Time of a compiled step [s]: the mean over `n` steps after one to compile. Uses up `state`."""
-    state, loss = step_fn(state, key)
+def seconds_per_step(
+    step_fn: Callable[[TrainState], tuple[TrainState, Float[Array, ""]]],
+    state: TrainState,
+    n: int = 12,
+) -> float:
+    """Time of a compiled step [s]: the mean over `n` after one to compile. Uses up `state`."""
+    state, loss = step_fn(state)
     jax.block_until_ready(loss)
     start = time.perf_counter()
     for _ in range(n):
-        state, loss = step_fn(state, key)
+        state, loss = step_fn(state)
     jax.block_until_ready(loss)
     return (time.perf_counter() - start) / n
 
@@ -294,21 +300,24 @@ def train(
     out = Path(out)
     start = time.perf_counter()
     mesh = mesh or parallel.make_mesh()
-    settings = _settings(material, config)
-    total = _claim_folder(out, settings, overwrite)
     network = build_network(config.model, material)
     optimiser = make_optimiser(config)
-    step_fn = make_train_step(network, material, config, optimiser, mesh)
-    validate = make_validation(network, material, config)
-    key = jax.random.key(config.seed)
+    train_step = make_train_step(network, material, config, optimiser, mesh)
+    settings = _settings(material, config)
+    total = _claim_folder(out, settings, overwrite)
+    everywhere = jax.NamedSharding(mesh, parallel.REPLICATED)
+    source = jax.device_put(make_source(material, config, progress), everywhere)
+    validate = make_validation(network, material, config, source)
+    key = jax.device_put(jax.random.key(config.seed), everywhere)
+    step_fn = lambda state: train_step(state, key, source)  # noqa: E731
     if total == 0:
         probe = init_state(network, optimiser, config.seed, 1_000_000)
-        each = seconds_per_step(step_fn, probe, key)
+        each = seconds_per_step(step_fn, jax.device_put(probe, everywhere))
         left = 60 * config.minutes * 0.97 - (time.perf_counter() - start)
         total = max(20, int(left / each))
     _write_json(out / "run.json", {**settings, "total_steps": total})
 
-    state = init_state(network, optimiser, config.seed, total)
+    state = jax.device_put(init_state(network, optimiser, config.seed, total), everywhere)
     checkpoints = checkpoint.open_checkpoints(out / "checkpoints")
     state = checkpoint.restore_newest(checkpoints, state) or state
     first = int(state.step)
@@ -321,7 +330,7 @@ def train(
     with bar, (out / "metrics.jsonl").open("a") as log:
         checked = first
         for number in range(first, last):
-            state, loss = step_fn(state, key)
+            state, loss = step_fn(state)
             loss_sum += loss
             bar.update()
             done = number + 1

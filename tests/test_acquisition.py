@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each acquisition effect does what its numbers say, on average over fresh keys."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxstem import acquisition
+from jaxstem.acquisition import CLEAN, Acquisition, acquire
+from jaxstem.kinematic import Disks
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+N = 4000
+K_MAX = 1.5
+REAL = 9
+
+
+@pytest.fixture
+def disks(rng):
+    """Nine disks within 1.2 1/Å, strongest first, and three of padding."""
+    padding = np.zeros(3)
+    radius, angle = rng.uniform(0.3, 1.2, REAL), rng.uniform(0, 2 * np.pi, REAL)
+    intensity = np.sort(rng.uniform(1e-3, 0.1, REAL))[::-1]
+    columns = [radius * np.cos(angle), radius * np.sin(angle), intensity, np.ones(REAL)]
+    qx, qy, intensity, mask = (np.concatenate([c, padding]) for c in columns)
+    as_float = partial(jnp.asarray, dtype=jnp.float32)
+    return Disks(as_float(qx), as_float(qy), as_float(intensity), jnp.asarray(mask, bool))
+
+
+def often(key, effect, n=N):
+    """`effect(key)` for n keys; arrays of numpy with a leading axis."""
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(effect))(jax.random.split(key, n)))
+
+
+def assert_spread(values, sigma):
+    """Standard deviation within five of its standard errors, mean within five of zero."""
+    n = values.size
+    assert np.std(values) == pytest.approx(sigma, rel=5 / np.sqrt(2 * n))
+    assert abs(np.mean(values)) < 5 * sigma / np.sqrt(n)
+
+
+def test_intensities_scatter_lognormally(key, disks):
+    out = often(key, lambda k: acquisition.scatter_intensities(k, disks, 0.7))
+    logarithm = np.log(out.intensity[:, :REAL] / np.asarray(disks.intensity)[:REAL])
+    assert_spread(logarithm, 0.7)
+    assert np.all(out.intensity[:, REAL:] == 0)
+    np.testing.assert_array_equal(out.qx[0], disks.qx)
+
+
+def test_counting_noise_has_poisson_variance(key, disks):
+    dose, background = 2e5, 1e-3
+    out = often(key, lambda k: acquisition.count_electrons(k, disks, dose, background))
+    counts = np.asarray(disks.intensity)[:REAL] * dose
+    deviation = (out.intensity[:, :REAL] * dose - counts) / np.sqrt(counts + background * dose)
+    assert_spread(deviation, 1.0)
+    assert out.intensity.min() >= 0
+    np.testing.assert_array_equal(out.mask[0], disks.mask)
+
+
+def test_disks_are_missed_at_the_given_share(key, disks):
+    out = often(key, lambda k: acquisition.miss_disks(k, disks, 0.2))
+    lost = 1 - out.mask[:, :REAL].mean()
+    assert lost == pytest.approx(0.2, abs=5 * np.sqrt(0.16 / (N * REAL)))
+    assert not out.mask[:, REAL:].any()
+
+
+def test_weak_disks_are_cut(disks):
+    cutoff = float(disks.intensity[4])
+    out = acquisition.cut_weak(disks, cutoff)
+    np.testing.assert_array_equal(out.mask, np.arange(12) < 5)
+    np.testing.assert_array_equal(out.intensity[:5], disks.intensity[:5])
+    assert not acquisition.cut_weak(disks, 0.0).mask[REAL:].any()
+
+
+def test_false_disks_have_their_number_and_range(key, disks):
+    rate, cutoff = 1.5, 2e-3
+    out = often(key, lambda k: acquisition.add_false_disks(k, disks, rate, cutoff, K_MAX))
+    np.testing.assert_array_equal(out.qx[:, :12], np.tile(disks.qx, (N, 1)))
+    np.testing.assert_array_equal(out.mask[:, :12], np.tile(disks.mask, (N, 1)))
+    mask = out.mask[:, 12:]
+    mean = stats.poisson(rate).expect(lambda n: np.minimum(n, 6))
+    assert mask.sum(axis=1).mean() == pytest.approx(mean, abs=5 * np.sqrt(rate / N))
+    radius = np.hypot(out.qx, out.qy)[:, 12:][mask]
+    assert radius.min() >= 0.1 * K_MAX - 1e-6 and radius.max() <= K_MAX + 1e-6
+    assert stats.kstest(radius, stats.uniform(0.1 * K_MAX, 0.9 * K_MAX).cdf).pvalue > 1e-6
+    angle = np.arctan2(out.qy, out.qx)[:, 12:][mask]
+    assert stats.kstest(angle, stats.uniform(-np.pi, 2 * np.pi).cdf).pvalue > 1e-6
+    level = np.log(out.intensity[:, 12:][mask] / cutoff) / np.log(4)
+    assert stats.kstest(level, stats.uniform(0, 1).cdf).pvalue > 1e-6
+    assert np.all(out.intensity[:, 12:][~mask] == 0)
+
+
+def test_positions_jitter_by_sigma(key, disks):
+    out = often(key, lambda k: acquisition.jitter_positions(k, disks, 0.01))
+    move_x, move_y = (out.qx - disks.qx)[:, :REAL], (out.qy - disks.qy)[:, :REAL]
+    assert_spread(move_x, 0.01)
+    assert_spread(move_y, 0.01)
+    assert abs(np.corrcoef(move_x.ravel(), move_y.ravel())[0, 1]) < 5 / np.sqrt(N * REAL)
+
+
+def test_miscalibration_has_its_standard_deviations(key):
+    corners = Disks(
+        jnp.array([0.0, 1.0, 0.0, 0.7]),
+        jnp.array([0.0, 0.0, 1.0, -0.2]),
+        jnp.ones(4),
+        jnp.ones(4, bool),
+    )
+    centre, scale, ellipticity = 0.02, 0.01, 0.005
+    out = often(key, lambda k: acquisition.miscalibrate(k, corners, centre, scale, ellipticity))
+    q = np.stack([out.qx, out.qy], axis=-1)
+    shift = q[:, 0]
+    assert_spread(shift, centre)
+    along_x, along_y = q[:, 1] - shift, q[:, 2] - shift
+    affine = np.stack([along_x, along_y], axis=-1)
+    assert_spread(np.trace(affine, axis1=1, axis2=2) / 2 - 1, scale)
+    assert_spread((affine[:, 0, 0] - affine[:, 1, 1]) / 2, ellipticity)
+    assert_spread(affine[:, 0, 1], ellipticity)
+    np.testing.assert_allclose(affine[:, 0, 1], affine[:, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(q[:, 3], shift + affine @ [0.7, -0.2], atol=1e-6)
+
+
+def test_keep_strongest_crops_sorts_and_normalises(disks):
+    far = disks._replace(qx=disks.qx.at[0].set(2.0))
+    out = acquisition.keep_strongest(far, 5, K_MAX)
+    expected = np.asarray(disks.intensity)[1:6]
+    np.testing.assert_allclose(out.intensity, expected / expected[0], rtol=1e-6)
+    np.testing.assert_array_equal(out.qx, disks.qx[1:6])
+    assert out.mask.all()
+    out = acquisition.keep_strongest(disks, 12, K_MAX)
+    np.testing.assert_array_equal(out.mask, disks.mask)
+
+
+def test_clean_changes_normalisation_only(key, disks):
+    faint = disks._replace(intensity=disks.intensity.at[REAL - 1].set(1e-7))
+    out = often(key, lambda k: acquire(k, faint, CLEAN, 12, K_MAX), 20)
+    expected = np.asarray(faint.intensity) / float(faint.intensity[0])
+    assert np.all(out.mask == (np.arange(12) < REAL - 1))  # one below the cutoff
+    np.testing.assert_allclose(out.intensity[:, : REAL - 1], np.tile(expected[:8], (20, 1)), 0.02)
+    np.testing.assert_array_equal(out.qx[0, :8], disks.qx[:8])
+    np.testing.assert_array_equal(out.qy[5, :8], disks.qy[:8])
+
+
+def test_four_disks_are_left_by_the_cutoff(key, disks):
+    blunt = replace(CLEAN, cutoff=(0.5, 0.9))
+    out = often(key, lambda k: acquire(k, disks, blunt, 12, K_MAX), 50)
+    assert np.all(out.mask.sum(axis=1) == 4)
+    np.testing.assert_array_equal(np.sort(out.qx[:, :4]), np.tile(np.sort(disks.qx[:4]), (50, 1)))
+
+
+def test_padding_is_never_revived(key, disks):
+    """Not even where counting noise gives padding an intensity: each disk is near a real one."""
+    noisy = Acquisition(
+        dose=(1e3, 1e4), background=(0.05, 0.1), cutoff=(1e-9, 1e-8), false_rate=(0.0, 0.0)
+    )
+    out = often(key, lambda k: acquire(k, disks, noisy, 12, K_MAX), 500)
+    assert out.mask.sum(axis=1).max() <= REAL
+    real = np.stack([disks.qx, disks.qy], -1)[:REAL]
+    found = np.stack([out.qx, out.qy], -1)[out.mask]
+    distance = np.linalg.norm(found[:, None] - real, axis=-1).min(axis=1)
+    assert distance.max() < 0.15
+
+
+def test_output_is_normalised_sorted_and_reproducible(key, disks):
+    program = lambda k: acquire(k, disks, Acquisition(), 10, K_MAX)  # noqa: E731
+    out = often(key, program, 300)
+    assert out.qx.shape == (300, 10)
+    any_disk = out.mask.any(axis=1)
+    assert any_disk.mean() > 0.9
+    np.testing.assert_allclose(out.intensity[any_disk, 0], 1, rtol=1e-6)
+    assert np.all(np.diff(out.intensity, axis=1) <= 0)
+    for values in (out.qx, out.qy, out.intensity):
+        assert np.isfinite(values).all()
+        assert np.all(values[~out.mask] == 0)
+    assert np.hypot(out.qx, out.qy).max() <= K_MAX + 1e-6
+    again = often(key, program, 300)
+    jax.tree.map(np.testing.assert_array_equal, out, again)
+    assert len(np.unique(out.qx[:, 0])) > 200

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From scans to answers: sorting into lengths, exposure, confidence, one device or eight."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from jaxstem import infer, parallel, so3
+from jaxstem.infer import (
+    MIN_DISKS,
+    InferConfig,
+    buckets,
+    count_disks,
+    exposure,
+    predict_scan,
+    summarise,
+)
+from jaxstem.io import DiskScan, pad_disks
+from jaxstem.kinematic import strongest, two_beam
+from jaxstem.model import Model, build_network
+from jaxstem.refine import BEAM_TURN, Ranked, ScoreConfig
+from jaxstem.transformer import init_params
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+LEVEL = ScoreConfig().levels[1]
+CONFIG = InferConfig(
+    score=ScoreConfig(n_modes=4, levels=(LEVEL, replace(LEVEL, angle=0.2, tilt=0.3))),
+    lengths=(16,),
+    batch=8,
+    chunk=4,
+    least=1,
+)
+DIRECT = 10.0
+"""Intensity of the direct beam, where the scan has it."""
+
+
+def random_matrices(rng, n):
+    return Rotation.random(n, random_state=rng.integers(2**31)).as_matrix().astype(np.float32)
+
+
+def scan_of(lists):
+    """A one-row scan from (n, 3) arrays of qx, qy, intensity."""
+    disks = np.concatenate([np.zeros((0, 3)), *lists]).astype(np.float32)
+    return DiskScan(
+        disks[:, 0],
+        disks[:, 1],
+        disks[:, 2],
+        np.cumsum([0, *(len(one) for one in lists)]).astype(np.int64),
+        (1, len(lists)),
+        1.0,
+        "nm",
+        300.0,
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def model(copper, tiny):
+    """An untrained network."""
+    network = build_network(tiny.model, copper)
+    params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
+    return Model(tiny.model, copper, params)
+
+
+@pytest.fixture(scope="module")
+def scan(copper):
+    """Thirteen positions: two-beam patterns with the direct beam, of which 3 has two disks besides
+    it, 7 nothing at all, and 11 no direct beam.
+    """
+    rng = np.random.default_rng(7)
+    orientation = random_matrices(rng, 13)
+    beams = two_beam(orientation, copper.reflectors(), copper.wavelength, 100.0)
+    disks = strongest(*beams, 14, 1e-3)
+    lists = []
+    for qx, qy, intensity, mask in zip(*(np.asarray(x) for x in disks), strict=True):
+        found = np.stack([qx, qy, DIRECT * intensity], axis=-1)[mask]
+        lists.append(np.concatenate([[[0.0, 0.0, DIRECT]], found]))
+    lists[3] = lists[3][:3]
+    lists[7] = lists[7][:0]
+    lists[11] = lists[11][1:]
+    assert min(len(one) for i, one in enumerate(lists) if i not in (3, 7)) > MIN_DISKS
+    return scan_of(lists)
+
+
+def on_devices(model, scan, config, n):
+    mesh = parallel.make_mesh(jax.devices()[:n])
+    return predict_scan(model, scan, config, mesh=mesh, progress=False)
+
+
+@pytest.fixture(scope="module")
+def answers(model, scan):
+    return {n: on_devices(model, scan, CONFIG, n) for n in (1, 2, 8)}
+
+
+def test_unassigned_positions(answers):
+    answer, counts = answers[1]
+    assert counts[3] == 2 and counts[7] == 0
+    unassigned = np.isin(np.arange(13), [3, 7])
+    for values in (answer.orientation, answer.second_orientation):
+        np.testing.assert_array_equal(np.isnan(values).any(axis=(1, 2))[unassigned], True)
+    assert np.isnan(answer.score[unassigned]).all()
+    np.testing.assert_array_equal(answer.confidence[unassigned], 0)
+    np.testing.assert_array_equal(answer.confidence_mod180[unassigned], 0)
+    assert np.isfinite(answer.orientation[~unassigned]).all()
+    assert np.isfinite(answer.score[~unassigned]).all()
+
+
+def test_assigned_positions_have_rotations_and_probabilities(answers, copper):
+    answer, counts = answers[1]
+    assigned = counts >= MIN_DISKS
+    r = answer.orientation[assigned]
+    np.testing.assert_allclose(r @ r.transpose(0, 2, 1), np.tile(np.eye(3), (11, 1, 1)), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.det(r), 1, atol=1e-5)
+    assert np.all((answer.score[assigned] > 0) & (answer.score[assigned] <= 1))
+    confidence, modulo = answer.confidence[assigned], answer.confidence_mod180[assigned]
+    assert np.all((confidence >= 0) & (confidence <= modulo + 1e-6) & (modulo <= 1 + 1e-6))
+    second = answer.second_orientation[assigned]
+    exists = ~np.isnan(second).any(axis=(1, 2))
+    assert exists.any()
+    between = so3.misorientation(
+        jnp.asarray(r[exists]), jnp.asarray(second[exists]), jnp.asarray(copper.operations)
+    )
+    assert np.rad2deg(between).min() > 4.99
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_any_number_of_devices_answers_the_same(answers, n):
+    (one, counts), (other, other_counts) = answers[1], answers[n]
+    np.testing.assert_array_equal(counts, other_counts)
+    for name in one._fields:
+        np.testing.assert_allclose(
+            getattr(one, name), getattr(other, name), atol=2e-4, err_msg=name
+        )
+
+
+def test_direct_beam_of_a_scan_is_no_token(model, scan, answers):
+    """Without the direct beam the disks, and so the network's candidates, are the same."""
+    cells = infer.likeliest_cells(model, scan, 8)
+    keep = np.hypot(scan.qx, scan.qy) > 0.01
+    counts = np.array([keep[a:b].sum() for a, b in zip(scan.offsets, scan.offsets[1:])])  # noqa: B905
+    bare = replace(
+        scan,
+        qx=scan.qx[keep],
+        qy=scan.qy[keep],
+        intensity=scan.intensity[keep],
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+    )
+    np.testing.assert_array_equal(cells, infer.likeliest_cells(model, bare, 8))
+
+
+def test_network_alone(model, scan, copper):
+    config = replace(CONFIG, refine=False)
+    answer, counts = on_devices(model, scan, config, 1)
+    other, _ = on_devices(model, scan, config, 8)
+    assigned = counts >= MIN_DISKS
+    assert np.isnan(answer.score).all() and np.isnan(answer.second_score).all()
+    np.testing.assert_allclose(answer.orientation, other.orientation, atol=1e-4)
+    np.testing.assert_allclose(answer.confidence, other.confidence, atol=1e-4)
+    assert np.all(answer.confidence[assigned] > 0)
+    # near one of the likeliest cells
+    cells = infer.likeliest_cells(model, scan, 64)
+    angle = so3.misorientation(
+        jnp.asarray(answer.orientation[assigned])[:, None],
+        jnp.asarray(cells[assigned]),
+        jnp.asarray(copper.operations),
+    )
+    assert np.all(angle.min(axis=1) < copper.spacing)
+
+
+def test_likeliest_cells_are_the_networks(model, scan, copper):
+    cells = infer.likeliest_cells(model, scan, 16)
+    assert cells.shape == (13, 16, 3, 3)
+    assert np.isnan(cells[[3, 7]]).all() and np.isfinite(np.delete(cells, [3, 7], 0)).all()
+    disks = pad_disks(scan, np.arange(13), copper.k_max, copper.k_min, 24)
+    logits = model.network.apply({"params": model.params}, infer.Disks(*disks))
+    best = so3.quaternion_to_matrix(jnp.asarray(copper.grid))[np.argmax(logits, axis=1)]
+    assigned = [i for i in range(13) if i not in (3, 7)]
+    np.testing.assert_allclose(cells[assigned, 0], best[np.array(assigned)], atol=1e-6)
+
+
+@pytest.mark.parametrize("n_positions", [0, 4])
+def test_scan_without_disks(model, n_positions):
+    empty = scan_of([np.zeros((0, 3))] * n_positions)
+    answer, counts = predict_scan(model, empty, CONFIG, progress=False)
+    np.testing.assert_array_equal(counts, np.zeros(n_positions))
+    assert answer.orientation.shape == (n_positions, 3, 3)
+    assert np.isnan(answer.orientation).all() and np.all(answer.confidence == 0)
+
+
+def test_counts_are_those_of_padding(scan, copper):
+    counts = count_disks(scan, copper.k_min, copper.k_max)
+    *_, mask = pad_disks(scan, np.arange(13), copper.k_max, copper.k_min, 40)
+    np.testing.assert_array_equal(counts, mask.sum(axis=1))
+
+
+def test_counts_by_hand():
+    far, near, direct, dark = [1.6, 0, 1], [0, 0.5, 1], [0.1, 0.1, 9], [0.5, 0.5, 0]
+    scan = scan_of([np.array([far, near, direct]), np.zeros((0, 3)), np.array([dark, near, near])])
+    np.testing.assert_array_equal(count_disks(scan, 0.3, 1.5), [1, 0, 2])
+
+
+def test_exposure_by_hand():
+    """With the direct beam its share counts; without it the disks are 30 % of the beam."""
+    lists = [
+        np.array([[0, 0, 80.0], [0.5, 0, 15], [0, 0.5, 5]]),
+        np.array([[0.5, 0, 15.0], [0, 0.5, 15]]),
+        np.zeros((0, 3)),
+    ]
+    found = exposure(scan_of(lists), 0.3)
+    np.testing.assert_allclose(found.incident, [100, 100, 1])
+    shares = [0.15, 0.05, 0.15, 0.15]
+    np.testing.assert_allclose(found.cutoff, np.percentile(shares, 2), rtol=1e-5)
+    assert found.cutoff.shape == (3,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 40), max_size=60),
+    least=st.integers(1, 30),
+)
+def test_buckets_hold_each_position_once(counts, least):
+    counts, lengths = np.array(counts, int), (8, 12, 16, 24)
+    found = buckets(counts, lengths, least)
+    index = np.concatenate([np.zeros(0, int), *(i for _, i in found)])
+    np.testing.assert_array_equal(np.sort(index), np.flatnonzero(counts >= MIN_DISKS))
+    assert [length for length, _ in found] == sorted({length for length, _ in found})
+    for i, (length, positions) in enumerate(found):
+        assert np.all((counts[positions] <= length) | (length == 24))
+        assert len(positions) >= least or i == len(found) - 1
+        if least == 1:
+            shorter = max([0, *(n for n in lengths if n < length)])
+            assert np.all(counts[positions] > shorter)
+
+
+def ranked_of(orientations, likelihood, prior=None, score=None):
+    n = len(orientations)
+    as_float = lambda x, default: jnp.asarray(default if x is None else x, jnp.float32)  # noqa: E731
+    return Ranked(
+        jnp.asarray(orientations, jnp.float32),
+        as_float(score, np.linspace(0.9, 0.5, n)),
+        as_float(likelihood, None),
+        as_float(prior, np.zeros(n)),
+    )
+
+
+@pytest.fixture(scope="module")
+def summary(copper):
+    operations = jnp.asarray(copper.operations, jnp.float32)
+    return jax.jit(lambda ranked: summarise(ranked, operations, InferConfig()))
+
+
+def turn(degrees, axis=(0, 0, 1)):
+    return Rotation.from_rotvec(np.deg2rad(degrees) * np.array(axis)).as_matrix()
+
+
+BASE = turn(50, np.array([1, 2, 3]) / np.sqrt(14))
+
+
+def test_summary_by_hand(summary, copper):
+    """Two near candidates, one of them twice, the beam turn, and one far away."""
+    operation = copper.operations[5]
+    near, beam, far = BASE @ turn(3), BASE @ BEAM_TURN, BASE @ turn(25, [1, 0, 0])
+    orientations = [near, far, BASE, operation @ BASE, beam]
+    weight = InferConfig().likelihood_weight
+    share = np.array([0.2, 0.1, 0.4, 0.4, 0.25])
+    answer = summary(ranked_of(orientations, np.log(share) / weight))
+    np.testing.assert_allclose(answer.orientation, BASE, atol=1e-6)
+    assert float(answer.score) == pytest.approx(0.7)
+    total = 0.2 + 0.1 + 0.4 + 0.25  # the equivalent is the same candidate again
+    assert float(answer.confidence) == pytest.approx(0.6 / total, abs=1e-4)
+    assert float(answer.confidence_mod180) == pytest.approx(0.85 / total, abs=1e-4)
+    np.testing.assert_allclose(answer.second_orientation, beam, atol=1e-6)
+    assert float(answer.second_score) == pytest.approx(0.5)
+
+
+def test_summary_without_a_second(summary):
+    answer = summary(ranked_of([BASE, BASE @ turn(2), BASE @ turn(-3)], [1.0, 0.5, 0.2]))
+    assert float(answer.confidence) == pytest.approx(1.0, abs=1e-5)
+    assert np.isnan(answer.second_orientation).all() and np.isnan(answer.second_score)
+
+
+def test_prior_decides_between_equal_patterns(summary):
+    orientations = [BASE, BASE @ BEAM_TURN]
+    for best in (0, 1):
+        prior = np.where(np.arange(2) == best, 0.0, -20.0)
+        answer = summary(ranked_of(orientations, [3.0, 3.0], prior))
+        np.testing.assert_allclose(answer.orientation, orientations[best], atol=1e-6)
+        assert 0.5 < answer.confidence < 0.95
+        assert float(answer.confidence_mod180) == pytest.approx(1.0, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1), spread=st.floats(0.5, 60))
+def test_summary_holds_its_promises(summary, copper, seed, spread):
+    rng = np.random.default_rng(seed)
+    orientations = np.array(
+        [
+            BASE @ Rotation.from_rotvec(np.deg2rad(spread) * rng.normal(size=3)).as_matrix()
+            for _ in range(12)
+        ]
+    )
+    orientations[6:9] = orientations[:3] @ BEAM_TURN
+    ranked = ranked_of(orientations, 10 * rng.normal(size=12), rng.normal(size=12))
+    answer = summary(ranked)
+    assert 0 <= answer.confidence <= answer.confidence_mod180 + 1e-6 <= 1 + 2e-6
+    config = InferConfig()
+    log_odds = config.likelihood_weight * ranked.log_likelihood + config.prior_weight * ranked.prior
+    np.testing.assert_array_equal(answer.orientation, ranked.orientation[np.argmax(log_odds)])
+    operations = jnp.asarray(copper.operations, jnp.float32)
+    away = np.rad2deg(so3.misorientation(answer.orientation, ranked.orientation, operations))
+    if np.isnan(answer.second_score):
+        assert away.max() < 5.01
+    else:
+        second = so3.misorientation(answer.orientation, answer.second_orientation, operations)
+        assert np.rad2deg(second) > 4.99

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Losses against brute force, their symmetry and gradients, and the registry."""
+
+from dataclasses import replace
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from orix.quaternion import Misorientation, symmetry
+from scipy.spatial.transform import Rotation
+
+from jaxstem import losses, parallel, so3
+from jaxstem.crystal import operations
+from jaxstem.errors import InputError
+from jaxstem.grid import orientation_space, soft_labels
+from jaxstem.model import build_network
+from jaxstem.train import init_state, make_optimiser, make_source, make_train_step
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+NO_SYMMETRY = orientation_space(np.eye(3)[None], np.zeros((0, 4)), 0.1)
+
+
+@pytest.fixture(scope="module")
+def space(copper):
+    return copper.space()
+
+
+geodesic_gradient = jax.jit(jax.value_and_grad(losses.geodesic))
+
+
+def random_matrices(rng, n):
+    return Rotation.random(n, random_state=rng.integers(2**31)).as_matrix().astype(np.float32)
+
+
+@cache
+def compiled(name):
+    return jax.jit(losses.batched(name))
+
+
+def values(name, output, label, space):
+    return np.asarray(compiled(name)(output, label, space))
+
+
+def outputs(rng, name, space, n):
+    width = len(space.cells) if losses.LOSSES[name].head == "grid" else 9
+    return jnp.asarray(rng.normal(size=(n, width)), jnp.float32)
+
+
+def test_geodesic_is_orix_misorientation_angle(crystals, rng):
+    space = orientation_space(operations(crystals["Cu"]), np.zeros((0, 4)), 0.1)
+    prediction, label = random_matrices(rng, 60), random_matrices(rng, 60)
+    stretch = prediction @ np.diag([0.3, 1.0, 2.0]).astype(np.float32)
+    ours = values("geodesic", 5 * prediction.reshape(60, 9), label, space)
+    between = Rotation.from_matrix(prediction @ label.transpose(0, 2, 1))
+    theirs = Misorientation(between.as_quat()[:, [3, 0, 1, 2]], symmetry=(symmetry.O, symmetry.O))
+    np.testing.assert_allclose(ours, theirs.reduce().angle, atol=2e-4)
+    # the nearest rotation of any nine numbers, not only of rotations
+    nearest = np.asarray(so3.nearest_rotation(jnp.asarray(stretch)))
+    angle = so3.misorientation(nearest, jnp.asarray(label), space.operations)
+    np.testing.assert_allclose(
+        values("geodesic", stretch.reshape(60, 9), label, space), angle, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["geodesic", "grid_cross_entropy"])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31 - 1))
+def test_equivalent_labels_have_the_same_loss(space, name, seed):
+    rng = np.random.default_rng(seed)
+    label = random_matrices(rng, 1)[0]
+    equivalents = np.asarray(space.operations) @ label
+    output = jnp.tile(outputs(rng, name, space, 1), (24, 1))
+    loss = values(name, output, equivalents, space)
+    tolerance = {"geodesic": 1e-4, "grid_cross_entropy": 0.1}[name]
+    assert np.ptp(loss) < tolerance
+    if name == "grid_cross_entropy":
+        assert np.median(np.abs(loss - np.median(loss))) < 1e-3
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1e-3, 90.0, 179.999, 180.0])
+def test_geodesic_gradient_is_finite_near_zero_and_pi(rng, degrees):
+    label = random_matrices(rng, 1)[0]
+    axis = np.array([1.0, 2.0, 2.0]) / 3
+    turn = Rotation.from_rotvec(np.deg2rad(degrees) * axis).as_matrix()
+    output = jnp.asarray((turn @ label).reshape(9), jnp.float32)
+    loss, gradient = geodesic_gradient(output, label, NO_SYMMETRY)
+    assert float(loss) == pytest.approx(np.deg2rad(degrees), abs=1e-3)
+    assert np.isfinite(gradient).all()
+
+
+def test_geodesic_gradient_points_towards_the_label(rng):
+    label = random_matrices(rng, 1)[0]
+    turn = Rotation.from_rotvec([0.3, -0.2, 0.4]).as_matrix()
+    output = jnp.asarray((turn @ label).reshape(9), jnp.float32)
+    loss, gradient = geodesic_gradient(output, label, NO_SYMMETRY)
+    assert geodesic_gradient(output - 0.05 * gradient, label, NO_SYMMETRY)[0] < loss - 0.01
+
+
+def test_cross_entropy_is_least_at_the_label(space, rng):
+    """Its least value is the label's entropy, reached by the label's own logarithm."""
+    label = random_matrices(rng, 1)[0]
+    near, target = soft_labels(jnp.asarray(label), space)
+    best = jnp.full(len(space.cells), -40.0).at[near].set(jnp.log(target + 1e-17))
+    entropy = -float(jnp.sum(target * jnp.log(target + 1e-30)))
+    at_best, gradient = jax.value_and_grad(losses.grid_cross_entropy)(best, label, space)
+    assert float(at_best) == pytest.approx(entropy, abs=1e-3)
+    assert np.abs(gradient).max() < 1e-3
+    other = best + jnp.asarray(rng.normal(size=best.shape), jnp.float32)
+    assert losses.grid_cross_entropy(other, label, space) > at_best + 0.01
+    uniform = losses.grid_cross_entropy(jnp.zeros_like(best), label, space)
+    assert float(uniform) == pytest.approx(np.log(len(best)), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_every_registered_loss_is_batched(space, rng, name):
+    label = random_matrices(rng, 4)
+    output = outputs(rng, name, space, 4)
+    batch = values(name, output, label, space)
+    assert batch.shape == (4,) and np.isfinite(batch).all()
+    order = np.array([2, 0, 3, 1])
+    shuffled = values(name, output[order], label[order], space)
+    np.testing.assert_allclose(shuffled, batch[order], atol=1e-5)
+    assert losses.LOSSES[losses.DEFAULT_LOSS[losses.LOSSES[name].head]]
+
+
+def test_unknown_loss():
+    with pytest.raises(KeyError, match="nonesuch"):
+        losses.batched("nonesuch")
+
+
+def test_a_new_loss_is_one_function_and_one_line(copper, tiny, monkeypatch):
+    def chordal(output, label, space):
+        rotation = so3.nearest_rotation(output.reshape(3, 3))
+        return ((rotation - space.operations @ label) ** 2).sum((1, 2)).min()
+
+    monkeypatch.setitem(losses.LOSSES, "chordal", losses.Loss(chordal, head="matrix"))
+    config = replace(tiny, loss="chordal", model=replace(tiny.model, head="matrix"))
+    network, optimiser = build_network(config.model, copper), make_optimiser(config)
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    step = make_train_step(network, copper, config, optimiser, mesh)
+    state = init_state(network, optimiser, 0, 10)
+    before = jax.tree.map(np.asarray, state.params)
+    state, loss = step(state, jax.random.key(0), make_source(copper, config))
+    assert 0 < float(loss) < 8
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, state.params)
+    assert max(jax.tree.leaves(moved)) > 0
+
+
+def test_batch_that_does_not_divide_among_devices(copper, tiny):
+    config = replace(tiny, batch=12)
+    network, optimiser = build_network(config.model, copper), make_optimiser(config)
+    with pytest.raises(InputError, match="12 patterns does not divide among 8 devices"):
+        make_train_step(network, copper, config, optimiser, parallel.make_mesh())

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One device or eight: the same patterns, losses, gradients and parameters, to rounding."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstem import losses, parallel, train
+from jaxstem.acquisition import acquire
+from jaxstem.model import build_network
+
+pytestmark = pytest.mark.usefixtures("quick_compile", "light_acquisition")
+
+STEPS = 3
+KEY = 11
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny):
+    """Without attention: what is shared among devices does not care, and compiles twice as fast."""
+    return replace(tiny, model=replace(tiny.model, blocks=0))
+
+
+@pytest.fixture(scope="module")
+def start(copper, tiny):
+    """State, key and source of patterns at the beginning of a run."""
+    network, optimiser = build_network(tiny.model, copper), train.make_optimiser(tiny)
+    state = train.init_state(network, optimiser, 5, 20)
+    return jax.tree.map(np.asarray, state), train.make_source(copper, tiny)
+
+
+def run(step, start, mesh=None):
+    """Losses and states (numpy) after each of a few steps."""
+    (state, source), key = start, jax.random.key(KEY)
+    if mesh is not None:
+        everywhere = jax.NamedSharding(mesh, parallel.REPLICATED)
+        state, key, source = jax.device_put((state, key, source), everywhere)
+    found, states = [], []
+    for _ in range(STEPS):
+        state, loss = step(state, key, source)
+        found.append(float(loss))
+        states.append(jax.tree.map(np.asarray, state))
+    return np.array(found), states
+
+
+@pytest.fixture(scope="module")
+def on_devices(copper, tiny, start):
+    """The training step of `train` on meshes of 1, 2 and 8 devices."""
+    network, optimiser = build_network(tiny.model, copper), train.make_optimiser(tiny)
+    results = {}
+    for n in (1, 2, 8):
+        mesh = parallel.make_mesh(jax.devices()[:n])
+        step = train.make_train_step(network, copper, tiny, optimiser, mesh)
+        results[n] = run(step, start, mesh)
+    return results
+
+
+def single_device_step(copper, tiny):
+    """The same mathematics on one device, without shard_map or collectives."""
+    network, optimiser = build_network(tiny.model, copper), train.make_optimiser(tiny)
+    space = copper.space()
+    loss_fn = losses.batched(tiny.loss_name)
+
+    @jax.jit
+    def step(state, key, source):
+        batch = train.simulate_batch(
+            jax.random.fold_in(key, state.step),
+            jnp.arange(tiny.batch),
+            source,
+            tiny.acquisition,
+            tiny.model.n_disks,
+            copper.k_max,
+        )
+
+        def mean_loss(params):
+            output = network.apply({"params": params}, batch.disks)
+            return loss_fn(output, batch.orientation, space).mean()
+
+        loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+        rate = train.learning_rate(tiny, state.step, state.total)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        return train.TrainState(state.step + 1, state.total, params, opt_state), loss
+
+    return step
+
+
+def first_moment(state):
+    """Adam's first moment: after the first step the clipped gradient times a constant."""
+    return state.opt_state[1].mu
+
+
+def assert_same_run(a, b):
+    (losses_a, states_a), (losses_b, states_b) = a, b
+    np.testing.assert_allclose(losses_a, losses_b, rtol=2e-5)
+    for one, other in zip(
+        jax.tree.leaves(first_moment(states_a[0])),
+        jax.tree.leaves(first_moment(states_b[0])),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=2e-6 * (1 + np.abs(one).max()))
+    # Adam turns a vanishing gradient's rounding into a whole step: compare where there is one
+    second_moment = jax.tree.leaves(states_a[-1].opt_state[1].nu)
+    params = [jax.tree.leaves(states[-1].params) for states in (states_a, states_b)]
+    compared = 0
+    for one, other, squared in zip(*params, second_moment, strict=True):
+        steered = np.sqrt(squared) > 3e-5
+        compared += steered.sum()
+        difference = np.abs(one - other)[steered]
+        assert difference.size == 0 or (difference.mean() < 2e-6 and difference.max() < 5e-4)
+    assert compared > 0.5 * sum(x.size for x in params[0])
+    assert states_a[-1].step == states_b[-1].step == STEPS
+
+
+@pytest.mark.parametrize("n", [2, 8])
+def test_any_number_of_devices_trains_the_same(on_devices, n):
+    assert_same_run(on_devices[1], on_devices[n])
+
+
+def test_sharded_step_is_the_plain_mathematics(on_devices, copper, tiny, start):
+    plain = run(single_device_step(copper, tiny), start)
+    assert_same_run(plain, on_devices[8])
+    assert len(set(np.round(plain[0], 5))) == STEPS  # each step has patterns of its own
+
+
+def test_sharded_step_is_jax_pmap(on_devices, copper, tiny, start, monkeypatch):
+    """The very same per-device program through `jax.pmap`."""
+    network, optimiser = build_network(tiny.model, copper), train.make_optimiser(tiny)
+    monkeypatch.setattr(parallel, "pmap", lambda step, *_, **__: step)
+    mesh = parallel.make_mesh()
+    per_device = train.make_train_step(network, copper, tiny, optimiser, mesh)
+    mapped = jax.pmap(
+        lambda _, *arguments: per_device(*arguments), parallel.AXIS, in_axes=(0, None, None, None)
+    )
+
+    def step(state, key, source):
+        state, loss = mapped(jnp.zeros(8), state, key, source)
+        return jax.tree.map(lambda x: x[3], state), loss[5]
+
+    assert_same_run(run(step, start), on_devices[8])
+
+
+def test_stream_of_patterns_does_not_depend_on_the_devices(copper, tiny, monkeypatch):
+    monkeypatch.setattr(train, "acquire", acquire)
+    arguments = (tiny.acquisition, tiny.model.n_disks, copper.k_max)
+    source = train.make_source(copper, tiny)
+    key = jax.random.key(3)
+
+    def per_device(key):
+        return train.simulate_batch(key, parallel.sample_index(2), source, *arguments)
+
+    sharded = parallel.pmap(
+        per_device, parallel.make_mesh(), parallel.REPLICATED, parallel.SHARDED
+    )(key)
+    together = jax.jit(
+        partial(train.simulate_batch, acquisition=tiny.acquisition, n_disks=12, k_max=copper.k_max)
+    )(key, jnp.arange(16), source)
+    assert sharded.orientation.shape == (16, 3, 3)
+    np.testing.assert_allclose(sharded.orientation, together.orientation, atol=1e-6)
+    np.testing.assert_array_equal(sharded.disks.mask, together.disks.mask)
+    np.testing.assert_allclose(sharded.disks.qx, together.disks.qx, atol=1e-5)
+    orientations = np.asarray(together.orientation).reshape(16, 9)
+    assert len(np.unique(np.round(orientations, 4), axis=0)) == 16
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+def test_sample_index_counts_over_all_devices(n):
+    mesh = parallel.make_mesh(jax.devices()[:n])
+    index = parallel.pmap(
+        lambda _: parallel.sample_index(16 // n), mesh, parallel.REPLICATED, parallel.SHARDED
+    )(jnp.zeros(()))
+    np.testing.assert_array_equal(index, np.arange(16))
+
+
+def test_pmap_cuts_and_averages():
+    mesh = parallel.make_mesh()
+    mean = parallel.pmap(
+        lambda x, scale: jax.lax.pmean(scale * x.mean(), parallel.AXIS),
+        mesh,
+        (parallel.SHARDED, parallel.REPLICATED),
+        parallel.REPLICATED,
+    )
+    assert float(mean(jnp.arange(16.0), 2.0)) == pytest.approx(15.0)
+    local = parallel.pmap(
+        lambda x: jnp.full(x.shape, x.sum()), mesh, parallel.SHARDED, parallel.SHARDED
+    )
+    np.testing.assert_array_equal(
+        local(jnp.arange(16.0)), np.repeat(np.arange(16).reshape(8, 2).sum(1), 2)
+    )

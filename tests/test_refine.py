@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Candidate tables against brute force; search, score and likelihood on patterns of known origin"""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from jaxstem import so3
+from jaxstem.crystal import operations
+from jaxstem.kinematic import Disks, excitation_error, strongest, two_beam
+from jaxstem.refine import (
+    BEAM_TURN,
+    SIBLING_REACH,
+    Forward,
+    ScoreConfig,
+    candidate_tables,
+    cosine,
+    expected_intensity,
+    modes,
+    pattern_of,
+    search,
+    two_beam_likelihood,
+    verify,
+    with_siblings,
+    zone_axis_turns,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CONFIG = ScoreConfig(n_modes=4)
+CUTOFF = 1e-3
+FLOOR = CONFIG.levels[-1].floor
+
+
+@pytest.fixture(scope="module")
+def cells(copper):
+    return np.asarray(so3.quaternion_to_matrix(jnp.asarray(copper.grid)))
+
+
+@pytest.fixture(scope="module")
+def tables(copper):
+    return candidate_tables(
+        copper.grid,
+        copper.operations,
+        copper.reflectors(),
+        copper.wavelength,
+        copper.crystal.lattice,
+    )
+
+
+def random_matrices(rng, n):
+    return Rotation.random(n, random_state=rng.integers(2**31)).as_matrix().astype(np.float32)
+
+
+def turn(vector_deg):
+    return Rotation.from_rotvec(np.deg2rad(vector_deg)).as_matrix().astype(np.float32)
+
+
+def angle_deg(a, b, symmetry):
+    return np.rad2deg(so3.misorientation(jnp.asarray(a), jnp.asarray(b), jnp.asarray(symmetry)))
+
+
+def thick_foil_disks(orientation, copper, n_disks=16, cutoff=CUTOFF):
+    """The strongest disks of the model that verification assumes: averaged over thickness."""
+    reflectors = copper.reflectors()
+    g_lab = reflectors.g @ orientation
+    intensity = expected_intensity(
+        excitation_error(g_lab, copper.wavelength), reflectors.inverse_extinction, FLOOR
+    )
+    return strongest(g_lab[:, 0], g_lab[:, 1], intensity, n_disks, cutoff)
+
+
+def every_reflection(copper):
+    reflectors = copper.reflectors()
+    return Forward(reflectors.g, reflectors.inverse_extinction)
+
+
+def log_probability_around(orientation, copper, cells):
+    """What a good network says: a peak as wide as the training labels."""
+    angle = so3.misorientation(
+        jnp.asarray(orientation), jnp.asarray(cells), jnp.asarray(copper.operations, jnp.float32)
+    )
+    return jax.nn.log_softmax(-0.5 * (angle / (0.55 * copper.spacing)) ** 2)
+
+
+def test_neighbours_and_offsets_are_those_of_brute_force(copper, cells, tables):
+    symmetry = np.asarray(copper.operations)
+    neighbours = np.asarray(tables.neighbours)
+    np.testing.assert_array_equal(neighbours[:, 0], np.arange(len(cells)))
+    overlap = np.einsum("oij,njk,mik->onm", symmetry, cells, cells).max(axis=0)
+    angle = np.arccos(np.clip((overlap - 1) / 2, -1, 1))
+    ours = np.take_along_axis(angle, neighbours, axis=1)
+    np.testing.assert_allclose(ours, np.sort(angle, axis=1)[:, : ours.shape[1]], atol=2e-3)
+    offsets = np.asarray(tables.offsets)
+    np.testing.assert_allclose(np.linalg.norm(offsets, axis=-1), ours, atol=2e-3)
+    reached = cells[:, None] @ Rotation.from_rotvec(offsets.reshape(-1, 3)).as_matrix().reshape(
+        *offsets.shape, 3
+    )
+    assert angle_deg(reached, cells[neighbours], symmetry).max() < 0.1
+
+
+def test_siblings_are_half_turns_about_near_zone_axes(copper, cells, tables):
+    symmetry = np.asarray(copper.operations)
+    nearest = np.rad2deg(copper.spacing)
+    sibling, turns = np.asarray(tables.sibling), np.asarray(tables.sibling_turn)
+    found = 0
+    for cell in range(0, len(cells), 5):
+        for other, matrix in zip(sibling[cell], turns[cell], strict=True):
+            if other == cell and np.allclose(matrix, np.eye(3)):
+                continue
+            found += 1
+            # T R lies in the sibling cell without any further operation
+            between = cells[other].T @ matrix @ cells[cell]
+            assert np.rad2deg(np.arccos(np.clip((np.trace(between) - 1) / 2, -1, 1))) < nearest
+            # one of its equivalents is a half turn about an axis near the beam
+            equivalents = symmetry @ matrix
+            half_turns = equivalents[np.abs(np.trace(equivalents, axis1=1, axis2=2) + 1) < 1e-3]
+            axes = [np.linalg.eigh(half + half.T)[1][:, -1] for half in half_turns]
+            tilt = [np.rad2deg(np.arccos(min(1, abs(axis @ cells[cell][:, 2])))) for axis in axes]
+            assert min(tilt) < SIBLING_REACH + 0.1
+            # and it is not the same orientation again
+            assert angle_deg(matrix @ cells[cell], cells[cell], symmetry) > 1
+    assert found > 50
+
+
+def test_every_cell_with_a_low_index_axis_near_the_beam_has_a_sibling(copper, cells, tables):
+    _, axes = zone_axis_turns(copper.crystal.lattice, np.asarray(copper.operations))
+    near = np.abs(cells[:, :, 2] @ np.asarray(axes).T).max(axis=1)
+    tilt = np.rad2deg(np.arccos(np.minimum(near, 1)))
+    identity = np.abs(np.asarray(tables.sibling_turn[:, 0]) - np.eye(3)).max(axis=(1, 2)) < 1e-6
+    np.testing.assert_array_equal(~identity[tilt < SIBLING_REACH - 0.1], True)
+    np.testing.assert_array_equal(identity[tilt > SIBLING_REACH + 0.1], True)
+
+
+@pytest.mark.parametrize("name", ["Cu", "Mg", "ZrO2"])
+def test_zone_axis_turns_leave_out_symmetry(crystals, name):
+    crystal, symmetry = crystals[name], operations(crystals[name])
+    turns, axes = (np.asarray(a) for a in zone_axis_turns(crystal.lattice, symmetry))
+    np.testing.assert_allclose(np.einsum("nij,nj->ni", turns, axes), axes, atol=1e-6)
+    np.testing.assert_allclose(np.trace(turns, axis1=1, axis2=2), -1, atol=1e-5)
+    assert np.abs(turns[:, None] - symmetry).max(axis=(2, 3)).min() > 1e-3
+    # all 49 axes up to index 2, one of each pair, but the two-fold ones of the Laue group
+    two_fold = {"Cu": 9, "Mg": 7, "ZrO2": 1}[name]
+    assert len(turns) == 49 - two_fold
+    line_up = np.abs(axes @ axes.T) - np.eye(len(axes))
+    assert line_up.max() < 1 - 1e-6
+
+
+def test_visible_reflections_are_the_bright_ones_nearby(copper, cells, tables, rng):
+    """All disks of the patterns at and near a cell are among its reflections."""
+    g = np.asarray(copper.reflectors().g)
+    for cell in rng.integers(len(cells), size=8):
+        tilted = cells[cell] @ turn(rng.uniform(-1.5, 1.5, 3))
+        disks = thick_foil_disks(tilted, copper, 12)
+        position = np.stack([disks.qx, disks.qy], -1)[np.asarray(disks.mask)]
+        candidates = (g[np.asarray(tables.visible[cell])] @ tilted)[:, :2]
+        distance = np.linalg.norm(position[:, None] - candidates, axis=-1).min(axis=1)
+        assert distance.max() < 1e-4
+
+
+def make_polish(copper, config):
+    """All levels of a search with every reflection, batched: (start, disks) to answer and score."""
+    forward = every_reflection(copper)
+
+    @jax.jit
+    @jax.vmap
+    def polish(orientation, disks):
+        pattern = pattern_of(disks, 1.0, CUTOFF, config.measured_power)
+        for level in config.levels:
+            level = replace(level, n_visible=len(forward.g))
+            orientation, score = search(
+                orientation, pattern, forward, copper.wavelength, copper.k_max, level, config
+            )
+        return orientation, score
+
+    return polish
+
+
+@pytest.fixture(scope="module")
+def polish(copper):
+    return make_polish(copper, CONFIG)
+
+
+def errors_deg(found, truth, symmetry):
+    """In-plane and tilt error [degrees] of each orientation, of its nearest equivalent."""
+    operation = np.argmax(np.einsum("oij,njk,nik->no", symmetry, found, truth), axis=1)
+    between = np.swapaxes(truth, 1, 2) @ symmetry[operation] @ np.asarray(found)
+    vector = np.rad2deg(Rotation.from_matrix(between).as_rotvec())
+    return np.abs(vector[:, 2]), np.hypot(vector[:, 0], vector[:, 1])
+
+
+def perturbed(truth, rng):
+    """3° of tilt in any direction after 2.9° in-plane."""
+    n = len(truth)
+    direction, in_plane = rng.uniform(0, 2 * np.pi, n), rng.choice([-2.9, 2.9], n)
+    tilt = 3 * np.stack([np.cos(direction), np.sin(direction), np.zeros(n)], axis=-1)
+    return jnp.asarray(
+        [r @ turn(t) @ turn([0, 0, z]) for r, t, z in zip(truth, tilt, in_plane, strict=True)]
+    )
+
+
+def test_search_recovers_the_orientation(copper, rng):
+    """With equal powers on both sides and all disks measured, the score's summit is the truth."""
+    lattice = CONFIG.levels[-1]
+    config = replace(
+        CONFIG,
+        measured_power=0.5,
+        predicted_power=0.5,
+        levels=tuple(
+            replace(lattice, angle=reach, n_angles=n, tilt=reach, n_tilts=n)
+            for reach, n in ((3.2, 17), (0.4, 5), (0.1, 5))
+        ),
+    )
+    truth = random_matrices(rng, 40)
+    disks = jax.vmap(lambda r: thick_foil_disks(r, copper, 60, 1e-5))(jnp.asarray(truth))
+    found, score = make_polish(copper, config)(perturbed(truth, rng), disks)
+    in_plane, tilt = errors_deg(found, truth, copper.operations)
+    print(np.sort(in_plane), np.sort(tilt))
+    assert np.median(np.hypot(in_plane, tilt)) < 0.15
+    assert np.percentile(in_plane, 90) < 0.1 and np.percentile(tilt, 80) < 0.6
+    assert np.median(score) > 0.99
+
+
+def test_default_search_finds_the_angle_sharply_and_the_tilt_roughly(copper, polish, rng):
+    """Sixteen disks of one thickness; unequal powers draw the tilt by a degree or so."""
+    truth = random_matrices(rng, 40)
+    thickness = jnp.asarray(rng.uniform(60, 150, 40), jnp.float32)
+    beams = two_beam(jnp.asarray(truth), copper.reflectors(), copper.wavelength, thickness)
+    found, _ = polish(perturbed(truth, rng), strongest(*beams, 16, 1e-2))
+    in_plane, tilt = errors_deg(found, truth, copper.operations)
+    print(np.sort(in_plane), np.sort(tilt))
+    assert np.median(in_plane) < 0.1
+    assert np.median(tilt) < 1.6
+
+
+def test_cosine_is_one_for_the_pattern_itself(copper, rng):
+    """Measured intensities to their power proportional to the predicted ones to theirs."""
+    orientation = random_matrices(rng, 1)[0]
+    disks = thick_foil_disks(jnp.asarray(orientation), copper, 14)
+    config = replace(CONFIG, measured_power=0.25, predicted_power=0.5)
+    same = disks._replace(intensity=7.0 * disks.intensity ** (0.5 / 0.25))
+    pattern = pattern_of(same, 1.0, CUTOFF, config.measured_power)
+    predicted = jnp.where(disks.mask, jnp.maximum(disks.intensity, 1e-12) ** 0.5, 0.0)[None]
+    score = cosine(pattern, disks.qx[None], disks.qy[None], predicted, 1e-3)
+    assert float(score[0, 0]) == pytest.approx(1.0, abs=1e-4)
+    moved = cosine(pattern, disks.qx[None] + 0.03, disks.qy[None], predicted, 0.03)
+    assert float(moved[0, 0]) < 0.9
+
+
+def test_scores_lie_between_zero_and_one(copper, polish, rng):
+    n = 40
+    disks = jax.vmap(lambda r: thick_foil_disks(r, copper))(jnp.asarray(random_matrices(rng, n)))
+    _, score = polish(jnp.asarray(random_matrices(rng, n)), disks)
+    assert score.min() >= 0 and score.max() <= 1
+
+
+@pytest.mark.xfail(strict=True, reason="a measured disk can be the partner of several predicted")
+def test_score_is_at_most_one_for_overlapping_reflections():
+    one = jnp.array([0.5])
+    disks = Disks(one, 0 * one, one, jnp.ones(1, bool))
+    pattern = pattern_of(disks, 1.0, CUTOFF, 0.25)
+    position = jnp.array([[0.5, 0.5]])
+    assert cosine(pattern, position, 0 * position, jnp.ones((1, 2)), 0.03)[0, 0] <= 1.0
+
+
+@pytest.fixture(scope="module")
+def likelihood(copper):
+    forward = every_reflection(copper)
+
+    @jax.jit
+    def run(orientation, disks):
+        pattern = pattern_of(disks, 1.0, CUTOFF, CONFIG.measured_power)
+        return two_beam_likelihood(
+            orientation, pattern, forward, copper.wavelength, copper.k_max, CONFIG
+        )
+
+    return run
+
+
+def test_likelihood_prefers_the_truth(copper, likelihood, rng):
+    truth = random_matrices(rng, 10)
+    for i, orientation in enumerate(truth):
+        disks = thick_foil_disks(jnp.asarray(orientation), copper, 24)
+        at_truth = float(likelihood(orientation, disks))
+        assert at_truth > float(likelihood(truth[(i + 1) % 10], disks)) + 5
+        assert at_truth > float(likelihood(orientation @ turn([0, 0, 4.0]), disks))
+        assert at_truth > float(likelihood(orientation @ turn([3.0, 0, 0]), disks))
+
+
+def test_likelihood_misses_expected_disks(copper, likelihood, rng):
+    """A pattern is less likely without its strongest disk, and with it at the wrong place."""
+    orientation = random_matrices(rng, 1)[0]
+    disks = thick_foil_disks(jnp.asarray(orientation), copper, 24)
+    whole = float(likelihood(orientation, disks))
+    without = disks._replace(mask=disks.mask.at[0].set(False))
+    assert float(likelihood(orientation, without)) < whole - 1
+    moved = disks._replace(qx=disks.qx.at[0].add(0.1))
+    assert float(likelihood(orientation, moved)) < whole - 1
+
+
+def test_likelihood_bears_a_false_disk(copper, likelihood, rng):
+    """A disk that nothing explains costs nothing: all are compared with being false."""
+    orientation = random_matrices(rng, 1)[0]
+    disks = thick_foil_disks(jnp.asarray(orientation), copper, 24)
+    add = lambda a, b: jnp.append(a, b)  # noqa: E731
+    extra = Disks(
+        add(disks.qx, 0.05), add(disks.qy, 0.0), add(disks.intensity, 2e-3), add(disks.mask, True)
+    )
+    assert float(likelihood(orientation, extra)) == pytest.approx(
+        float(likelihood(orientation, disks)), abs=1e-3
+    )
+
+
+def test_modes_are_the_peaks(copper, cells, tables, rng):
+    """Two separate peaks come out first, each between the cells where it was put."""
+    truth = random_matrices(rng, 2)
+    while angle_deg(truth[0], truth[1], copper.operations) < 35:
+        truth = random_matrices(rng, 2)
+    parts = [log_probability_around(r, copper, cells) for r in truth]
+    mixture = jnp.logaddexp(parts[0] + np.log(0.6), parts[1] + np.log(0.4))
+    cell, orientation, mass = jax.jit(lambda p: modes(p, jnp.asarray(cells), tables, 4))(mixture)
+    error = angle_deg(orientation[:2], truth, copper.operations)
+    assert error.max() < 0.4 * np.rad2deg(copper.spacing)
+    np.testing.assert_allclose(np.exp(mass[:2]), [0.6, 0.4], atol=0.08)
+    assert len(set(np.asarray(cell).tolist())) == 4
+
+
+def test_siblings_follow_then_all_turned_about_the_beam(copper, cells, tables):
+    cell = jnp.array([3, 100, 250])
+    orientation = jnp.asarray(cells)[cell]
+    prior = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    all_cells, all_orientations, all_priors = with_siblings(cell, orientation, prior, tables)
+    n_siblings = tables.sibling.shape[1]
+    half = 3 * (1 + n_siblings)
+    assert len(all_cells) == len(all_orientations) == len(all_priors) == 2 * half
+    np.testing.assert_array_equal(all_orientations[:3], orientation)
+    for s in range(n_siblings):
+        for c in range(3):
+            i = 3 + 3 * s + c
+            expected = tables.sibling_turn[cell[c], s] @ orientation[c]
+            np.testing.assert_allclose(all_orientations[i], expected, atol=1e-6)
+            assert all_cells[i] == tables.sibling[cell[c], s]
+            assert all_priors[i] == prior[c]
+    np.testing.assert_allclose(
+        all_orientations[half:], all_orientations[:half] @ BEAM_TURN, atol=1e-6
+    )
+    np.testing.assert_array_equal(all_cells[half:], all_cells[:half])
+    np.testing.assert_allclose(np.exp(all_priors).sum(), 2 * (1 + n_siblings), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def check(copper, cells, tables):
+    """`verify` of a batch of patterns: best orientation by likelihood, its score."""
+    run = partial(
+        verify,
+        cells=jnp.asarray(cells),
+        reflectors=copper.reflectors(),
+        tables=tables,
+        wavelength=copper.wavelength,
+        k_max=copper.k_max,
+        config=CONFIG,
+    )
+
+    @jax.jit
+    def batch(disks, log_probability):
+        def one(disks, log_probability):
+            pattern = pattern_of(disks, 1.0, CUTOFF, CONFIG.measured_power)
+            ranked = run(pattern, log_probability)
+            best = jnp.argmax(ranked.log_likelihood)
+            return ranked.orientation[best], ranked.score[best], ranked
+
+        return jax.lax.map(lambda args: one(*args), (disks, log_probability))
+
+    return batch
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_verify_is_invariant(copper, cells, check, seed):
+    """Order and padding of the disks, in-plane turns and symmetry do not change the answer."""
+    rng = np.random.default_rng(seed)
+    truth = jnp.asarray(random_matrices(rng, 1)[0])
+    disks = thick_foil_disks(truth, copper, 14)
+    around = partial(log_probability_around, copper=copper, cells=cells)
+    spin = jnp.asarray(turn([0, 0, rng.uniform(0, 360)]))
+    operation = jnp.asarray(copper.operations[rng.integers(24)], jnp.float32)
+    longer = lambda d: Disks(*(jnp.pad(x, (0, 24 - len(x))) for x in d))  # noqa: E731
+    order = rng.permutation(24)
+    cases = [
+        (longer(disks), truth),
+        (Disks(*(x[order] for x in longer(disks))), truth),
+        (longer(thick_foil_disks(truth @ spin, copper, 14)), truth @ spin),
+        (longer(thick_foil_disks(operation @ truth, copper, 14)), operation @ truth),
+    ]
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *(case[0] for case in cases))
+    answers, scores, ranked = check(batch, jnp.stack([around(r) for _, r in cases]))
+    np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+    turned_back = answers[2] @ spin.T
+    others = jnp.stack([answers[3], turned_back, truth])
+    apart = angle_deg(others, answers[0], copper.operations)
+    print(apart, scores)
+    assert apart[0] < 0.02 and apart[1] < 1.5 and apart[2] < 3.0
+    np.testing.assert_allclose(scores[2:], scores[0], atol=0.02)
+    assert np.all(np.diff(ranked.score, axis=1) <= 0)
+    assert ranked.score.min() >= 0 and ranked.score.max() <= 1
+
+
+def test_verify_does_not_see_the_padding(copper, cells, check, rng):
+    truth = jnp.asarray(random_matrices(rng, 1)[0])
+    disks = thick_foil_disks(truth, copper, 10)
+    around = log_probability_around(truth, copper, cells)[None]
+    short, _, _ = check(Disks(*(x[None] for x in disks)), around)
+    long, _, _ = check(Disks(*(jnp.pad(x, (0, 14))[None] for x in disks)), around)
+    np.testing.assert_allclose(short, long, atol=1e-5)
+
+
+def test_verify_finds_the_turn_that_the_network_missed(copper, cells, check, rng):
+    """Given only the pseudo-symmetric turn about the beam, the truth is among the verified."""
+    truth = jnp.asarray(random_matrices(rng, 4))
+    disks = jax.vmap(lambda r: thick_foil_disks(r, copper, 24))(truth)
+    around = jnp.stack(
+        [
+            log_probability_around(r @ jnp.asarray(BEAM_TURN, jnp.float32), copper, cells)
+            for r in truth
+        ]
+    )
+    answers, _, _ = check(disks, around)
+    assert np.median(angle_deg(answers, truth, copper.operations)) < 2.0

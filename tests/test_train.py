@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The training loop: it learns, resumes exactly, guards its folder, and compiles once.
+
+The loop's two programs are compiled once for all tests here; everything else is the loop itself.
+"""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstem import parallel, train
+from jaxstem.errors import InputError
+from jaxstem.kinematic import two_beam
+from jaxstem.library import TwoBeam, sample_pattern
+from jaxstem.model import MODEL_FILES, load_model
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def step_programs(quick_compile, light_acquisition):
+    """The jitted training steps made in this module; settings that only the loop reads share one"""
+    made = {}
+    make_train_step, make_validation = train.make_train_step, train.make_validation
+
+    def memo(make, name, network, material, config, *rest):
+        shared = replace(config, steps=0, minutes=0.0, seed=0, physics="two_beam")
+        mesh = next((r.size for r in rest if isinstance(r, jax.sharding.Mesh)), None)
+        found = (name, repr(shared), mesh)
+        if found not in made:
+            made[found] = make(network, material, config, *rest)
+        return made[found]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_train_step", lambda *args: memo(make_train_step, "step", *args))
+        patch.setattr(
+            train, "make_validation", lambda *args: memo(make_validation, "validation", *args)
+        )
+        yield made
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return replace(tiny, steps=STEPS, batch=32, n_validation=64)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return parallel.make_mesh(jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def go(copper, one_device):
+    """`train` of the copper material on one device, without a bar."""
+    return lambda config, out, **options: train.train(
+        copper, config, out, **{"mesh": one_device, "progress": False} | options
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(go, config, tmp_path_factory):
+    """A finished run's model and folder."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    return go(config, folder), folder
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_loss_falls(finished):
+    _, folder = finished
+    found = rows(folder)
+    assert found[-1]["loss"] < found[0]["loss"] - 0.2
+    assert found[-1]["val_loss"] < found[0]["val_loss"]
+
+
+def test_metrics_rows(finished, config):
+    _, folder = finished
+    found = rows(folder)
+    assert [row["step"] for row in found] == list(range(STEPS // 10, STEPS + 1, STEPS // 10))
+    for row in found:
+        assert row["patterns"] == row["step"] * config.batch
+        assert np.isfinite(list(row.values())).all()
+        assert 0 <= row["val_within_5deg"] <= 1 and 0 <= row["val_best16_within_reach"] <= 1
+        assert 0 < row["val_median_deg"] < 63  # no two orientations of a cube are farther apart
+    assert np.all(np.diff([row["seconds"] for row in found]) >= 0)
+
+
+def test_folder_holds_the_model(finished, config):
+    model, folder = finished
+    assert set(MODEL_FILES) | {"run.json", "metrics.jsonl", "checkpoints"} == {
+        path.name for path in folder.iterdir()
+    }
+    loaded = load_model(folder)
+    assert loaded.config == config.model
+    assert loaded.record["total_steps"] == STEPS
+    assert loaded.record["config"]["seed"] == config.seed
+    for ours, trained in zip(
+        jax.tree.leaves(loaded.params), jax.tree.leaves(model.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, trained, rtol=1e-3, atol=1e-4)
+
+
+def test_finished_folder_is_not_overwritten(finished, go, config):
+    _, folder = finished
+    before = (folder / "model.json").read_bytes()
+    with pytest.raises(InputError, match="finished model"):
+        go(config, folder)
+    assert (folder / "model.json").read_bytes() == before
+
+
+def test_resumed_run_is_the_uninterrupted_one(finished, go, config, tmp_path):
+    model, folder = finished
+    out = tmp_path / "resumed"
+    go(config, out, stop_after=STEPS // 2)
+    assert not (out / "model.json").exists()
+    resumed = go(config, out)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, model.params)
+    for row in (found := rows(out)) + (expected := rows(folder)):
+        del row["seconds"]
+    assert found == expected
+
+
+def test_interrupted_run_guards_its_folder(go, config, tmp_path):
+    out = tmp_path / "started"
+    go(config, out, stop_after=6)
+    first = rows(out)
+    with pytest.raises(InputError, match="other settings"):
+        go(replace(config, seed=9), out)
+    assert rows(out) == first
+    go(replace(config, seed=9), out, overwrite=True, stop_after=6)
+    found = rows(out)
+    assert [row["step"] for row in found] == [6] and found[0]["loss"] != first[0]["loss"]
+
+
+def test_overwrite_replaces_a_finished_model(go, config, tmp_path):
+    out = tmp_path / "again"
+    short = replace(config, steps=2)
+    go(short, out)
+    go(replace(short, seed=1), out, overwrite=True)
+    assert load_model(out).record["config"]["seed"] == 1
+    assert [row["step"] for row in rows(out)] == [1, 2]
+
+
+def test_seed_decides_the_run(go, config, tmp_path):
+    short = replace(config, steps=2)
+    models = [go(replace(short, seed=s), tmp_path / f"{i}") for i, s in enumerate((4, 4, 5))]
+    leaves = [np.concatenate([x.ravel() for x in jax.tree.leaves(m.params)]) for m in models]
+    np.testing.assert_array_equal(leaves[0], leaves[1])
+    assert np.abs(leaves[0] - leaves[2]).max() > 0.01
+
+
+def test_minutes_become_steps(go, config, tmp_path, monkeypatch):
+    timed = replace(config, steps=0, minutes=1.0)
+    monkeypatch.setattr(train, "seconds_per_step", lambda *_: 1e9)
+    go(timed, tmp_path / "slow", stop_after=1)
+    assert json.loads((tmp_path / "slow" / "run.json").read_text())["total_steps"] == 20
+    monkeypatch.setattr(train, "seconds_per_step", lambda *_: 1e-3)
+    go(timed, tmp_path / "fast", stop_after=1)
+    total = json.loads((tmp_path / "fast" / "run.json").read_text())["total_steps"]
+    assert 20_000 < total <= 58_200
+    # a resumed run keeps the number that was found
+    monkeypatch.setattr(train, "seconds_per_step", lambda *_: 1e9)
+    go(timed, tmp_path / "fast", stop_after=2)
+    assert json.loads((tmp_path / "fast" / "run.json").read_text())["total_steps"] == total
+
+
+def test_measured_time_runs_on_compiled_steps(copper, config, one_device, step_programs):
+    """More minutes than the least of steps needs, as measured, and no second compilation."""
+    network, optimiser = train.build_network(config.model, copper), train.make_optimiser(config)
+    everywhere = jax.NamedSharding(one_device, parallel.REPLICATED)
+    source = jax.device_put(train.make_source(copper, config), everywhere)
+    key = jax.device_put(jax.random.key(0), everywhere)
+    step = train.make_train_step(network, copper, config, optimiser, one_device)
+    state = jax.device_put(train.init_state(network, optimiser, 0, 20), everywhere)
+    calls = []
+
+    def counted(state):
+        calls.append(int(state.step))
+        return step(state, key, source)
+
+    assert train.seconds_per_step(counted, state, n=3) > 0
+    assert calls == [0, 1, 2, 3]
+
+
+def test_one_compilation_serves_fresh_and_resumed_runs(finished, step_programs):
+    """Every run above went through the same program, whatever its length, seed or beginning."""
+    counts = [step._cache_size() for (name, *_), step in step_programs.items() if name == "step"]
+    assert counts == [1] * len(counts)
+
+
+def test_resume_on_eight_devices(go, config, copper, tmp_path, monkeypatch):
+    """State comes back onto every device of the mesh, also one of another size than before."""
+    seen = []
+
+    def step(state, key, source):
+        seen.append(state)
+        return state._replace(step=state.step + 1), jnp.zeros(())
+
+    monkeypatch.setattr(train, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(train, "make_validation", lambda *_: lambda _: {"val_median_deg": 1.0})
+    short = replace(config, steps=4)
+    go(short, tmp_path / "run", stop_after=2)
+    go(short, tmp_path / "run", mesh=parallel.make_mesh(), stop_after=3)
+    assert [int(state.step) for state in seen] == [0, 1, 2]
+    for leaf in jax.tree.leaves(seen[-1]):
+        assert len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated
+
+
+def test_batch_must_divide_before_anything_is_written(go, config, tmp_path):
+    with pytest.raises(InputError, match="does not divide"):
+        go(replace(config, batch=12), tmp_path / "none", mesh=parallel.make_mesh())
+    assert not (tmp_path / "none").exists()
+
+
+def test_learning_rate_warms_up_and_falls(config):
+    rate = (
+        np.array(
+            [
+                train.learning_rate(config, jnp.asarray(s), jnp.asarray(1000))
+                for s in (0, 24, 49, 50, 525, 999, 1000)
+            ]
+        )
+        / config.learning_rate
+    )
+    np.testing.assert_allclose(rate[:4], [0.02, 0.5, 1.0, 1.0], atol=1e-3)
+    assert rate[4] == pytest.approx(0.505, abs=0.01)
+    np.testing.assert_allclose(rate[5:], 0.01, atol=1e-3)
+
+
+def test_presets():
+    paper = train.preset("paper")
+    assert (paper.batch, paper.learning_rate) == (1024, 7e-5)
+    assert paper.model.head == "matrix" and paper.loss_name == "geodesic"
+    assert train.preset("default").loss_name == "grid_cross_entropy"
+
+
+def test_patterns_belong_to_their_orientations(copper, config, key):
+    """A pattern of the source is the two-beam pattern of the orientation that comes with it."""
+    source = train.make_source(copper, config)
+    assert isinstance(source, TwoBeam)
+    disks, orientation = jax.jit(lambda k: sample_pattern(k, source, 12))(key)
+    low, high = np.exp(source.log_thickness)
+    thickness = np.geomspace(low, high, 4000)
+    qx, qy, intensity = two_beam(
+        jnp.tile(orientation, (4000, 1, 1)), source.reflectors, source.wavelength, thickness
+    )
+    position = np.stack([qx[0], qy[0]], axis=-1)
+    found = np.stack([disks.qx, disks.qy], axis=-1)
+    distance = np.linalg.norm(found[:, None] - position, axis=-1)
+    assert distance.min(axis=1).max() < 1e-5
+    of_disks = np.asarray(intensity)[:, distance.argmin(axis=1)]
+    mismatch = np.abs(of_disks - np.asarray(disks.intensity)).max(axis=1)
+    assert mismatch.min() < 0.02

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The network reads a set: order and padding change nothing; the preset has the published shape."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxstem.kinematic import Disks
+from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+K_MAX = 1.5
+SMALL = ModelConfig(width=16, blocks=2, heads=2, feedforward=32, n_disks=12)
+VARIANTS = {
+    "default": SMALL,
+    "published": replace(SMALL, embedding="digitised", head="matrix"),
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def network(request):
+    """The function of disks that a network with random parameters is."""
+    config = VARIANTS[request.param]
+    module = OrientationTransformer(config, K_MAX, 40 if config.head == "grid" else 9)
+    params = jax.jit(partial(init_params, module))(jax.random.key(1))
+    return jax.jit(partial(module.apply, {"params": params}))
+
+
+@pytest.fixture
+def disks(rng):
+    """Five patterns of 3 to 12 disks."""
+    q = rng.uniform(-1, 1, (2, 5, 12))
+    mask = np.arange(12) < np.array([3, 12, 7, 8, 5])[:, None]
+    intensity = np.where(mask, rng.uniform(0.01, 1, mask.shape), 0)
+    q = np.where(mask, q, 0)
+    return Disks(*(jnp.asarray(x, jnp.float32) for x in (*q, intensity)), jnp.asarray(mask))
+
+
+def assert_same(a, b):
+    np.testing.assert_allclose(a, b, atol=1e-5 * (1 + np.abs(a).max()))
+
+
+def test_order_changes_nothing(network, disks, rng):
+    before = network(disks)
+    order = np.argsort(rng.random((5, 12)), axis=1)
+    assert_same(before, network(Disks(*(jnp.take_along_axis(x, order, 1) for x in disks))))
+
+
+def test_amount_of_padding_changes_nothing(network, disks):
+    before = network(disks)
+    longer = Disks(*(jnp.pad(x, ((0, 0), (0, 9))) for x in disks))
+    assert_same(before, network(longer))
+    shorter = Disks(*(x[3:4, :8] for x in disks))
+    assert_same(before[3:4], network(shorter))
+
+
+def test_garbage_in_padding_changes_nothing(network, disks, rng):
+    garbage = lambda x: jnp.where(disks.mask, x, rng.normal(size=x.shape) * 100)  # noqa: E731
+    spoilt = Disks(garbage(disks.qx), garbage(disks.qy), garbage(disks.intensity), disks.mask)
+    assert_same(network(disks), network(spoilt))
+
+
+def test_disks_do_matter(network, disks):
+    """The comparisons above can fail."""
+    moved = disks._replace(qx=disks.qx + 0.05 * disks.mask)
+    assert np.abs(network(disks) - network(moved)).max() > 1e-3
+    fewer = disks._replace(mask=disks.mask.at[:, 2].set(False))
+    assert np.abs(network(disks) - network(fewer)).max() > 1e-3
+
+
+def test_unit_of_intensity_changes_nothing(network, disks):
+    assert_same(network(disks), network(disks._replace(intensity=1e5 * disks.intensity)))
+
+
+def test_whole_turns_change_nothing(network, disks):
+    """k_theta and k_theta + 2π are the same disk; a sliver on either side of 0 nearly so."""
+    angle = np.deg2rad(1e-3)
+    up, down = (disks._replace(qx=jnp.abs(disks.qx), qy=s * angle * disks.qx) for s in (1, -1))
+    np.testing.assert_allclose(network(up), network(down), atol=5e-3)
+
+
+def test_empty_pattern_is_finite(network):
+    nothing = jnp.zeros((2, 12))
+    empty = Disks(nothing, nothing, nothing, jnp.zeros((2, 12), bool))
+    assert np.isfinite(network(empty)).all()
+
+
+def test_batch_axes_are_free(network, disks):
+    before = network(disks)
+    assert_same(before[2], network(Disks(*(x[2] for x in disks))))
+
+
+def test_gradient_is_finite_for_padded_and_empty_patterns(disks):
+    module = OrientationTransformer(SMALL, K_MAX, 40)
+    params = jax.jit(partial(init_params, module))(jax.random.key(0))
+    partly = disks._replace(mask=disks.mask.at[0].set(False))
+    total = lambda p: (module.apply({"params": p}, partly) ** 2).sum()  # noqa: E731
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params)):
+        assert np.isfinite(leaf).all()
+
+
+def test_dropout_needs_a_key_and_changes_training_only(disks):
+    module = OrientationTransformer(replace(SMALL, blocks=1, dropout=0.5), K_MAX, 40)
+    params = jax.jit(partial(init_params, module))(jax.random.key(0))
+    apply = jax.jit(partial(module.apply, {"params": params}, deterministic=False))
+    a, b = (apply(disks, rngs={"dropout": jax.random.key(i)}) for i in (1, 2))
+    assert np.abs(a - b).max() > 1e-3
+    calm = jax.jit(partial(module.apply, {"params": params}))
+    np.testing.assert_array_equal(calm(disks), calm(disks))
+
+
+def test_paper_preset_has_the_published_shape():
+    config = ModelConfig.paper()
+    assert (config.n_disks, config.dropout) == (76, 0.001)
+    module = OrientationTransformer(config, 2.99, 9)
+    params = jax.eval_shape(partial(init_params, module), jax.random.key(0))
+    assert sum(name.startswith("Block_") for name in params) == 3
+    block = params["Block_0"]
+    attention = block["MultiHeadDotProductAttention_0"]
+    assert attention["query"]["kernel"].shape == (384, 8, 48)
+    assert block["Dense_0"]["kernel"].shape == (384, 768)
+    assert block["Dense_1"]["kernel"].shape == (768, 384)
+    series = params["DigitisedEmbedding_0"]["harmonic_series"]
+    assert series["kernel"].shape == (15 + 15, 384)
+    assert series["bias"].shape == (384,)
+    assert set(params["DigitisedEmbedding_0"]) == {"harmonic_series", "LayerNorm_0"}
+    assert "LayerNorm_0" in params
+    dense = [params[f"Dense_{i}"]["kernel"].shape for i in range(5)]
+    assert [out for _, out in dense] == [384, 192, 96, 48, 9]
+    disks = Disks(*(jax.ShapeDtypeStruct((2, 76), t) for t in (*3 * [jnp.float32], bool)))
+    output = jax.eval_shape(lambda p, d: module.apply({"params": p}, d), params, disks)
+    assert output.shape == (2, 9)
