@@ -21,9 +21,10 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from jaxstem import parallel, so3
+from jaxstem.grid import half_angle_cosine
 from jaxstem.io import DiskScan, pad_disks
 from jaxstem.kinematic import Disks
-from jaxstem.model import Model
+from jaxstem.model import LABEL_WIDTH, Model
 from jaxstem.refine import (
     BEAM_TURN,
     Ranked,
@@ -115,7 +116,9 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     material, network = model.material, model.network
     reflectors = material.reflectors()
     operations = jnp.asarray(material.operations, jnp.float32)
-    cells = so3.quaternion_to_matrix(jnp.asarray(material.grid))
+    model_grid = jnp.asarray(material.grid)
+    cells = so3.quaternion_to_matrix(model_grid)
+    operation_quaternions = so3.matrix_to_quaternion(operations)
     tables = candidate_tables(
         material.grid,
         material.operations,
@@ -145,13 +148,29 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         unknown = jnp.full_like(answer.score, jnp.nan)
         return answer._replace(score=unknown, second_score=unknown)
 
+    def distribution(output):
+        """Log-probabilities of the cells; nine numbers are spread as a label would be."""
+        if model.config.head == "grid":
+            return jax.nn.log_softmax(output)
+        q = so3.matrix_to_quaternion(so3.nearest_rotation(output.reshape(-1, 3, 3)))
+        cosine = jax.lax.map(
+            lambda q: half_angle_cosine(q, model_grid, operation_quaternions), q, batch_size=8
+        )
+        angle = 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
+        return jax.nn.log_softmax(-0.5 * (angle / (LABEL_WIDTH * material.spacing)) ** 2)
+
     def step(params, disks: Disks, incident, cutoff) -> Answer:
-        log_probability = jax.nn.log_softmax(network.apply({"params": params}, disks))
+        output = network.apply({"params": params}, disks)
         one = verified if config.refine else network_alone
         chunk = config.chunk if jax.default_backend() == "cpu" else len(incident)
-        return jax.lax.map(
-            lambda args: one(*args), (disks, incident, cutoff, log_probability), batch_size=chunk
+        answer = jax.lax.map(
+            lambda args: one(*args),
+            (disks, incident, cutoff, distribution(output)),
+            batch_size=chunk,
         )
+        if model.config.head == "matrix" and not config.refine:
+            answer = answer._replace(orientation=so3.nearest_rotation(output.reshape(-1, 3, 3)))
+        return answer
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     return parallel.pmap(step, mesh, (replicated, sharded, sharded, sharded), sharded)
@@ -269,7 +288,10 @@ def likeliest_cells(
     """The network's `n_cells` likeliest orientations at every position, before verification.
 
     Best first; NaN where a position has too few disks. Tells missing candidates from wrong ranking.
+    Raises ValueError for a network without the grid head.
     """
+    if model.config.head != "grid":
+        raise ValueError("only the grid head ranks cells")
     material, network = model.material, model.network
     counts = count_disks(scan, material.k_min, material.k_max)
     cells = np.asarray(so3.quaternion_to_matrix(jnp.asarray(material.grid)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -30,7 +29,7 @@ from jaxstem.errors import InputError
 from jaxstem.grid import OrientationSpace, orientation_space
 from jaxstem.kinematic import Reflectors
 from jaxstem.scattering import ELECTRON_REST_ENERGY, electron_wavelength
-from jaxstem.transformer import ModelConfig, OrientationTransformer
+from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
 
 FORMAT, VERSION = "jaxstem-model", 1
 MODEL_FILES = ("model.json", "grid.npy", "weights.msgpack")
@@ -188,7 +187,7 @@ def load_model(name: str | Path) -> Model:
         crystal = Crystal.from_dict(description["crystal"])
         grid = np.load(folder / "grid.npy")
         half = flax.serialization.msgpack_restore((folder / "weights.msgpack").read_bytes())
-        return Model(
+        model = Model(
             ModelConfig(**description["network"]),
             Material(
                 crystal,
@@ -201,7 +200,12 @@ def load_model(name: str | Path) -> Model:
             jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), half),
             description["record"],
         )
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        expected = jax.eval_shape(lambda: init_params(model.network, jax.random.key(0)))
+        shapes = jax.tree.map(lambda x: x.shape, (model.params, expected))
+        if shapes[0] != shapes[1]:
+            raise ValueError("weights.msgpack does not fit the network in model.json")
+        return model
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -77,10 +77,10 @@ class ScoreConfig:
 
     measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of the
     distribution that are verified; levels: of the search; n_final: candidates that are judged by
-    likelihood. For the likelihood: n_judged: strongest reflections that are expected; position_sigma
-    [1/Å]; intensity_scatter: of ln I about two-beam theory; false_rate: false disks a pattern;
-    false_decay: by how much ln I of a false disk exceeds the detection limit on average; detection:
-    the most that a reflection can be certain to be seen.
+    likelihood. For the likelihood: n_judged: strongest reflections that are expected;
+    position_sigma [1/Å]; intensity_scatter: of ln I about two-beam theory; false_rate: false disks
+    a pattern; false_decay: by how much ln I of a false disk exceeds the detection limit on average;
+    detection: the most that a reflection can be certain to be seen.
     """
 
     measured_power: float = 0.25

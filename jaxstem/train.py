@@ -391,8 +391,13 @@ def _claim_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> int:
     out.mkdir(parents=True, exist_ok=True)
     if not run.exists():
         return settings["config"]["steps"]
-    found = json.loads(run.read_text())
-    total = found.pop("total_steps")
+    try:
+        found = json.loads(run.read_text())
+        total = int(found.pop("total_steps"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            f"{run}: is damaged, so the run cannot be resumed; start it anew with --overwrite."
+        ) from None
     if found != settings:
         raise InputError(
             f"{out}: holds an unfinished run with other settings; repeat its settings to resume "

@@ -181,3 +181,25 @@ def test_output_is_normalised_sorted_and_reproducible(key, disks):
     again = often(key, program, 300)
     jax.tree.map(np.testing.assert_array_equal, out, again)
     assert len(np.unique(out.qx[:, 0])) > 200
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="top_k of more disks than there are")
+def test_fewer_reflections_than_places(key, disks):
+    """A small cell or k_max has fewer reflections than the network has places: the rest is padding.
+
+    So has the published network's 76 places against a library of 64 beams.
+    """
+    out = jax.jit(lambda k: acquire(k, disks, CLEAN, 76, K_MAX))(key)
+    assert out.qx.shape == (76,)
+    np.testing.assert_array_equal(out.mask, np.arange(76) < REAL)
+
+
+@pytest.mark.xfail(strict=True, reason="noise in padding raises the fourth intensity")
+def test_noise_of_padding_does_not_raise_the_cutoff(key, disks):
+    """Four disks are left also where noise gives padding more than the weakest of them."""
+    faint = disks._replace(intensity=disks.intensity.at[2:REAL].set(2e-5))
+    longer = Disks(*(jnp.pad(x, (0, 60)) for x in faint))
+    noisy = replace(CLEAN, dose=(1e5, 1e5), background=(0.01, 0.01), cutoff=(5e-3, 5e-3))
+    out = often(key, lambda k: acquire(k, longer, noisy, 12, K_MAX), 200)
+    # noise takes the intensity of half of the faint disks: of seven, two are nearly always left
+    assert np.mean(out.mask.sum(axis=1) >= 4) > 0.8
