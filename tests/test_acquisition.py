@@ -26,7 +26,7 @@ def disks(rng):
     """Nine disks within 1.2 1/Å, strongest first, and three of padding."""
     padding = np.zeros(3)
     radius, angle = rng.uniform(0.3, 1.2, REAL), rng.uniform(0, 2 * np.pi, REAL)
-    intensity = np.sort(rng.uniform(1e-3, 0.1, REAL))[::-1]
+    intensity = 0.1 * 0.6 ** np.arange(REAL)
     columns = [radius * np.cos(angle), radius * np.sin(angle), intensity, np.ones(REAL)]
     qx, qy, intensity, mask = (np.concatenate([c, padding]) for c in columns)
     as_float = partial(jnp.asarray, dtype=jnp.float32)

@@ -99,6 +99,11 @@ def answers(model, scan):
     return {n: on_devices(model, scan, CONFIG, n) for n in (1, 2, 8)}
 
 
+@pytest.fixture(scope="module")
+def likeliest(model, scan):
+    return infer.likeliest_cells(model, scan, 64)
+
+
 def test_unassigned_positions(answers):
     answer, counts = answers[1]
     assert counts[3] == 2 and counts[7] == 0
@@ -140,9 +145,8 @@ def test_any_number_of_devices_answers_the_same(answers, n):
         )
 
 
-def test_direct_beam_of_a_scan_is_no_token(model, scan, answers):
+def test_direct_beam_of_a_scan_is_no_token(model, scan, likeliest):
     """Without the direct beam the disks, and so the network's candidates, are the same."""
-    cells = infer.likeliest_cells(model, scan, 8)
     keep = np.hypot(scan.qx, scan.qy) > 0.01
     counts = np.array([keep[a:b].sum() for a, b in zip(scan.offsets, scan.offsets[1:])])  # noqa: B905
     bare = replace(
@@ -152,34 +156,30 @@ def test_direct_beam_of_a_scan_is_no_token(model, scan, answers):
         intensity=scan.intensity[keep],
         offsets=np.concatenate([[0], np.cumsum(counts)]),
     )
-    np.testing.assert_array_equal(cells, infer.likeliest_cells(model, bare, 8))
+    np.testing.assert_array_equal(likeliest, infer.likeliest_cells(model, bare, 64))
 
 
-def test_network_alone(model, scan, copper):
-    config = replace(CONFIG, refine=False)
-    answer, counts = on_devices(model, scan, config, 1)
-    other, _ = on_devices(model, scan, config, 8)
+def test_network_alone(model, scan, copper, likeliest):
+    answer, counts = on_devices(model, scan, replace(CONFIG, refine=False), 8)
     assigned = counts >= MIN_DISKS
     assert np.isnan(answer.score).all() and np.isnan(answer.second_score).all()
-    np.testing.assert_allclose(answer.orientation, other.orientation, atol=1e-4)
-    np.testing.assert_allclose(answer.confidence, other.confidence, atol=1e-4)
     assert np.all(answer.confidence[assigned] > 0)
     # near one of the likeliest cells
-    cells = infer.likeliest_cells(model, scan, 64)
     angle = so3.misorientation(
         jnp.asarray(answer.orientation[assigned])[:, None],
-        jnp.asarray(cells[assigned]),
+        jnp.asarray(likeliest[assigned]),
         jnp.asarray(copper.operations),
     )
     assert np.all(angle.min(axis=1) < copper.spacing)
 
 
-def test_likeliest_cells_are_the_networks(model, scan, copper):
-    cells = infer.likeliest_cells(model, scan, 16)
-    assert cells.shape == (13, 16, 3, 3)
+def test_likeliest_cells_are_the_networks(model, scan, copper, likeliest):
+    cells = likeliest
+    assert cells.shape == (13, 64, 3, 3)
     assert np.isnan(cells[[3, 7]]).all() and np.isfinite(np.delete(cells, [3, 7], 0)).all()
     disks = pad_disks(scan, np.arange(13), copper.k_max, copper.k_min, 24)
-    logits = model.network.apply({"params": model.params}, infer.Disks(*disks))
+    apply = jax.jit(lambda disks: model.network.apply({"params": model.params}, disks))
+    logits = apply(infer.Disks(*disks))
     best = so3.quaternion_to_matrix(jnp.asarray(copper.grid))[np.argmax(logits, axis=1)]
     assigned = [i for i in range(13) if i not in (3, 7)]
     np.testing.assert_allclose(cells[assigned, 0], best[np.array(assigned)], atol=1e-6)

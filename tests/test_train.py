@@ -6,6 +6,7 @@ The loop's two programs are compiled once for all tests here; everything else is
 
 import json
 from dataclasses import replace
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,14 @@ def step_programs(quick_compile, light_acquisition):
         patch.setattr(
             train, "make_validation", lambda *args: memo(make_validation, "validation", *args)
         )
+        patch.setattr(train, "init_state", memoised_init(train.init_state))
         yield made
+
+
+def memoised_init(init_state):
+    compiled = cache(lambda network, optimiser: jax.jit(partial(init_state, network, optimiser)))
+    optimisers = cache(lambda: train.make_optimiser(train.TrainConfig()))
+    return lambda network, _, seed, total: compiled(network, optimisers())(seed, total)
 
 
 @pytest.fixture(scope="module")
