@@ -111,7 +111,7 @@ def main(arguments: Arguments) -> None:
         coverage = candidate_coverage(cells[known], right[known], symmetry)
         share = 100 * known.mean()
         row["candidates"] = {
-            f"best_of_{k}{suffix}": round(share * float(values[k - 1]), 1)
+            f"best_of_{k}{suffix}": round(float(share * values[k - 1]), 1)
             for suffix, values in (("", coverage.plain), ("_mod_180", coverage.mod_180))
             for k in (1, 16, 64)
         }

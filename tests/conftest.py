@@ -80,6 +80,20 @@ def copper(crystals):
 
 
 @pytest.fixture(scope="session")
+def tables(copper):
+    """What verification tabulates for each cell of the copper grid."""
+    from jaxstem.refine import candidate_tables
+
+    return candidate_tables(
+        copper.grid,
+        copper.operations,
+        copper.reflectors(),
+        copper.wavelength,
+        copper.crystal.lattice,
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny():
     """Training settings that compile in seconds: two-beam patterns, no false disks."""
     from jaxstem.acquisition import Acquisition

@@ -148,9 +148,10 @@ def test_clean_changes_normalisation_only(key, disks):
 
 def test_four_disks_are_left_by_the_cutoff(key, disks):
     blunt = replace(CLEAN, cutoff=(0.5, 0.9))
-    out = often(key, lambda k: acquire(k, disks, blunt, 12, K_MAX), 50)
-    assert np.all(out.mask.sum(axis=1) == 4)
-    np.testing.assert_array_equal(np.sort(out.qx[:, :4]), np.tile(np.sort(disks.qx[:4]), (50, 1)))
+    # not in one program, in which the fourth intensity may be rounded in two ways
+    out = jax.vmap(lambda k: acquire(k, disks, blunt, 12, K_MAX))(jax.random.split(key, 50))
+    np.testing.assert_array_equal(out.mask.sum(axis=1), 4)
+    np.testing.assert_array_equal(out.qx[:, :4], np.tile(disks.qx[:4], (50, 1)))
 
 
 def test_padding_is_never_revived(key, disks):

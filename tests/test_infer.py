@@ -61,6 +61,13 @@ def scan_of(lists):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def tabulated_once(tables):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer, "candidate_tables", lambda *_: tables)
+        yield
+
+
 @pytest.fixture(scope="module")
 def model(copper, tiny):
     """An untrained network."""
