@@ -132,8 +132,10 @@ def test_keep_strongest_crops_sorts_and_normalises(disks):
     np.testing.assert_allclose(out.intensity, expected / expected[0], rtol=1e-6)
     np.testing.assert_array_equal(out.qx, disks.qx[1:6])
     assert out.mask.all()
-    out = acquisition.keep_strongest(disks, 12, K_MAX)
-    np.testing.assert_array_equal(out.mask, disks.mask)
+    missed = disks._replace(mask=disks.mask.at[1].set(False))
+    out = acquisition.keep_strongest(missed, 12, K_MAX)
+    np.testing.assert_array_equal(out.mask, np.arange(12) < REAL - 1)
+    np.testing.assert_array_equal(out.qx[:2], [disks.qx[0], disks.qx[2]])
 
 
 def test_clean_changes_normalisation_only(key, disks):

@@ -192,6 +192,39 @@ def test_likeliest_cells_are_the_networks(model, scan, copper, likeliest):
     np.testing.assert_allclose(cells[assigned, 0], best[np.array(assigned)], atol=1e-6)
 
 
+def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
+    """Through lengths and batches: each position gets what was made of its own disks."""
+    lists = []
+    for n in rng.integers(0, 30, 70):
+        radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
+        disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(1, 2, n)]
+        lists.append(np.stack(disks, axis=-1))
+    shapes = []
+
+    def make_predict(model, config, mesh):
+        def predict(params, disks, incident, cutoff):
+            shapes.append(disks.qx.shape)
+            first = disks.qx[:, 0] + incident
+            rotation = np.tile(first[:, None, None], (1, 3, 3))
+            return infer.Answer(rotation, first, first, first, rotation, disks.mask.sum(axis=1))
+
+        return predict
+
+    monkeypatch.setattr(infer, "make_predict", make_predict)
+    config = replace(CONFIG, lengths=(8, 16, 24), batch=6, least=5)
+    answer, counts = predict_scan(model, scan_of(lists), config, progress=False)
+    np.testing.assert_array_equal(counts, [len(one) for one in lists])
+    for i, one in enumerate(lists):
+        if len(one) < MIN_DISKS:
+            assert np.isnan(answer.score[i])
+            continue
+        expected = one[np.argmax(one[:, 2]), 0] + one[:, 2].sum() / 0.3
+        assert answer.score[i] == pytest.approx(expected, rel=1e-4)
+        assert answer.orientation[i, 2, 1] == answer.score[i]
+        assert answer.second_score[i] == min(len(one), 24)
+    assert set(shapes) == {(8, 8), (8, 16), (8, 24)}  # six, rounded up to the eight devices
+
+
 @pytest.mark.parametrize("n_positions", [0, 4])
 def test_scan_without_disks(model, n_positions):
     empty = scan_of([np.zeros((0, 3))] * n_positions)
