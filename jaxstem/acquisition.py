@@ -81,7 +81,8 @@ def count_electrons(
     """
     mean = disks.intensity * dose
     noise = jnp.sqrt(mean + background * dose) * jax.random.normal(key, mean.shape)
-    return disks._replace(intensity=jnp.maximum(mean + noise, 0.0) / dose)
+    counted = jnp.maximum(mean + noise, 0.0) / dose
+    return disks._replace(intensity=jnp.where(disks.mask, counted, 0.0))
 
 
 def miss_disks(key: PRNGKeyArray, disks: Disks, share: Float[Array, ""]) -> Disks:
@@ -148,11 +149,16 @@ def miscalibrate(
 
 
 def keep_strongest(disks: Disks, n_disks: int, k_max: float) -> Disks:
-    """The `n_disks` strongest disks within `k_max` [1/Å], the largest intensity scaled to one."""
+    """The `n_disks` strongest disks within `k_max` [1/Å], the largest intensity scaled to one.
+
+    Fewer disks than `n_disks` are padded.
+    """
     inside = disks.mask & (disks.qx**2 + disks.qy**2 <= k_max**2)
-    value, index = jax.lax.top_k(jnp.where(inside, disks.intensity, 0.0), n_disks)
+    short = max(0, n_disks - len(disks.qx))
+    lengthen = lambda x: jnp.pad(x, (0, short))  # noqa: E731
+    value, index = jax.lax.top_k(lengthen(jnp.where(inside, disks.intensity, 0.0)), n_disks)
     mask = value > 0
-    take = lambda q: jnp.where(mask, q[index], 0.0)  # noqa: E731
+    take = lambda q: jnp.where(mask, lengthen(q)[index], 0.0)  # noqa: E731
     return Disks(take(disks.qx), take(disks.qy), value / jnp.maximum(value[0], 1e-30), mask)
 
 

@@ -85,9 +85,19 @@ def nearest_cells(
     cells, operations = np.asarray(cells, float), np.asarray(operation_quaternions, float)
     equivalents = np.asarray(so3.quaternion_multiply(operations[:, None], cells[None]))
     points = np.concatenate([equivalents, -equivalents]).reshape(-1, 4)
-    _, found = cKDTree(points).query(np.asarray(q, float), k=np.arange(1, n_near + 1))
+    # on a coarse grid a cell can be met through two operations; only its nearer equivalent counts
+    n_asked = min(2 * n_near, len(points))
+    _, found = cKDTree(points).query(np.asarray(q, float), k=np.arange(1, n_asked + 1))
     operation, cell = np.divmod(found % (len(points) // 2), len(cells))
-    return cell, operation
+    earlier = np.tril(np.ones((n_asked, n_asked), bool), -1)
+    again = np.concatenate(
+        [
+            ((part[:, :, None] == part[:, None, :]) & earlier).any(axis=2)
+            for part in np.array_split(cell, max(1, len(cell) // 512))
+        ]
+    )
+    first = np.argsort(again, axis=1, kind="stable")[:, :n_near]
+    return np.take_along_axis(cell, first, 1), np.take_along_axis(operation, first, 1)
 
 
 def soft_labels(

@@ -191,9 +191,9 @@ def load_model(name: str | Path) -> Model:
             ModelConfig(**description["network"]),
             Material(
                 crystal,
-                description["voltage_kv"],
-                description["k_max"],
-                description["u_iso"],
+                float(description["voltage_kv"]),
+                float(description["k_max"]),
+                float(description["u_iso"]),
                 crystals.operations(crystal, laue=True),
                 grid,
             ),
@@ -205,7 +205,7 @@ def load_model(name: str | Path) -> Model:
         if shapes[0] != shapes[1]:
             raise ValueError("weights.msgpack does not fit the network in model.json")
         return model
-    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(

@@ -174,7 +174,8 @@ def cosine(
     kernel: float,
 ) -> Float[Array, "A T"]:
     """Cosine score, 0 … 1, of all in-plane angles (predicted positions, 1/Å) times all tilts
-    (predicted intensities to their power); `kernel` σ in 1/Å.
+    (predicted intensities to their power); `kernel` σ in 1/Å. Where overlapping reflections share
+    a measured disk it can exceed one.
     """
     # disks come first, so that the maximum over them runs along whole vectors of reflections
     dx = qx - pattern.qx[:, None, None]
@@ -253,9 +254,13 @@ def log_likelihood(
     above = jnp.maximum(pattern.log_share - pattern.log_cutoff, 0.0) / config.false_decay
     decay = jnp.logaddexp(-above - jnp.log(config.false_decay), jnp.log(RARE_FALSE))
     false = jnp.log(config.false_rate / (jnp.pi * k_max**2)) + decay
-    gain = jnp.where(inside, position + likeness - false[:, None], -1e3) - absent
-    explained = jnp.where(pattern.mask, jnp.maximum(gain.max(axis=1), 0.0), 0.0)
-    return explained.sum() + absent.sum()
+    gain = jnp.where(inside, position + likeness - false[:, None], -1e3)
+    best = jnp.argmax(gain - absent, axis=1)
+    chosen = best[:, None] == jnp.arange(len(mean))
+    chosen &= (gain - absent > 0) & pattern.mask[:, None]
+    # a reflection explains one disk; a second one that it would explain is false
+    explained = jnp.max(jnp.where(chosen, gain, -jnp.inf), axis=0)
+    return jnp.where(chosen.any(axis=0), explained, absent).sum()
 
 
 def two_beam_likelihood(
@@ -283,8 +288,8 @@ def two_beam_likelihood(
 class Ranked(NamedTuple):
     """Verified candidates of a pattern, best cosine first.
 
-    score: cosine; log_likelihood [nat]; prior: log-probability that the network gave the mode from
-    which the candidate came.
+    score: cosine, cut at one; log_likelihood [nat]; prior: log-probability that the network gave
+    the mode from which the candidate came.
     """
 
     orientation: Float[Array, "C 3 3"]
@@ -370,7 +375,7 @@ def verify(
     probability = jax.vmap(
         lambda r: two_beam_likelihood(r, pattern, everything, wavelength, k_max, config)
     )(orientation)
-    return Ranked(orientation, score, probability, prior)
+    return Ranked(orientation, jnp.minimum(score, 1.0), probability, prior)
 
 
 def candidate_tables(

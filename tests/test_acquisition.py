@@ -186,7 +186,6 @@ def test_output_is_normalised_sorted_and_reproducible(key, disks):
     assert len(np.unique(out.qx[:, 0])) > 200
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="top_k of more disks than there are")
 def test_fewer_reflections_than_places(key, disks):
     """A small cell or k_max has fewer reflections than the network has places: the rest is padding.
 
@@ -197,7 +196,6 @@ def test_fewer_reflections_than_places(key, disks):
     np.testing.assert_array_equal(out.mask, np.arange(76) < REAL)
 
 
-@pytest.mark.xfail(strict=True, reason="noise in padding raises the fourth intensity")
 def test_noise_of_padding_does_not_raise_the_cutoff(key, disks):
     """Four disks are left also where noise gives padding more than the weakest of them."""
     faint = disks._replace(intensity=disks.intensity.at[2:REAL].set(2e-5))

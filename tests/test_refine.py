@@ -20,6 +20,7 @@ from jaxstem.refine import (
     ScoreConfig,
     cosine,
     expected_intensity,
+    log_likelihood,
     modes,
     pattern_of,
     search,
@@ -248,13 +249,14 @@ def test_scores_lie_between_zero_and_one(copper, polish, rng):
     assert score.min() >= 0 and score.max() <= 1
 
 
-@pytest.mark.xfail(strict=True, reason="a measured disk can be the partner of several predicted")
-def test_score_is_at_most_one_for_overlapping_reflections():
+def test_cosine_counts_a_disk_for_each_overlapping_reflection():
+    """Two reflections in one place share a disk: the bare cosine is √2 (`verify` reports one)."""
     one = jnp.array([0.5])
     disks = Disks(one, 0 * one, one, jnp.ones(1, bool))
     pattern = pattern_of(disks, 1.0, CUTOFF, 0.25)
     position = jnp.array([[0.5, 0.5]])
-    assert cosine(pattern, position, 0 * position, jnp.ones((1, 2)), 0.03)[0, 0] <= 1.0
+    value = cosine(pattern, position, 0 * position, jnp.ones((1, 2)), 0.03)[0, 0]
+    assert float(value) == pytest.approx(np.sqrt(2), rel=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -292,13 +294,43 @@ def test_likelihood_misses_expected_disks(copper, likelihood, rng):
     assert float(likelihood(orientation, moved)) < whole - 1
 
 
+def test_likelihood_counts_what_is_missing(copper, likelihood, rng):
+    """No disk at all: as unlikely as the expected ones are certain."""
+    for orientation in random_matrices(rng, 5):
+        disks = thick_foil_disks(jnp.asarray(orientation), copper, 60)
+        bright = int((disks.intensity > 20 * CUTOFF).sum())
+        nothing = float(likelihood(orientation, disks._replace(mask=jnp.zeros_like(disks.mask))))
+        assert nothing < bright * np.log(1 - CONFIG.detection) + 0.1
+        assert nothing < -1
+
+
+def of_one_reflection(n_disks, detection):
+    """Likelihood of `n_disks` disks exactly where one bright reflection is expected."""
+    place = lambda n: jnp.full(n, 0.5)  # noqa: E731
+    disks = Disks(place(n_disks), 0 * place(n_disks), 0.1 * place(n_disks), place(n_disks) > 0)
+    pattern = pattern_of(disks, 1.0, CUTOFF, CONFIG.measured_power)
+    config = replace(CONFIG, detection=detection)
+    one = jnp.ones(1)
+    return float(log_likelihood(pattern, 0.5 * one, 0 * one, 0.05 * one, 1.5, 1.0, config))
+
+
+def test_likelihood_of_a_reflection_that_was_found():
+    """Found, a reflection does not count as missing, however surely it was expected."""
+    assert of_one_reflection(1, 0.97) == pytest.approx(of_one_reflection(1, 0.5), abs=1e-4)
+    assert of_one_reflection(1, 0.97) > 3
+
+
+def test_likelihood_gives_a_miss_back_once():
+    assert of_one_reflection(2, 0.97) == pytest.approx(of_one_reflection(2, 0.5), abs=1e-4)
+
+
 def test_likelihood_bears_a_false_disk(copper, likelihood, rng):
     """A disk that nothing explains costs nothing: all are compared with being false."""
     orientation = random_matrices(rng, 1)[0]
     disks = thick_foil_disks(jnp.asarray(orientation), copper, 24)
     add = lambda a, b: jnp.append(a, b)  # noqa: E731
     extra = Disks(
-        add(disks.qx, 0.05), add(disks.qy, 0.0), add(disks.intensity, 2e-3), add(disks.mask, True)
+        add(disks.qx, 3.0), add(disks.qy, 0.0), add(disks.intensity, 2e-3), add(disks.mask, True)
     )
     assert float(likelihood(orientation, extra)) == pytest.approx(
         float(likelihood(orientation, disks)), abs=1e-3
