@@ -175,8 +175,10 @@ def acquire(
     disks = count_electrons(
         keys[2], disks, draw(keys[3], config.dose, log=True), draw(keys[4], config.background)
     )
-    fourth = jax.lax.top_k(disks.intensity, 4)[0][-1]
-    cutoff = jnp.minimum(draw(keys[5], config.cutoff, log=True), jnp.maximum(fourth, 1e-9))
+    n_left = min(4, len(disks.intensity))
+    fourth = jax.lax.top_k(jnp.where(disks.mask, disks.intensity, 0.0), n_left)[0][-1]
+    # a hair below it, since it may be computed a second time and rounded otherwise
+    cutoff = jnp.minimum(draw(keys[5], config.cutoff, log=True), jnp.maximum(0.999 * fourth, 1e-9))
     disks = cut_weak(miss_disks(keys[6], disks, draw(keys[7], config.missed)), cutoff)
     if config.false_rate[1] > 0:
         rate = draw(keys[8], config.false_rate)

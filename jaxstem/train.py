@@ -159,6 +159,26 @@ def learning_rate(config: TrainConfig, step: Float[Array, ""], total: Float[Arra
     return config.learning_rate * jnp.minimum(rise, fall)
 
 
+def apply_with_dropout(
+    network: OrientationTransformer,
+    params: Any,
+    disks: Disks,
+    key: PRNGKeyArray,
+    index: Int[Array, " B"],
+) -> Float[Array, "B n_out"]:
+    """The network's output in training, dropout included.
+
+    What is dropped depends on the key and the global sample index alone.
+    """
+    if network.config.dropout == 0.0:
+        return network.apply({"params": params}, disks)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 1 << 30)))(index)
+    one = lambda disks, key: network.apply(  # noqa: E731
+        {"params": params}, disks, deterministic=False, rngs={"dropout": key}
+    )
+    return jax.vmap(one)(disks, keys)
+
+
 def make_train_step(
     network: OrientationTransformer,
     material: Material,
@@ -185,15 +205,9 @@ def make_train_step(
         batch = simulate_batch(
             key, index, source, config.acquisition, config.model.n_disks, material.k_max
         )
-        dropout_key = jax.random.fold_in(jax.random.fold_in(key, 1 << 30), index[0])
 
         def mean_loss(params):
-            output = network.apply(
-                {"params": params},
-                batch.disks,
-                deterministic=config.model.dropout == 0.0,
-                rngs={"dropout": dropout_key},
-            )
+            output = apply_with_dropout(network, params, batch.disks, key, index)
             return loss_fn(output, batch.orientation, space).mean()
 
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)

@@ -116,6 +116,8 @@ class OrientationTransformer(nn.Module):
     @nn.compact
     def __call__(self, disks: Disks, deterministic: bool = True) -> Float[Array, "... n_out"]:
         c = self.config
+        clear = lambda x: jnp.where(disks.mask, x, 0.0)  # noqa: E731
+        disks = Disks(clear(disks.qx), clear(disks.qy), clear(disks.intensity), disks.mask)
         if c.embedding == "digitised":
             x = DigitisedEmbedding(c.width)(disks)
         else:

@@ -133,3 +133,17 @@ def test_paper_preset_has_the_published_shape():
     disks = Disks(*(jax.ShapeDtypeStruct((2, 76), t) for t in (*3 * [jnp.float32], bool)))
     output = jax.eval_shape(lambda p, d: module.apply({"params": p}, d), params, disks)
     assert output.shape == (2, 9)
+
+
+def test_nan_in_padding_changes_nothing(rng):
+    network = OrientationTransformer(
+        ModelConfig(width=16, blocks=1, heads=2, feedforward=16), 2.0, 5
+    )
+    params = init_params(network, jax.random.key(0))
+    values = jnp.asarray(rng.uniform(0.1, 1.0, (3, 2, 16)), jnp.float32)
+    mask = jnp.arange(16) < jnp.array([[5], [9]])
+    clean, spoilt = (
+        network.apply({"params": params}, Disks(*jnp.where(mask, values, fill), mask))
+        for fill in (0.0, jnp.nan)
+    )
+    np.testing.assert_array_equal(clean, spoilt)
