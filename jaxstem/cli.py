@@ -323,7 +323,8 @@ def _summary(found: OrientationMap) -> str:
         return (
             line + ": no position has enough disks within the model's k_max; check the pixel size"
         )
-    return line + f", median confidence {np.median(found.confidence[assigned]):.2f}"
+    median = np.median(found.confidence[assigned])
+    return line + (f", median confidence {median:.2f}" if np.isfinite(median) else "")
 
 
 def _complain(sentence: str, code: int) -> int:

@@ -26,7 +26,6 @@ from jaxstem.io import DiskScan, pad_disks
 from jaxstem.kinematic import Disks
 from jaxstem.model import LABEL_WIDTH, Model
 from jaxstem.refine import (
-    BEAM_TURN,
     Ranked,
     ScoreConfig,
     candidate_tables,
@@ -44,8 +43,8 @@ WITHIN = np.deg2rad(5.0)
 class Answer(NamedTuple):
     """What a pattern is reported as; leading axes are the patterns'.
 
-    second_*: the best candidate that is more than 5° from the answer; candidates: the likeliest
-    cells before verification, best first.
+    confidence is NaN where it is not known (a nine-number network alone); second_*: the best
+    candidate that is more than 5° from the answer.
     """
 
     orientation: Float[Array, "... 3 3"]
@@ -85,7 +84,7 @@ def summarise(ranked: Ranked, operations: Float[Array, "n 3 3"], config: InferCo
     answer = ranked.orientation[best]
     angle = so3.misorientation(answer, ranked.orientation, operations)
     turned = so3.misorientation(
-        answer @ jnp.asarray(BEAM_TURN, answer.dtype), ranked.orientation, operations
+        answer @ jnp.asarray(so3.HALF_TURN_ABOUT_BEAM, answer.dtype), ranked.orientation, operations
     )
     same, same_mod180 = angle < WITHIN, jnp.minimum(angle, turned) < WITHIN
     # candidates that polished to the same place are one candidate
@@ -169,7 +168,14 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             batch_size=chunk,
         )
         if model.config.head == "matrix" and not config.refine:
-            answer = answer._replace(orientation=so3.nearest_rotation(output.reshape(-1, 3, 3)))
+            # one rotation comes without a rival and without a measure of its own doubt
+            unknown = jnp.full_like(answer.confidence, jnp.nan)
+            answer = answer._replace(
+                orientation=so3.nearest_rotation(output.reshape(-1, 3, 3)),
+                confidence=unknown,
+                confidence_mod180=unknown,
+                second_orientation=jnp.full_like(answer.second_orientation, jnp.nan),
+            )
         return answer
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED

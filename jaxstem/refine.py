@@ -12,8 +12,8 @@ sphere than weak ones.
 *A search without derivatives.* Turning a crystal about the beam turns the pattern; tilting it
 changes excitation errors and hardly moves a disk. The partners therefore depend on the in-plane
 angle alone and the predicted intensities on the tilt alone, so that all in-plane angles times all
-tilts around a candidate are one small matrix product. Three or four such levels, ever finer, polish
-a candidate from several degrees to a tenth.
+tilts around a candidate are one small matrix product. A few such levels, ever finer, polish a
+candidate from several degrees to a tenth.
 
 *A likelihood for the verdict.* Polished candidates are compared by the probability of the pattern:
 every expected disk may be missed, every measured one may be false, positions scatter normally and
@@ -39,9 +39,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstem import so3
 from jaxstem.grid import nearest_cells
 from jaxstem.kinematic import Disks, Reflectors, excitation_error
-
-BEAM_TURN = np.diag([-1.0, -1.0, 1.0])
-"""R @ BEAM_TURN is R with the crystal turned by 180° about the beam."""
 
 SIBLING_REACH = 15.0
 """How far [degrees] a zone axis may lie from the beam for a turn about it to go unnoticed."""
@@ -331,7 +328,7 @@ def with_siblings(
     turned = jnp.einsum("csij,cjk->scik", tables.sibling_turn[cell], orientation)
     all_cells = jnp.concatenate([cell, tables.sibling[cell].T.reshape(-1)])
     all_orientations = jnp.concatenate([orientation, turned.reshape(-1, 3, 3)])
-    about_beam = all_orientations @ jnp.asarray(BEAM_TURN, orientation.dtype)
+    about_beam = all_orientations @ jnp.asarray(so3.HALF_TURN_ABOUT_BEAM, orientation.dtype)
     copies = 2 * (1 + tables.sibling.shape[1])
     return (
         jnp.concatenate([all_cells, all_cells]),

@@ -24,7 +24,7 @@ from jaxstem.infer import (
 from jaxstem.io import DiskScan, pad_disks
 from jaxstem.kinematic import strongest, two_beam
 from jaxstem.model import Model, build_network
-from jaxstem.refine import BEAM_TURN, Ranked, ScoreConfig
+from jaxstem.refine import Ranked, ScoreConfig
 from jaxstem.transformer import init_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -306,7 +306,7 @@ BASE = turn(50, np.array([1, 2, 3]) / np.sqrt(14))
 def test_summary_by_hand(summary, copper):
     """Two near candidates, one of them twice, the beam turn, and one far away."""
     operation = copper.operations[5]
-    near, beam, far = BASE @ turn(3), BASE @ BEAM_TURN, BASE @ turn(25, [1, 0, 0])
+    near, beam, far = BASE @ turn(3), BASE @ so3.HALF_TURN_ABOUT_BEAM, BASE @ turn(25, [1, 0, 0])
     orientations = [near, far, BASE, operation @ BASE, beam]
     weight = InferConfig().likelihood_weight
     share = np.array([0.2, 0.1, 0.4, 0.4, 0.25])
@@ -327,7 +327,7 @@ def test_summary_without_a_second(summary):
 
 
 def test_prior_decides_between_equal_patterns(summary):
-    orientations = [BASE, BASE @ BEAM_TURN]
+    orientations = [BASE, BASE @ so3.HALF_TURN_ABOUT_BEAM]
     for best in (0, 1):
         prior = np.where(np.arange(2) == best, 0.0, -20.0)
         answer = summary(ranked_of(orientations, [3.0, 3.0], prior))
@@ -346,7 +346,7 @@ def test_summary_holds_its_promises(summary, copper, seed, spread):
             for _ in range(12)
         ]
     )
-    orientations[6:9] = orientations[:3] @ BEAM_TURN
+    orientations[6:9] = orientations[:3] @ so3.HALF_TURN_ABOUT_BEAM
     ranked = ranked_of(orientations, 10 * rng.normal(size=12), rng.normal(size=12))
     answer = summary(ranked)
     assert 0 <= answer.confidence <= answer.confidence_mod180 + 1e-6 <= 1 + 2e-6

@@ -14,7 +14,6 @@ from jaxstem import so3
 from jaxstem.crystal import operations
 from jaxstem.kinematic import Disks, excitation_error, strongest, two_beam
 from jaxstem.refine import (
-    BEAM_TURN,
     SIBLING_REACH,
     Forward,
     ScoreConfig,
@@ -369,7 +368,7 @@ def test_siblings_follow_then_all_turned_about_the_beam(copper, cells, tables):
             assert all_cells[i] == tables.sibling[cell[c], s]
             assert all_priors[i] == prior[c]
     np.testing.assert_allclose(
-        all_orientations[half:], all_orientations[:half] @ BEAM_TURN, atol=1e-6
+        all_orientations[half:], all_orientations[:half] @ so3.HALF_TURN_ABOUT_BEAM, atol=1e-6
     )
     np.testing.assert_array_equal(all_cells[half:], all_cells[:half])
     np.testing.assert_allclose(np.exp(all_priors).sum(), 2 * (1 + n_siblings), rtol=1e-5)
@@ -447,7 +446,9 @@ def test_verify_finds_the_turn_that_the_network_missed(copper, cells, check, rng
     disks = jax.vmap(lambda r: thick_foil_disks(r, copper, 24))(truth)
     around = jnp.stack(
         [
-            log_probability_around(r @ jnp.asarray(BEAM_TURN, jnp.float32), copper, cells)
+            log_probability_around(
+                r @ jnp.asarray(so3.HALF_TURN_ABOUT_BEAM, jnp.float32), copper, cells
+            )
             for r in truth
         ]
     )
