@@ -43,7 +43,7 @@ def main(arguments: Arguments) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.models:
         model = load_model(name)
-        material = model.material
+        material = model.materials[0]
         truth = so3.random_rotations(jax.random.key(arguments.seed), (arguments.n,))
         disks = simulate(truth, material.reflectors(), material.wavelength, n_disks=48)
         mask = np.asarray(disks.mask)

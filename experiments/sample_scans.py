@@ -87,7 +87,7 @@ def main(arguments: Arguments) -> None:
         model = load_model(getattr(arguments, model_field))
         scan = read_disks(folder / f"{name}_bragg.h5")
         truth = read_truth(folder / f"{name}_truth.h5")
-        symmetry = operations(model.material.crystal)
+        symmetry = operations(model.materials[0].crystal)
         inside = truth.boundary_weight == 0
         row: dict[str, dict] = {}
         if matching is not None:
@@ -105,7 +105,7 @@ def main(arguments: Arguments) -> None:
                     np.nan_to_num(found.orientation[inside]), truth.orientation[inside], symmetry
                 )[0]
                 row["calibration"] = calibration(confidence, plain < 5)
-        cells = likeliest_cells(model, scan)[inside.ravel()]
+        cells = likeliest_cells(model, scan).orientation[inside.ravel()]
         right = truth.orientation[inside]
         known = np.isfinite(cells).all((1, 2, 3))
         coverage = candidate_coverage(cells[known], right[known], symmetry)

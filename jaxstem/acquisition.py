@@ -23,18 +23,27 @@ from jaxstem.kinematic import Disks
 class Acquisition:
     """Ranges (low, high), drawn uniformly for each pattern, log-uniformly where said.
 
-    intensity_scatter: standard deviation of the natural logarithm
-    of each intensity, which stands for what the simulation leaves out; dose: electrons a pattern
+    overlap: probability that a second grain is in the beam; overlap_share: the first one's part of
+    the beam then; disk_radius [1/Å], within which disks of two grains merge; damping [Å^2]: c of
+    exp(-c q^2) on intensities, for more or less thermal motion than simulated and for the
+    detector's blur; intensity_scatter: standard deviation of the natural logarithm of each
+    intensity, which stands for what the simulation leaves out; dose: electrons a pattern
     (log); background: diffuse counts under a disk, share of the dose; cutoff: weakest intensity
-    that is detected (log), lowered where needed to leave four disks; missed: share of disks lost;
+    that is detected (log), lowered where needed to leave four disks; glare: how much higher that
+    limit is beside the direct beam, where diffuse scattering is; missed: share of disks lost;
     false_rate: mean number of false disks; position_jitter [1/Å]; centre [1/Å], scale, ellipticity:
     standard deviations of calibration errors (not ranges).
     """
 
-    intensity_scatter: tuple[float, float] = (0.0, 0.8)
+    overlap: float = 0.1
+    overlap_share: tuple[float, float] = (0.6, 0.95)
+    disk_radius: float = 0.07
+    damping: tuple[float, float] = (-0.05, 0.3)
+    intensity_scatter: tuple[float, float] = (0.0, 0.4)
     dose: tuple[float, float] = (2e4, 2e6)
     background: tuple[float, float] = (0.0, 1e-3)
-    cutoff: tuple[float, float] = (2e-4, 5e-3)
+    cutoff: tuple[float, float] = (8e-5, 4e-3)
+    glare: tuple[float, float] = (0.0, 6.0)
     missed: tuple[float, float] = (0.0, 0.15)
     false_rate: tuple[float, float] = (0.0, 3.0)
     position_jitter: tuple[float, float] = (0.001, 0.012)
@@ -43,11 +52,17 @@ class Acquisition:
     ellipticity: float = 0.004
 
 
+GLARE_RADIUS = 0.6
+"""How far [1/Å] from the direct beam diffuse scattering hides weak disks."""
+
 CLEAN = Acquisition(
+    overlap=0.0,
+    damping=(0.0, 0.0),
     intensity_scatter=(0.0, 0.0),
     dose=(1e9, 1e9),
     background=(0.0, 0.0),
     cutoff=(1e-5, 1e-5),
+    glare=(0.0, 0.0),
     missed=(0.0, 0.0),
     false_rate=(0.0, 0.0),
     position_jitter=(0.0, 0.0),
@@ -63,6 +78,53 @@ def draw(key: PRNGKeyArray, limits: tuple[float, float], log: bool = False) -> F
     if log:
         return jnp.exp(jax.random.uniform(key, (), minval=jnp.log(low), maxval=jnp.log(high)))
     return jax.random.uniform(key, (), minval=low, maxval=high)
+
+
+def overlap(
+    key: PRNGKeyArray, first: Disks, second: Disks, config: Acquisition, n_second: int = 24
+) -> Disks:
+    """The pattern of a first grain, now and then mixed with a second one's: (K,) → (K + n_second,).
+
+    With probability `config.overlap` the first grain has a share of the beam drawn from
+    `config.overlap_share` and the second one the rest, of which the `n_second` strongest disks
+    count. A disk of the second within `config.disk_radius` of one of the first merges with it: one
+    disk of their summed intensity at their centre of gravity. Where the probability is zero the
+    first pattern comes back as it is.
+    """
+    if config.overlap == 0:
+        return first
+    key_is, key_share = jax.random.split(key)
+    is_mixed = jax.random.bernoulli(key_is, config.overlap)
+    share = jnp.where(is_mixed, draw(key_share, config.overlap_share), 1.0)
+    second = _strongest(second, n_second)
+    is_second = second.mask & is_mixed
+    weak = jnp.where(is_second, (1 - share) * second.intensity, 0.0)
+    strong = share * first.intensity
+
+    distance = jnp.hypot(second.qx[:, None] - first.qx, second.qy[:, None] - first.qy)
+    distance = jnp.where(first.mask, distance, jnp.inf)
+    merges = is_second & (jnp.min(distance, axis=1) < config.disk_radius)
+    partner = merges[:, None] & (jnp.argmin(distance, axis=1)[:, None] == jnp.arange(len(first.qx)))
+    added = jnp.sum(jnp.where(partner, weak[:, None], 0.0), axis=0)
+    total = jnp.maximum(strong + added, 1e-30)
+    moment = lambda q: jnp.sum(jnp.where(partner, (weak * q)[:, None], 0.0), axis=0)  # noqa: E731
+    centre = lambda q, other: jnp.where(  # noqa: E731
+        added > 0, (strong * q + moment(other)) / total, q
+    )
+    alone = is_second & ~merges
+    join = lambda a, b: jnp.concatenate([a, b])  # noqa: E731
+    return Disks(
+        join(centre(first.qx, second.qx), jnp.where(alone, second.qx, 0.0)),
+        join(centre(first.qy, second.qy), jnp.where(alone, second.qy, 0.0)),
+        join(jnp.where(first.mask, strong + added, 0.0), jnp.where(alone, weak, 0.0)),
+        join(first.mask, alone),
+    )
+
+
+def damp(disks: Disks, damping: Float[Array, ""]) -> Disks:
+    """Intensities times exp(-damping q^2), `damping` in Å^2."""
+    factor = jnp.exp(-damping * (disks.qx**2 + disks.qy**2))
+    return disks._replace(intensity=disks.intensity * factor)
 
 
 def scatter_intensities(key: PRNGKeyArray, disks: Disks, sigma: Float[Array, ""]) -> Disks:
@@ -90,10 +152,16 @@ def miss_disks(key: PRNGKeyArray, disks: Disks, share: Float[Array, ""]) -> Disk
     return disks._replace(mask=disks.mask & ~jax.random.bernoulli(key, share, disks.mask.shape))
 
 
-def cut_weak(disks: Disks, cutoff: Float[Array, ""]) -> Disks:
-    """Lose the disks weaker than `cutoff`."""
+def cut_weak(disks: Disks, cutoff: Float[Array, "..."]) -> Disks:
+    """Lose the disks weaker than `cutoff`, one number or one for each disk."""
     keep = disks.mask & (disks.intensity >= cutoff) & (disks.intensity > 0)
     return disks._replace(mask=keep, intensity=jnp.where(keep, disks.intensity, 0.0))
+
+
+def raised(cutoff: Float[Array, ""], disks: Disks, glare: Float[Array, ""]) -> Float[Array, " K"]:
+    """The detection limit at each disk, 1 + `glare` times as high at the centre as far from it."""
+    radius = (disks.qx**2 + disks.qy**2) / GLARE_RADIUS**2
+    return cutoff * (1.0 + glare * jnp.exp(-radius))
 
 
 def add_false_disks(
@@ -154,12 +222,18 @@ def keep_strongest(disks: Disks, n_disks: int, k_max: float) -> Disks:
     Fewer disks than `n_disks` are padded.
     """
     inside = disks.mask & (disks.qx**2 + disks.qy**2 <= k_max**2)
+    kept = _strongest(disks._replace(mask=inside), n_disks)
+    return kept._replace(intensity=kept.intensity / jnp.maximum(kept.intensity[0], 1e-30))
+
+
+def _strongest(disks: Disks, n_disks: int) -> Disks:
+    """The `n_disks` strongest disks, strongest first, padded where there are fewer."""
     short = max(0, n_disks - len(disks.qx))
     lengthen = lambda x: jnp.pad(x, (0, short))  # noqa: E731
-    value, index = jax.lax.top_k(lengthen(jnp.where(inside, disks.intensity, 0.0)), n_disks)
+    value, index = jax.lax.top_k(lengthen(jnp.where(disks.mask, disks.intensity, 0.0)), n_disks)
     mask = value > 0
     take = lambda q: jnp.where(mask, lengthen(q)[index], 0.0)  # noqa: E731
-    return Disks(take(disks.qx), take(disks.qy), value / jnp.maximum(value[0], 1e-30), mask)
+    return Disks(take(disks.qx), take(disks.qy), jnp.where(mask, value, 0.0), mask)
 
 
 def acquire(
@@ -168,9 +242,10 @@ def acquire(
     """One detected pattern from one simulated one: shape (K,) in, (n_disks,) out.
 
     The order is the microscope's: intensities as they leave the specimen, counting, detection,
-    calibration. `k_max` in 1/Å.
+    calibration. `k_max` in 1/Å. `overlap` comes before it.
     """
-    keys = jax.random.split(key, 12)
+    keys = jax.random.split(key, 13)
+    disks = damp(disks, draw(keys[12], config.damping))
     disks = scatter_intensities(keys[0], disks, draw(keys[1], config.intensity_scatter))
     disks = count_electrons(
         keys[2], disks, draw(keys[3], config.dose, log=True), draw(keys[4], config.background)
@@ -179,7 +254,8 @@ def acquire(
     fourth = jax.lax.top_k(jnp.where(disks.mask, disks.intensity, 0.0), n_left)[0][-1]
     # a hair below it, since it may be computed a second time and rounded otherwise
     cutoff = jnp.minimum(draw(keys[5], config.cutoff, log=True), jnp.maximum(0.999 * fourth, 1e-9))
-    disks = cut_weak(miss_disks(keys[6], disks, draw(keys[7], config.missed)), cutoff)
+    limit = raised(cutoff, disks, draw(jax.random.fold_in(keys[5], 1), config.glare))
+    disks = cut_weak(miss_disks(keys[6], disks, draw(keys[7], config.missed)), limit)
     if config.false_rate[1] > 0:
         rate = draw(keys[8], config.false_rate)
         disks = add_false_disks(keys[9], disks, rate, cutoff, k_max)

@@ -41,7 +41,7 @@ OF_PRESET = "(default: the preset's)"
 
 
 def train(
-    cif: Annotated[Path, tyro.conf.arg(metavar="CIF")],
+    cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
     voltage_kv: Annotated[float, tyro.conf.arg(metavar="KV")] = 300.0,
     k_max: Annotated[float, tyro.conf.arg(metavar="K")] = 2.0,
@@ -59,10 +59,10 @@ def train(
     u_iso: Annotated[float, tyro.conf.arg(metavar="U")] = 0.0064,
     overwrite: Flag = False,
 ) -> None:
-    """Train a model for a crystal, from its CIF alone.
+    """Train a model for one or more crystals, from their CIFs alone.
 
     Args:
-        cif: The unit cell.
+        cif: The unit cells, one CIF for each phase; phases are named after the files.
         out: Folder for the model. The same command resumes an unfinished run there.
         voltage_kv: Accelerating voltage in kV.
         k_max: Largest scattering vector in 1/Å; disks beyond it are not used.
@@ -87,10 +87,10 @@ def train(
 
     import dataclasses
 
-    from jaxstem import crystal, model, parallel
+    from jaxstem import crystal, library, model, parallel
     from jaxstem import train as training
 
-    unit_cell = crystal.read_cif(cif)
+    unit_cells = [crystal.read_cif(path) for path in cif]
     config = training.preset(preset)
     mesh = parallel.make_mesh()
     if batch is None:
@@ -109,26 +109,38 @@ def train(
         batch=batch,
         seed=seed,
     )
+    materials = []
+    for path, unit_cell in zip(cif, unit_cells, strict=True):
+        try:
+            materials.append(model.material(unit_cell, voltage_kv, k_max, spacing_deg, u_iso))
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     try:
-        material = model.material(unit_cell, voltage_kv, k_max, spacing_deg, u_iso)
+        model.check_materials(materials)
     except InputError as error:
-        raise InputError(f"{cif}: {error}") from None
-    trained = training.train(material, config, out, mesh=mesh, overwrite=overwrite)
+        raise InputError(f"--cif {shlex.join(map(str, cif))}: {error}") from None
+    trained = training.train(
+        materials, config, out, mesh=mesh, overwrite=overwrite, cache=library.default_cache()
+    )
     record = trained.record
     print(
-        f"{out}: model of {unit_cell.name}, {record['total_steps']} steps of {batch} patterns in "
-        f"{record['seconds'] / 60:.1f} minutes on {record['devices']}; validation median "
-        f"{record['validation']['val_median_deg']:.1f}° before refinement"
+        f"{out}: model of {', '.join(trained.phase_names)}, {record['total_steps']} steps of "
+        f"{batch} patterns in {record['seconds'] / 60:.1f} minutes on {record['devices']}; "
+        f"validation median {record['validation']['val_median_deg']:.1f}° before refinement"
     )
     print(f"use it: jaxstem map SCAN.h5 --model {shlex.quote(str(out))} --out MAP.h5")
 
 
 def map_command(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
-    model: Annotated[str, tyro.conf.arg(metavar="DIR|NAME")],
     out: Annotated[Path, tyro.conf.arg(metavar="MAP.h5")],
-    refine: bool = True,
+    model: Annotated[str, tyro.conf.arg(metavar="DIR|NAME")] = "",
+    method: Literal["network", "match"] = "network",
+    cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")] = (),
+    refine: Literal["none", "fast", "full"] = "fast",
+    semiangle_mrad: Annotated[float, tyro.conf.arg(metavar="MRAD")] = 1.5,
     figure: bool = True,
+    least_confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.0,
     voltage_kv: Annotated[
         float | None,
         tyro.conf.arg(metavar="KV", help_behavior_hint="(default: what the file states)"),
@@ -138,21 +150,33 @@ def map_command(
     ] = None,
     overwrite: Flag = False,
 ) -> None:
-    """Map the orientations over a scan of Bragg disks.
+    """Map the phases and orientations over a scan of Bragg disks.
 
     Args:
         scan: Bragg disks as py4DSTEM saves them (EMD 1.0).
-        model: Folder that `jaxstem train` made, or the name of a packaged model: cu.
         out: Map to write, with its picture MAP.png beside it.
-        refine: Verify and polish the network's candidates against simulated disks.
+        model: Folder that `jaxstem train` made, or the name of a packaged model: cu, cu-cu2o.
+        method: The trained network, or matching against all orientations of the --cif crystals,
+            which needs no model.
+        cif: The unit cells for --method match.
+        refine: Verify and polish candidates: fast, by two-beam theory; full, by Bloch waves too,
+            which gives the thickness and takes a hundred times as long; none, not at all.
+        semiangle_mrad: Convergence semi-angle of the probe in mrad.
         figure: Draw the picture.
+        least_confidence: Leave positions unassigned whose answer is less likely right than this.
         voltage_kv: The scan's accelerating voltage in kV, if its file states none or a wrong one.
         batch: Patterns to work on at once.
         overwrite: Replace MAP.h5 and MAP.png.
     """
     _require_between("--batch", 1 if batch is None else batch, 1, 10**6)
+    _require_between("--least-confidence", least_confidence, 0.0, 1.0)
+    _require_between("--semiangle-mrad", semiangle_mrad, 0.0, 20.0, "mrad")
     if voltage_kv is not None:
         _require_between("--voltage-kv", voltage_kv, 1.0, 10_000.0, "kV")
+    if (method == "match") != bool(cif) or (method == "network") != bool(model):
+        raise InputError(
+            "jaxstem map: give either --model, or --method match with --cif and the unit cells."
+        )
 
     from jaxstem.io import atomic_path, read_disks, write_map
 
@@ -170,26 +194,51 @@ def map_command(
 
         from jaxstem import maps
         from jaxstem.infer import InferConfig
+        from jaxstem.likelihood import LikelihoodConfig
         from jaxstem.mapping import check_voltage, map_scan
         from jaxstem.model import load_model
+        from jaxstem.refine import ScoreConfig
 
-        loaded = load_model(model)
+        if method == "match":
+            loaded = _matching_model(cif, disks.voltage_kv if voltage_kv is None else voltage_kv)
+        else:
+            loaded = load_model(model)
         check_voltage(disks, loaded, voltage_kv)
-        config = dataclasses.replace(InferConfig(), refine=refine)
+        score = ScoreConfig(likelihood=LikelihoodConfig(semi_angle=semiangle_mrad))
+        config = InferConfig(refine=refine, score=score)
         if batch is not None:
             config = dataclasses.replace(config, batch=batch)
         found = map_scan(
             disks,
             loaded,
             config,
+            least_confidence=least_confidence,
             voltage_kv=voltage_kv,
-            attributes={"command": command_line.get(), "model": model},
+            attributes={
+                "command": command_line.get(),
+                "method": method,
+                "model": model or ", ".join(path.name for path in cif),
+            },
         )
         write_map(map_file, found)
         if picture_file:
             maps.figure(found, picture_file)
     print(_summary(found))
     print(f"wrote {out}" + (f" and {picture}" if figure else ""))
+
+
+def _matching_model(cif: Sequence[Path], voltage_kv: float | None):
+    """What maps by matching, from CIFs alone."""
+    if voltage_kv is None:
+        raise InputError("--method match: the scan's file states no voltage; give --voltage-kv.")
+
+    from jaxstem import crystal, match
+
+    crystals = [crystal.read_cif(path) for path in cif]
+    try:
+        return match.matching_model(crystals, voltage_kv)
+    except InputError as error:
+        raise InputError(f"--cif {shlex.join(map(str, cif))}: {error}") from None
 
 
 def evaluate(
@@ -313,18 +362,32 @@ def _check_model_folder(out: Path) -> None:
 
 
 def _summary(found: OrientationMap) -> str:
-    """One line about a map, with a warning where nothing could be assigned."""
+    """One line about a map, with a warning where no crystal was found."""
     import numpy as np
 
-    assigned = found.phase >= 0
+    from jaxstem.infer import MIN_DISKS
+    from jaxstem.io import NO_CRYSTAL
+
+    assigned, empty = found.phase >= 0, found.phase == NO_CRYSTAL
     ny, nx = assigned.shape
-    line = f"{ny} x {nx} positions, {assigned.sum()} assigned ({100 * assigned.mean():.1f} %)"
+    parts = [f"{ny} x {nx} positions, {assigned.sum()} assigned ({100 * assigned.mean():.1f} %)"]
+    if empty.any():
+        parts.append(f"{empty.sum()} without a crystal")
     if not assigned.any():
-        return (
-            line + ": no position has enough disks within the model's k_max; check the pixel size"
-        )
+        if (found.n_disks < MIN_DISKS).all():
+            parts.append("no position has enough disks within the model's k_max")
+            parts.append("check the pixel size")
+        return ", ".join(parts)
+    if len(found.phase_names) > 1:
+        parts += [
+            f"{name} {100 * (found.phase == index)[assigned].mean():.1f} %"
+            for index, name in enumerate(found.phase_names)
+        ]
     median = np.median(found.confidence[assigned])
-    return line + (f", median confidence {median:.2f}" if np.isfinite(median) else "")
+    if np.isfinite(median):
+        parts.append(f"median confidence {median:.2f}")
+        parts.append(f"{found.ambiguous_180.sum()} ambiguous by 180°")
+    return ", ".join(parts)
 
 
 def _complain(sentence: str, code: int) -> int:

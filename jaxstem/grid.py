@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Orientations modulo symmetry as a space with a grid over it.
+"""Phases and their orientations modulo symmetry as one space with a grid over it.
 
 A distribution over orientations is a number for each cell of a near-uniform grid on the quotient of
 SO(3) by the crystal's proper operations. The quotient has no boundary: a cell at the edge of the
 fundamental zone has neighbours at the opposite edge, which `nearest_cells` finds through the
-operations. Cells are unit quaternions, scalar first; angles in radians.
+operations. Several phases have their cells side by side, phase 0's first, and one more outcome
+comes last: no crystal. Cells are unit quaternions, scalar first; angles in radians.
+
+Shapes: `P` phases, `n_cells` of all phases together, `n_operations` of the most symmetric phase.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,24 +27,42 @@ LABEL_NEIGHBOURS = 64
 """Cells that can share a label: those within about 2.5 spacings."""
 
 
-class OrientationSpace(NamedTuple):
-    """Orientations modulo symmetry, and the grid over them.
+class Label(NamedTuple):
+    """What a pattern truly shows.
 
-    operations: proper operations as matrices; operation_quaternions: the same as quaternions;
-    cells: grid orientations as quaternions (empty for a head without grid); neighbours: the nearest
-    cells of each cell, itself first; label_width: width [rad] of the Gaussian by which a true
-    orientation is shared among the cells near it.
+    phase: index of its crystal, or the number of phases where there is no crystal; orientation: of
+    the crystal, without meaning where there is none.
     """
 
-    operations: Float[Array, "n_operations 3 3"]
-    operation_quaternions: Float[Array, "n_operations 4"]
+    phase: Int[Array, "..."]
+    orientation: Float[Array, "... 3 3"]
+
+
+class OrientationSpace(NamedTuple):
+    """Orientations modulo symmetry, of one phase or several, and the grid over them.
+
+    operations: proper operations of each phase as matrices, repeated to one number for all;
+    operation_quaternions: the same as quaternions; cells: grid orientations as quaternions (empty
+    for a head without grid); phase: of each cell; neighbours: the nearest cells of each cell,
+    itself first; label_width: width [rad] of the Gaussian by which a true orientation is shared
+    among the cells near it, for each phase.
+    """
+
+    operations: Float[Array, "P n_operations 3 3"]
+    operation_quaternions: Float[Array, "P n_operations 4"]
     cells: Float[Array, "n_cells 4"]
+    phase: Int[Array, " n_cells"]
     neighbours: Int[Array, "n_cells n_near"]
-    label_width: Float[Array, ""]
+    label_width: Float[Array, " P"]
+
+    @property
+    def n_phases(self) -> int:
+        """P, which as the phase of a label means no crystal."""
+        return len(self.operations)
 
 
 def orientation_space(operations, cells, label_width: float) -> OrientationSpace:
-    """The space of `operations` (n, 3, 3) with grid quaternions `cells` (m, 4); width in rad."""
+    """One phase's space: `operations` (n, 3, 3), grid quaternions `cells` (m, 4), width in rad."""
     operations = jnp.asarray(operations, jnp.float32)
     operation_quaternions = so3.matrix_to_quaternion(operations)
     cells = jnp.asarray(cells, jnp.float32).reshape(-1, 4)
@@ -51,11 +73,35 @@ def orientation_space(operations, cells, label_width: float) -> OrientationSpace
         else np.zeros((0, 0), int)
     )
     return OrientationSpace(
-        operations,
-        operation_quaternions,
+        operations[None],
+        operation_quaternions[None],
         cells,
+        jnp.zeros(len(cells), jnp.int32),
         jnp.asarray(neighbours, jnp.int32),
-        jnp.asarray(label_width, jnp.float32),
+        jnp.asarray([label_width], jnp.float32),
+    )
+
+
+def joint_space(spaces: Sequence[OrientationSpace]) -> OrientationSpace:
+    """The space of several phases from that of each.
+
+    Operations are repeated cyclically up to the longest list, which changes no minimum over them.
+    """
+    n_operations = max(space.operations.shape[1] for space in spaces)
+    n_near = min(space.neighbours.shape[1] for space in spaces)
+    first = np.cumsum([0, *(len(space.cells) for space in spaces)])
+    join = lambda arrays: jnp.concatenate(list(arrays))  # noqa: E731
+    repeat = lambda x: jnp.resize(x[0], (1, n_operations, *x.shape[2:]))  # noqa: E731
+    return OrientationSpace(
+        join(repeat(space.operations) for space in spaces),
+        join(repeat(space.operation_quaternions) for space in spaces),
+        join(space.cells for space in spaces),
+        join(space.phase + i for i, space in enumerate(spaces)),
+        join(
+            space.neighbours[:, :n_near] + start
+            for start, space in zip(first, spaces, strict=False)
+        ),
+        join(space.label_width for space in spaces),
     )
 
 
@@ -101,17 +147,24 @@ def nearest_cells(
 
 
 def soft_labels(
-    label: Float[Array, "3 3"], space: OrientationSpace
+    label: Label, space: OrientationSpace
 ) -> tuple[Int[Array, " n_near"], Float[Array, " n_near"]]:
-    """A true orientation shared among the cells near it: their indices and weights, of sum 1.
+    """A true orientation shared among the cells near it: indices of outcomes, weights of sum 1.
 
     Weights are exp(-θ² / 2w²) with θ the misorientation from the label. Only the neighbourhood of
-    the cell nearest in the fundamental zone is looked at, beyond which weights vanish.
+    the cell nearest in the fundamental zone is looked at, beyond which weights vanish. No crystal
+    is the outcome after the last cell.
     """
-    q = so3.matrix_to_quaternion(label)
-    equivalents = so3.quaternion_multiply(space.operation_quaternions, q)
+    empty = label.phase >= space.n_phases
+    phase = jnp.minimum(label.phase, space.n_phases - 1)
+    operations = space.operation_quaternions[phase]
+    q = so3.matrix_to_quaternion(label.orientation)
+    equivalents = so3.quaternion_multiply(operations, q)
     reduced = equivalents[jnp.argmax(jnp.abs(equivalents[:, 0]))]
-    near = space.neighbours[jnp.argmax(jnp.abs(space.cells @ reduced))]
-    cosine = half_angle_cosine(q, space.cells[near], space.operation_quaternions)
+    closeness = jnp.where(space.phase == phase, jnp.abs(space.cells @ reduced), -1.0)
+    near = space.neighbours[jnp.argmax(closeness)]
+    cosine = half_angle_cosine(q, space.cells[near], operations)
     angle = 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
-    return near, jax.nn.softmax(-0.5 * (angle / space.label_width) ** 2)
+    weight = jax.nn.softmax(-0.5 * (angle / space.label_width[phase]) ** 2)
+    first = jnp.arange(len(near)) == 0
+    return jnp.where(empty, len(space.cells), near), jnp.where(empty, first, weight)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From padded disks to orientations: predict, verify, summarise, batch by batch.
+"""From padded disks to phases and orientations: predict, verify, summarise, batch by batch.
 
 Patterns are sorted into a few lengths, so that a pattern with six disks does not pay for thirty,
 and each length runs through one jitted program (network, candidates, verification, confidence) of
-static shape, sharded over the mesh. The confidence of an answer is the probability, among the
-verified candidates, of those within five degrees of it.
+static shape, sharded over the mesh. The verdict is one distribution over the verified candidates of
+all phases and "no crystal": the likeliest phase is reported, its best candidate, and as confidence
+the probability of those within five degrees of it.
 """
 
 from __future__ import annotations
@@ -17,25 +18,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from jaxstem import parallel, so3
-from jaxstem.grid import half_angle_cosine
-from jaxstem.io import DiskScan, pad_disks
+from jaxstem.bloch import prepare
+from jaxstem.grid import OrientationSpace, half_angle_cosine
+from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, pad_disks
 from jaxstem.kinematic import Disks
-from jaxstem.model import LABEL_WIDTH, Model
+from jaxstem.model import NEVER, Model, phases_space
 from jaxstem.refine import (
     Ranked,
     ScoreConfig,
     candidate_tables,
-    modes,
     pattern_of,
+    propose,
     verify,
+    verify_dynamically,
 )
 
-MIN_DISKS = 3
-"""A pattern with fewer disks is left unassigned: two disks fix no orientation."""
+MIN_DISKS = 2
+"""A pattern with fewer disks fits too many orientations to be given any."""
+
+FALSE_FACTOR = 4.0
+"""How much stronger than the detection limit a lone disk may be and still count as false."""
+
+N_RADII = 41
+"""Radii at which the detection limit is known."""
+
+BEAM_K_MAX = 3.0
+"""Reflections [1/Å] that take part in dynamical scattering."""
 
 WITHIN = np.deg2rad(5.0)
 
@@ -43,171 +55,255 @@ WITHIN = np.deg2rad(5.0)
 class Answer(NamedTuple):
     """What a pattern is reported as; leading axes are the patterns'.
 
-    confidence is NaN where it is not known (a nine-number network alone); second_*: the best
-    candidate that is more than 5° from the answer.
+    phase: index of the crystal, or NO_CRYSTAL, with NaN as orientation and score; confidence:
+    probability that the phase is right and the truth within 5° (NaN where it is not known: a
+    nine-number network alone); confidence_mod180: the same, the turn by 180° about the beam
+    counting too; phase_confidence: probability of the phase. second_*: the best candidate that is
+    of another phase or more than 5° from the answer; thickness [Å], where Bloch waves told it.
     """
 
     orientation: Float[Array, "... 3 3"]
+    phase: Int[Array, "..."]
     score: Float[Array, "..."]
     confidence: Float[Array, "..."]
     confidence_mod180: Float[Array, "..."]
+    phase_confidence: Float[Array, "..."]
     second_orientation: Float[Array, "... 3 3"]
+    second_phase: Int[Array, "..."]
     second_score: Float[Array, "..."]
+    thickness: Float[Array, "..."]
 
 
 @dataclass(frozen=True)
 class InferConfig:
     """How answers are made.
 
-    refine: verify and polish candidates (False: the network alone); likelihood_weight,
+    refine: "fast": verify and polish candidates by two-beam theory; "full": then by Bloch waves;
+    "none": the network alone; likelihood_weight,
     prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
-    of a candidate (below one, since neither model is exact and both saw the same disks); lengths:
+    of a candidate (below one, since neither model is exact and both saw the same disks); chance:
+    log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
+    alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
+    positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
     numbers of disks to which patterns are padded; batch: patterns a step; chunk: patterns verified
     at once within it (what fits a processor's cache); least: patterns for which a length of their
     own is compiled.
     """
 
-    refine: bool = True
+    refine: str = "fast"
     score: ScoreConfig = ScoreConfig()
-    likelihood_weight: float = 0.35
+    likelihood_weight: float = 0.25
     prior_weight: float = 0.05
+    chance: float = 6.0
     lengths: tuple[int, ...] = (8, 12, 16, 24)
     batch: int = 128
     chunk: int = 8
     least: int = 1024
 
 
-def summarise(ranked: Ranked, operations: Float[Array, "n 3 3"], config: InferConfig) -> Answer:
-    """The answer, its confidence and the runner-up from the verified candidates of one pattern."""
+def summarise(
+    ranked: Ranked,
+    no_crystal: Float[Array, ""],
+    operations: Float[Array, "P n 3 3"],
+    config: InferConfig,
+) -> Answer:
+    """The answer, its confidence and the runner-up from the verified candidates of one pattern.
+
+    `no_crystal` is its log-probability by the network; its likelihood is that of false disks alone,
+    to which those of the candidates are relative.
+    """
+    n_phases = len(operations)
     log_odds = config.likelihood_weight * ranked.log_likelihood + config.prior_weight * ranked.prior
-    best = jnp.argmax(log_odds)
+    of_none = config.likelihood_weight * config.chance + config.prior_weight * no_crystal
+    # a candidate that polished to the same place as an earlier one is that one
+    apart = jax.vmap(
+        lambda r, p: jnp.where(
+            ranked.phase == p, so3.misorientation(r, ranked.orientation, operations[p]), jnp.inf
+        )
+    )(ranked.orientation, ranked.phase)
+    again = jnp.tril(apart < 0.02, -1).any(axis=1)
+    share = jax.nn.softmax(jnp.append(jnp.where(again, -jnp.inf, log_odds), of_none))
+    member = jnp.append(ranked.phase, n_phases) == jnp.arange(n_phases + 1)[:, None]
+    of_phase = jnp.sum(jnp.where(member, share, 0.0), axis=1)
+    phase = jnp.argmax(of_phase)
+    none = phase == n_phases
+
+    best = jnp.argmax(jnp.where(ranked.phase == phase, log_odds, -jnp.inf))
     answer = ranked.orientation[best]
-    angle = so3.misorientation(answer, ranked.orientation, operations)
     turned = so3.misorientation(
-        answer @ jnp.asarray(so3.HALF_TURN_ABOUT_BEAM, answer.dtype), ranked.orientation, operations
+        answer @ jnp.asarray(so3.HALF_TURN_ABOUT_BEAM, answer.dtype),
+        ranked.orientation,
+        operations[ranked.phase[best]],
     )
-    same, same_mod180 = angle < WITHIN, jnp.minimum(angle, turned) < WITHIN
-    # candidates that polished to the same place are one candidate
-    pairs = jax.vmap(lambda r: so3.misorientation(r, ranked.orientation, operations))(
-        ranked.orientation
-    )
-    earlier = jnp.tril(pairs < 0.02, -1).any(axis=1)
-    share = jax.nn.softmax(jnp.where(earlier, -jnp.inf, log_odds))
+    right_phase = ranked.phase == phase
+    same = (apart[best] < WITHIN) & right_phase
+    same_mod180 = same | ((turned < WITHIN) & right_phase)
+
+    def probability(which):
+        return jnp.where(none, of_phase[phase], jnp.sum(jnp.where(which, share[:-1], 0.0)))
+
     second = jnp.argmax(jnp.where(same, -jnp.inf, log_odds))
     has_second = jnp.any(~same)
     nan = jnp.asarray(jnp.nan, answer.dtype)
     return Answer(
-        answer,
-        ranked.score[best],
-        jnp.sum(jnp.where(same, share, 0.0)),
-        jnp.sum(jnp.where(same_mod180, share, 0.0)),
+        jnp.where(none, nan, answer),
+        jnp.where(none, NO_CRYSTAL, phase),
+        jnp.where(none, nan, ranked.score[best]),
+        probability(same),
+        probability(same_mod180),
+        of_phase[phase],
         jnp.where(has_second, ranked.orientation[second], nan),
+        jnp.where(has_second, ranked.phase[second], UNASSIGNED),
         jnp.where(has_second, ranked.score[second], nan),
+        jnp.where(none, nan, ranked.thickness[best]),
     )
+
+
+def spread(
+    output: Float[Array, " n_out"], space: OrientationSpace
+) -> Float[Array, " n_cells_plus_1"]:
+    """Log-probabilities from a nine-number head: the cells near its rotation share as a label does.
+
+    A logit for each phase follows the nine numbers where there are several phases; this head does
+    not know of patterns without a crystal.
+    """
+    q = so3.matrix_to_quaternion(so3.nearest_rotation(output[:9].reshape(3, 3)))
+    of_phase = jax.nn.log_softmax(output[9:]) if space.n_phases > 1 else jnp.zeros(1)
+    parts = []
+    for phase, (operations, width) in enumerate(
+        zip(space.operation_quaternions, space.label_width, strict=True)
+    ):
+        cosine = half_angle_cosine(q, space.cells, operations)
+        angle = 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
+        closeness = jnp.where(space.phase == phase, -0.5 * (angle / width) ** 2, -jnp.inf)
+        parts.append(of_phase[phase] + jax.nn.log_softmax(closeness))
+    return jnp.append(jnp.stack(parts).max(axis=0), NEVER)
 
 
 def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[..., Answer]:
-    """The jitted `(params, disks (B, K), incident (B,), cutoff (B,)) -> Answer`, sharded.
+    """The jitted `(params, disks (B, K), exposed) -> Answer`, sharded over B.
 
-    incident: intensity of the incident beam in the disks' units; cutoff: weakest share of it that
-    is detected. B must divide among the devices. One compilation for each K.
+    `exposed` is the `Exposure` of the B positions. B must divide among the devices. One compilation
+    for each K.
     """
-    material, network = model.material, model.network
-    reflectors = material.reflectors()
-    operations = jnp.asarray(material.operations, jnp.float32)
-    model_grid = jnp.asarray(material.grid)
-    cells = so3.quaternion_to_matrix(model_grid)
-    operation_quaternions = so3.matrix_to_quaternion(operations)
-    tables = candidate_tables(
-        material.grid,
-        material.operations,
-        reflectors,
-        material.wavelength,
-        material.crystal.lattice,
+    network = model.network
+    matrix = model.config.head == "matrix"
+    space = phases_space(model.materials)
+    phases = [
+        candidate_tables(m.grid, m.operations, m.reflectors(), m.wavelength, m.crystal.lattice)
+        for m in model.materials
+    ]
+
+    dynamical = (
+        [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
+        if config.refine == "full"
+        else None
     )
 
-    def verified(disks: Disks, incident, cutoff, log_probability) -> Answer:
+    def verified(disks: Disks, exposed: Exposure, log_probability) -> Answer:
+        pattern = pattern_of(disks, *exposed, config.score.measured_power)
         ranked = verify(
-            pattern_of(disks, incident, cutoff, config.score.measured_power),
-            log_probability,
-            cells,
-            reflectors,
-            tables,
-            material.wavelength,
-            material.k_max,
-            config.score,
+            pattern, log_probability, phases, model.wavelength, model.k_max, config.score
         )
-        return summarise(ranked, operations, config)
-
-    def network_alone(disks: Disks, incident, cutoff, log_probability) -> Answer:
-        _, orientation, mass = modes(log_probability, cells, tables, config.score.n_modes)
-        nothing = jnp.zeros_like(mass)
-        ranked = Ranked(orientation, nothing, nothing, mass)
-        answer = summarise(ranked, operations, replace(config, prior_weight=1.0))
-        unknown = jnp.full_like(answer.score, jnp.nan)
-        return answer._replace(score=unknown, second_score=unknown)
-
-    def distribution(output):
-        """Log-probabilities of the cells; nine numbers are spread as a label would be."""
-        if model.config.head == "grid":
-            return jax.nn.log_softmax(output)
-        q = so3.matrix_to_quaternion(so3.nearest_rotation(output.reshape(-1, 3, 3)))
-        cosine = jax.lax.map(
-            lambda q: half_angle_cosine(q, model_grid, operation_quaternions), q, batch_size=8
-        )
-        angle = 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
-        return jax.nn.log_softmax(-0.5 * (angle / (LABEL_WIDTH * material.spacing)) ** 2)
-
-    def step(params, disks: Disks, incident, cutoff) -> Answer:
-        output = network.apply({"params": params}, disks)
-        one = verified if config.refine else network_alone
-        chunk = config.chunk if jax.default_backend() == "cpu" else len(incident)
-        answer = jax.lax.map(
-            lambda args: one(*args),
-            (disks, incident, cutoff, distribution(output)),
-            batch_size=chunk,
-        )
-        if model.config.head == "matrix" and not config.refine:
-            # one rotation comes without a rival and without a measure of its own doubt
-            unknown = jnp.full_like(answer.confidence, jnp.nan)
-            answer = answer._replace(
-                orientation=so3.nearest_rotation(output.reshape(-1, 3, 3)),
-                confidence=unknown,
-                confidence_mod180=unknown,
-                second_orientation=jnp.full_like(answer.second_orientation, jnp.nan),
+        if dynamical is not None:
+            ranked = verify_dynamically(
+                pattern, ranked, dynamical, space.operations, model.k_min, model.k_max, config.score
             )
-        return answer
+        return summarise(ranked, log_probability[-1], space.operations, config)
+
+    def network_alone(output, log_probability) -> Answer:
+        modes = propose(log_probability, phases, config.score.n_modes, siblings=False)
+        nothing = jnp.zeros_like(modes.prior)
+        unknowns = jnp.full_like(modes.prior, jnp.nan)
+        ranked = Ranked(modes.orientation, modes.phase, nothing, nothing, modes.prior, unknowns)
+        by_prior = replace(config, likelihood_weight=0.0, prior_weight=1.0)
+        answer = summarise(ranked, log_probability[-1], space.operations, by_prior)
+        unknown = jnp.full_like(answer.score, jnp.nan)
+        answer = answer._replace(score=unknown, second_score=unknown)
+        if not matrix:
+            return answer
+        # one rotation comes without a rival and without a measure of its own doubt
+        return answer._replace(
+            orientation=so3.nearest_rotation(output[:9].reshape(3, 3)),
+            confidence=unknown,
+            confidence_mod180=unknown,
+            second_orientation=jnp.full_like(answer.second_orientation, jnp.nan),
+            second_phase=jnp.full_like(answer.second_phase, UNASSIGNED),
+        )
+
+    def one(disks: Disks, exposed: Exposure, output) -> Answer:
+        log_probability = spread(output, space) if matrix else jax.nn.log_softmax(output)
+        if config.refine == "none":
+            return network_alone(output, log_probability)
+        return verified(disks, exposed, log_probability)
+
+    def step(params, disks: Disks, incident, incident_sigma, log_limit) -> Answer:
+        output = network.apply({"params": params}, disks)
+        everywhere = lambda args: one(args[0], Exposure(*args[1], log_limit), args[2])  # noqa: E731
+        arguments = (disks, (incident, incident_sigma), output)
+        if jax.default_backend() != "cpu":
+            return jax.vmap(everywhere)(arguments)
+        if config.refine == "full":  # one by one, so that lost candidates cost nothing
+            return jax.lax.map(everywhere, arguments)
+        return jax.lax.map(everywhere, arguments, batch_size=config.chunk)
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
-    return parallel.pmap(step, mesh, (replicated, sharded, sharded, sharded), sharded)
+    specs = (replicated, sharded, sharded, sharded, replicated)
+    program = parallel.pmap(step, mesh, specs, sharded)
+    return lambda params, disks, exposed: program(params, disks, *exposed)
 
 
 class Exposure(NamedTuple):
-    """Per position: intensity of the incident beam in the disks' units, and the detection limit as
-    a share of it.
+    """What the intensities of a scan's disks mean.
+
+    Per position: intensity of the incident beam in the disks' units, and how well its logarithm is
+    known. For the whole scan: logarithm of the weakest share of it that is detected, at radii
+    evenly spaced from 0 to k_max.
     """
 
     incident: Float[np.ndarray, " positions"]
-    cutoff: Float[np.ndarray, " positions"]
+    incident_sigma: Float[np.ndarray, " positions"]
+    log_limit: Float[np.ndarray, " n_radii"]
+
+    def at(self, index: Int[np.ndarray, " n"]) -> Exposure:
+        """The same for some positions."""
+        return self._replace(
+            incident=self.incident[index], incident_sigma=self.incident_sigma[index]
+        )
 
 
-def exposure(scan: DiskScan, k_min: float) -> Exposure:
-    """Incident intensity and detection limit of every position of a scan.
+def exposure(scan: DiskScan, k_min: float, k_max: float) -> Exposure:
+    """Incident intensity of every position of a scan, and its detection limit.
 
     Where the direct beam (a disk within `k_min`, 1/Å) is listed, the incident beam is the sum of
-    all disks; elsewhere the disks are taken to hold 30 % of it. The limit is the share of the
-    second-weakest percent of all disks.
+    all disks; elsewhere the disks are taken to hold 30 % of it, give or take a factor of e. The
+    limit at a radius is the share of the 4 % weakest disks near it, for the diffuse background
+    hides more of them near the direct beam; where disks are few, near it means all.
     """
     positive = np.maximum(scan.intensity, 0.0).astype(np.float64)
     total = np.diff(np.concatenate([[0.0], np.cumsum(positive)])[scan.offsets])
-    direct = np.hypot(scan.qx, scan.qy) <= k_min
+    radius = np.hypot(scan.qx, scan.qy)
+    direct = radius <= k_min
     has_direct = np.diff(np.concatenate([[0], np.cumsum(direct)])[scan.offsets]) > 0
     incident = np.where(has_direct, total, total / 0.3)
     incident = np.where(incident > 0, incident, 1.0)
     share = positive / np.repeat(incident, np.diff(scan.offsets))
-    share = share[~direct & (share > 0)]
-    cutoff = np.percentile(share, 2.0) if len(share) else 1e-3
-    return Exposure(incident.astype(np.float32), np.full(len(total), cutoff, np.float32))
+    usable = ~direct & (share > 0)
+    order = np.argsort(radius[usable])
+    radius, share = radius[usable][order], share[usable][order]
+    overall = np.percentile(share, 4.0) if len(share) else 1e-3
+    limit = np.full(N_RADII, overall)
+    for place, centre in enumerate(np.linspace(0.0, k_max, N_RADII)):
+        near = share[
+            slice(*np.searchsorted(radius, [centre - 0.06 * k_max, centre + 0.06 * k_max]))
+        ]
+        if len(near) >= 50:
+            limit[place] = np.percentile(near, 4.0)
+    return Exposure(
+        incident.astype(np.float32),
+        np.where(has_direct, 0.1, 1.0).astype(np.float32),
+        np.log(limit).astype(np.float32),
+    )
 
 
 def buckets(
@@ -236,6 +332,18 @@ def count_disks(scan: DiskScan, k_min: float, k_max: float) -> Int[np.ndarray, "
     return np.diff(before[scan.offsets])
 
 
+def looks_empty(scan: DiskScan, k_min: float, exposed: Exposure) -> Bool[np.ndarray, " positions"]:
+    """Where there is no crystal by the count of disks alone: one beyond `k_min` [1/Å] at most, and
+    that within `FALSE_FACTOR` of the detection limit. A brighter one comes from some crystal.
+    """
+    counts = count_disks(scan, k_min, np.inf)
+    share = scan.intensity / np.repeat(exposed.incident, np.diff(scan.offsets))
+    beyond = np.hypot(scan.qx, scan.qy) > k_min
+    is_bright = beyond & (share > FALSE_FACTOR * np.exp(exposed.log_limit.min()))
+    bright = np.concatenate([[0], np.cumsum(is_bright)])
+    return (counts <= 1) & (np.diff(bright[scan.offsets]) == 0)
+
+
 def predict_scan(
     model: Model,
     scan: DiskScan,
@@ -244,26 +352,34 @@ def predict_scan(
     mesh: Mesh | None = None,
     progress: bool | None = None,
 ) -> tuple[Answer, Int[np.ndarray, " positions"]]:
-    """Answers for all positions of a scan (flat, NaN and 0 where unassigned), and disk counts.
+    """Answers for all positions of a scan (flat), and disk counts.
 
-    Every batch has the same size, the last one filled up by repetition, so that each length
-    compiles once.
+    Positions with fewer than `MIN_DISKS` have no crystal where they look empty and are unassigned
+    elsewhere, their confidence being NaN and 0. Every batch has the same size, the last one filled
+    up by repetition, so that each length compiles once.
     """
     config = config or InferConfig()
     mesh = mesh or parallel.make_mesh()
-    k_min, k_max = model.material.k_min, model.material.k_max
+    k_min, k_max = model.k_min, model.k_max
     counts = count_disks(scan, k_min, k_max)
     n = len(counts)
+    exposed = exposure(scan, k_min, k_max)
+    empty = looks_empty(scan, k_min, exposed)
+    no_rotation, unknown = np.full((2, n, 3, 3), np.nan, np.float32), np.full(n, np.nan, np.float32)
+    confidence = np.where(empty, np.nan, 0.0).astype(np.float32)
     result = Answer(
-        np.full((n, 3, 3), np.nan, np.float32),
-        np.full(n, np.nan, np.float32),
-        np.zeros(n, np.float32),
-        np.zeros(n, np.float32),
-        np.full((n, 3, 3), np.nan, np.float32),
-        np.full(n, np.nan, np.float32),
+        orientation=no_rotation[0],
+        phase=np.where(empty, NO_CRYSTAL, UNASSIGNED),
+        score=unknown.copy(),
+        confidence=confidence.copy(),
+        confidence_mod180=confidence.copy(),
+        phase_confidence=confidence.copy(),
+        second_orientation=no_rotation[1],
+        second_phase=np.full(n, UNASSIGNED),
+        second_score=unknown.copy(),
+        thickness=unknown.copy(),
     )
     predict = make_predict(model, config, mesh)
-    incident, cutoff = exposure(scan, k_min)
     batch = -(-config.batch // mesh.size) * mesh.size
     disable = None if progress is None else not progress
     with tqdm(total=int((counts >= MIN_DISKS).sum()), unit="pattern", disable=disable) as bar:
@@ -273,7 +389,7 @@ def predict_scan(
                 chosen = index[start : start + batch]
                 padded = np.resize(chosen, batch)
                 disks = Disks(*pad_disks(scan, padded, k_max, k_min, length))
-                answer = predict(model.params, disks, incident[padded], cutoff[padded])
+                answer = predict(model.params, disks, exposed.at(padded))
                 pending.append((chosen, answer))
                 if len(pending) > 1:
                     _collect(result, *pending.pop(0), bar)
@@ -288,26 +404,37 @@ def _collect(result: Answer, chosen: np.ndarray, answer: Answer, bar: tqdm) -> N
     bar.update(len(chosen))
 
 
+class RankedCells(NamedTuple):
+    """The network's likeliest cells, best first, and the phase of each."""
+
+    orientation: Float[np.ndarray, "positions n_cells 3 3"]
+    phase: Int[np.ndarray, "positions n_cells"]
+
+
 def likeliest_cells(
     model: Model, scan: DiskScan, n_cells: int = 64, batch: int = 256
-) -> Float[np.ndarray, "positions n_cells 3 3"]:
-    """The network's `n_cells` likeliest orientations at every position, before verification.
+) -> RankedCells:
+    """The network's `n_cells` likeliest phases and orientations, before verification.
 
-    Best first; NaN where a position has too few disks. Tells missing candidates from wrong ranking.
-    Raises ValueError for a network without the grid head.
+    NaN and unassigned where a position has too few disks. Tells missing candidates from wrong
+    ranking. Raises ValueError for a network without the grid head.
     """
     if model.config.head != "grid":
         raise ValueError("only the grid head ranks cells")
-    material, network = model.material, model.network
-    counts = count_disks(scan, material.k_min, material.k_max)
-    cells = np.asarray(so3.quaternion_to_matrix(jnp.asarray(material.grid)))
-    best = jax.jit(lambda p, d: jax.lax.top_k(network.apply({"params": p}, d), n_cells)[1])
-    found = np.full((len(counts), n_cells, 3, 3), np.nan, np.float32)
+    network, space = model.network, phases_space(model.materials)
+    counts = count_disks(scan, model.k_min, model.k_max)
+    cells, phase = np.asarray(so3.quaternion_to_matrix(space.cells)), np.asarray(space.phase)
+    best = jax.jit(lambda p, d: jax.lax.top_k(network.apply({"params": p}, d)[:, :-1], n_cells)[1])
+    found = RankedCells(
+        np.full((len(counts), n_cells, 3, 3), np.nan, np.float32),
+        np.full((len(counts), n_cells), UNASSIGNED),
+    )
     chosen = np.flatnonzero(counts >= MIN_DISKS)
     longest = InferConfig().lengths[-1]
     for start in range(0, len(chosen), batch):
         index = chosen[start : start + batch]
         padded = np.resize(index, batch)
-        disks = Disks(*pad_disks(scan, padded, material.k_max, material.k_min, longest))
-        found[index] = cells[np.asarray(best(model.params, disks))[: len(index)]]
+        disks = Disks(*pad_disks(scan, padded, model.k_max, model.k_min, longest))
+        ranked = np.asarray(best(model.params, disks))[: len(index)]
+        found.orientation[index], found.phase[index] = cells[ranked], phase[ranked]
     return found

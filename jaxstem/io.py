@@ -37,6 +37,8 @@ from jaxstem.errors import InputError
 MAP_FORMAT = "jaxstem-map"
 MAP_VERSION = 1
 UNASSIGNED, NO_CRYSTAL = -1, -2
+SURE, UNSURE = 0.9, 0.75
+"""An answer is ambiguous by 180° when sure modulo 180° (0.9 or more) and unsure (below 0.75)."""
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DISK_FIELDS = ("qx", "qy", "intensity")
@@ -91,8 +93,10 @@ class OrientationMap:
 
     orientation: columns are the lab axes in crystal Cartesian coordinates, NaN where unassigned.
     phase: index into phase_names and crystals, -1 unassigned, -2 no crystal. confidence: posterior
-    probability that the truth is within 5 degrees; confidence_mod180 counts the turn by 180 degrees
-    about the beam too. score: cosine score in 0…1. second_*: the runner-up. n_disks: disks used.
+    probability that the phase is right and the truth within 5 degrees; confidence_mod180 counts the
+    turn by 180 degrees about the beam too; phase_confidence: that the phase is right. All three are
+    that of "no crystal" where this is the answer, and NaN where not known. score: cosine score in
+    0…1. second_*: the runner-up. thickness [Å]: NaN where nothing tells it. n_disks: disks used.
     attributes: how the map was made (command, model, jaxstem_version, ...), numbers or strings.
     """
 
@@ -101,15 +105,23 @@ class OrientationMap:
     phase_names: tuple[str, ...]
     confidence: Float[np.ndarray, "ny nx"]
     confidence_mod180: Float[np.ndarray, "ny nx"]
+    phase_confidence: Float[np.ndarray, "ny nx"]
     score: Float[np.ndarray, "ny nx"]
     second_orientation: Float[np.ndarray, "ny nx 3 3"]
     second_phase: Int[np.ndarray, "ny nx"]
     second_score: Float[np.ndarray, "ny nx"]
+    thickness: Float[np.ndarray, "ny nx"]
     n_disks: Int[np.ndarray, "ny nx"]
     crystals: tuple[Crystal, ...]
     scan_step: float = 1.0
     scan_units: str = "pixels"
     attributes: dict = field(default_factory=dict)
+
+    @property
+    def ambiguous_180(self) -> Bool[np.ndarray, "ny nx"]:
+        """Where the orientation is known but for a turn by 180° about the beam."""
+        sure = (self.confidence_mod180 >= SURE) & (self.confidence < UNSURE)
+        return sure & (self.phase >= 0)
 
 
 # where each array of an OrientationMap lives in the file, and as what
@@ -118,10 +130,12 @@ MAP_DATASETS = {
     "phase": ("phase", np.int16),
     "confidence": ("confidence", np.float32),
     "confidence_mod180": ("confidence_mod180", np.float32),
+    "phase_confidence": ("phase_confidence", np.float32),
     "score": ("score", np.float32),
     "second_orientation": ("second/orientation", np.float32),
     "second_phase": ("second/phase", np.int16),
     "second_score": ("second/score", np.float32),
+    "thickness": ("thickness", np.float32),
     "n_disks": ("n_disks", np.int32),
 }
 
@@ -283,6 +297,7 @@ def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False)
         file.attrs.update({"scan_step": result.scan_step, "scan_units": result.scan_units})
         for name, (location, _) in MAP_DATASETS.items():
             file[location] = arrays[name]
+        file["ambiguous_180"] = np.asarray(result.ambiguous_180, bool)
         file.create_dataset("phase_names", data=list(result.phase_names), dtype=h5py.string_dtype())
         for number, crystal in enumerate(result.crystals):
             group = file.create_group(f"phases/{number}")

@@ -32,12 +32,13 @@ from matplotlib.transforms import Affine2D, ScaledTranslation
 
 from jaxstem.crystal import Crystal, operations
 from jaxstem.errors import InputError
-from jaxstem.io import OrientationMap, atomic_path
+from jaxstem.io import NO_CRYSTAL, UNASSIGNED, OrientationMap, atomic_path
 
 LAB_X, LAB_Y, LAB_Z = np.eye(3)
 
 UNASSIGNED_COLOUR = (0.0, 0.0, 0.0)
 NO_CRYSTAL_COLOUR = (0.6, 0.6, 0.6)
+AMBIGUOUS_COLOUR = (1.0, 1.0, 1.0)
 # no grey or black is an IPF colour; phases take Okabe & Ito's colours, told apart by all readers
 PHASE_COLOURS = tuple(
     tuple(int(code[i : i + 2], 16) / 255 for i in (0, 2, 4))
@@ -129,7 +130,7 @@ def rgb_map(
     phase = orientation_map.phase
     rgb = np.empty((*phase.shape, 3))
     rgb[...] = UNASSIGNED_COLOUR
-    rgb[phase == -2] = NO_CRYSTAL_COLOUR
+    rgb[phase == NO_CRYSTAL] = NO_CRYSTAL_COLOUR
     for index, crystal in enumerate(orientation_map.crystals):
         pixels = phase == index
         turn = setting_rotation(operations(crystal), crystal.laue_group)
@@ -162,7 +163,7 @@ def draw(orientation_map: OrientationMap) -> Figure:
     keys = len(orientation_map.crystals)
     cell = (max(width, 1.9) + 0.65, height + 1.2)
     key_width, key_height = 2.5, 2.35
-    legend_height = 0.5 + 0.22 * (keys + 2)
+    legend_height = 0.5 + 0.22 * (keys + 3)
     figure_width = columns * cell[0] + key_width + 0.35
     figure_height = 0.45 + max(rows * cell[1], keys * key_height + legend_height)
     picture = Figure(figsize=(figure_width, figure_height), facecolor="white")
@@ -510,7 +511,9 @@ def _draw_scale_bar(axes: Axes, orientation_map: OrientationMap) -> None:
 
 
 def _draw_confidence(axes: Axes, orientation_map: OrientationMap, place) -> None:
-    """Confidence in viridis with its colour bar; other pixels as in the IPF maps."""
+    """Confidence in viridis with its colour bar; white where it is ambiguous by 180°; other pixels
+    as in the IPF maps.
+    """
     assigned = orientation_map.phase >= 0
     image = axes.imshow(
         np.ma.masked_where(~assigned, orientation_map.confidence),
@@ -521,7 +524,8 @@ def _draw_confidence(axes: Axes, orientation_map: OrientationMap, place) -> None
     )
     others = np.zeros((*assigned.shape, 4))
     others[~assigned] = (*UNASSIGNED_COLOUR, 1)
-    others[orientation_map.phase == -2] = (*NO_CRYSTAL_COLOUR, 1)
+    others[orientation_map.phase == NO_CRYSTAL] = (*NO_CRYSTAL_COLOUR, 1)
+    others[orientation_map.ambiguous_180] = (*AMBIGUOUS_COLOUR, 1)
     axes.imshow(others, **_image_style())
     _dress(axes, "confidence", orientation_map)
     box = axes.get_position()
@@ -553,19 +557,26 @@ def _phase_colours(orientation_map: OrientationMap) -> list[tuple[float, float, 
 
 def _draw_legend(axes: Axes, orientation_map: OrientationMap) -> None:
     """What colours outside the key mean, with the share of pixels of each."""
-    entries = [(-1, "unassigned", UNASSIGNED_COLOUR), (-2, "no crystal", NO_CRYSTAL_COLOUR)]
+    phase, ambiguous = orientation_map.phase, orientation_map.ambiguous_180
+    entries = [
+        (phase == UNASSIGNED, "unassigned", UNASSIGNED_COLOUR),
+        (phase == NO_CRYSTAL, "no crystal", NO_CRYSTAL_COLOUR),
+    ]
+    if ambiguous.any():
+        entries.append((ambiguous, "ambiguous by 180°", AMBIGUOUS_COLOUR))
     names, colours = orientation_map.phase_names, _phase_colours(orientation_map)
     if len(names) > 1:
-        entries = [*zip(range(len(names)), names, colours, strict=True), *entries]
+        of_phase = [phase == index for index in range(len(names))]
+        entries = [*zip(of_phase, names, colours, strict=True), *entries]
     axes.legend(
         handles=[
             Patch(
                 facecolor=colour,
                 edgecolor="black",
                 linewidth=0.5,
-                label=f"{name}  {100 * np.mean(orientation_map.phase == index):.1f} %",
+                label=f"{name}  {100 * np.mean(pixels):.1f} %",
             )
-            for index, name, colour in entries
+            for pixels, name, colour in entries
         ],
         loc="upper left",
         frameon=False,

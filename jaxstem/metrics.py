@@ -27,6 +27,8 @@ from jaxtyping import Bool, Float, Shaped
 
 from jaxstem.crystal import operations
 from jaxstem.errors import InputError
+from jaxstem.io import NO_CRYSTAL as EMPTY
+from jaxstem.io import UNASSIGNED as UNKNOWN
 from jaxstem.io import OrientationMap, Truth
 from jaxstem.so3 import misorientation, misorientation_mod_180
 
@@ -73,13 +75,19 @@ class Evaluation:
 
     `confusion[truth phase][map phase]` counts scored pixels; the map's columns end with
     "no crystal" and "unassigned", and the truth's "vacuum" is right when the map says
-    "no crystal". `phase_accuracy` is the share of scored pixels with the right phase.
+    "no crystal". Shares of scored pixels with the right phase: `phase_accuracy` of all,
+    `crystal_phase_accuracy` of those that hold a crystal, `vacuum_accuracy` of the others (NaN
+    where there are none). `ambiguous_180` is the share of those with a crystal whose orientation
+    the map calls ambiguous by a turn of 180° about the beam.
     """
 
     n_pixels: int
     n_scored: int
     phases: dict[str, PhaseEvaluation]
     phase_accuracy: float
+    crystal_phase_accuracy: float
+    vacuum_accuracy: float
+    ambiguous_180: float
     confusion: dict[str, dict[str, int]]
 
 
@@ -115,14 +123,17 @@ def evaluate(
             mod_180=statistics(mod_180[pixels], grains, resamples, seed),
         )
 
-    confusion = phase_confusion(orientation_map, names, scored)
-    right = sum(row.get(NO_CRYSTAL if t == VACUUM else t, 0) for t, row in confusion.items())
+    right = right_phase(orientation_map, names)
+    share = lambda hits, pixels: float(hits[pixels].mean()) if pixels.any() else math.nan  # noqa: E731
     return Evaluation(
         n_pixels=names.size,
         n_scored=int(scored.sum()),
         phases={str(n): phase_evaluation(n) for n in np.unique(names[crystalline])},
-        phase_accuracy=right / scored.sum() if scored.any() else math.nan,
-        confusion=confusion,
+        phase_accuracy=share(right, scored),
+        crystal_phase_accuracy=share(right, scored & crystalline),
+        vacuum_accuracy=share(right, scored & ~crystalline),
+        ambiguous_180=share(orientation_map.ambiguous_180, scored & crystalline),
+        confusion=phase_confusion(orientation_map, names, scored),
     )
 
 
@@ -248,6 +259,16 @@ def grain_bootstrap(
     return float(low), float(high)
 
 
+def right_phase(
+    orientation_map: OrientationMap, names: Shaped[np.ndarray, "ny nx"]
+) -> Bool[np.ndarray, "ny nx"]:
+    """Where the map has the truth's phase: of the same name, or no crystal in vacuum."""
+    right = (names == VACUUM) & (orientation_map.phase == EMPTY)
+    for index, name in enumerate(orientation_map.phase_names):
+        right |= (names == name) & (orientation_map.phase == index)
+    return right
+
+
 def phase_confusion(
     orientation_map: OrientationMap,
     names: Shaped[np.ndarray, "ny nx"],
@@ -255,7 +276,7 @@ def phase_confusion(
 ) -> dict[str, dict[str, int]]:
     """Scored pixels of each truth phase by what the map says of them."""
     columns = {name: index for index, name in enumerate(orientation_map.phase_names)}
-    columns |= {NO_CRYSTAL: -2, UNASSIGNED: -1}
+    columns |= {NO_CRYSTAL: EMPTY, UNASSIGNED: UNKNOWN}
     return {
         str(name): {
             column: int((scored & (names == name) & (orientation_map.phase == index)).sum())
@@ -344,7 +365,14 @@ def _confusion_lines(evaluation: Evaluation) -> list[str]:
     columns = list(next(iter(evaluation.confusion.values()), {}))
     rows = [["truth \\ map", *columns]]
     rows += [[t, *(str(row[c]) for c in columns)] for t, row in evaluation.confusion.items()]
-    return [f"phase accuracy {100 * evaluation.phase_accuracy:.1f} %", "", *_aligned(rows)]
+    shares = {
+        "phase accuracy": evaluation.phase_accuracy,
+        "right phase of crystals": evaluation.crystal_phase_accuracy,
+        "vacuum called no crystal": evaluation.vacuum_accuracy,
+        "ambiguous by 180°": evaluation.ambiguous_180,
+    }
+    told = [f"{name} {100 * x:.1f} %" for name, x in shares.items() if not math.isnan(x)]
+    return [", ".join(told), "", *_aligned(rows)]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A trained model: what inference needs, as one value in memory and one folder on disk.
 
-The folder holds `model.json` (network, crystal, microscope, how it was trained and how well it
-does), `grid.npy` (orientation cells as quaternions) and `weights.msgpack` (Flax's serialisation,
-float16 where that loses nothing that matters). It has no paths and no machine in it, so it can be
-copied anywhere.
+A model knows one crystal or several, its phases. The network's outputs are the cells of their
+orientation grids, phase 0's first, and a last one for "no crystal".
+
+The folder holds `model.json` (network, crystals, microscope, how it was trained and how well it
+does), `grid.npy` (orientation cells of all phases as quaternions) and `weights.msgpack` (Flax's
+serialisation, float16 where that loses nothing that matters). It has no paths and no machine in it,
+so it can be copied anywhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -26,16 +31,18 @@ from jaxstem import crystal as crystals
 from jaxstem import so3
 from jaxstem.crystal import Crystal
 from jaxstem.errors import InputError
-from jaxstem.grid import OrientationSpace, orientation_space
+from jaxstem.grid import OrientationSpace, joint_space, orientation_space
 from jaxstem.kinematic import Reflectors
 from jaxstem.scattering import ELECTRON_REST_ENERGY, electron_wavelength
 from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
 
-FORMAT, VERSION = "jaxstem-model", 1
+FORMAT, VERSION = "jaxstem-model", 2
 MODEL_FILES = ("model.json", "grid.npy", "weights.msgpack")
 MOST_CELLS = 8_000
 LABEL_WIDTH = 0.55
 """Width of the soft labels in units of the grid's spacing."""
+NEVER = -1e4
+"""The "no crystal" logit of a network that was not trained to give one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,44 +130,102 @@ def material(
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network with its parameters, for one material; `record` says how it was trained."""
+    """A network with its parameters, for one or more materials; `record` says how it was trained.
+
+    The materials share voltage and k_max (`check_materials`).
+    """
 
     config: ModelConfig
-    material: Material
+    materials: tuple[Material, ...]
     params: Any
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
     def network(self) -> OrientationTransformer:
         """The Flax module that `params` belong to."""
-        return build_network(self.config, self.material)
+        return build_network(self.config, self.materials)
+
+    @property
+    def phase_names(self) -> tuple[str, ...]:
+        """Names of the crystals, in the order of the phases."""
+        return tuple(m.crystal.name for m in self.materials)
+
+    @property
+    def voltage_kv(self) -> float:
+        """Accelerating voltage [kV]."""
+        return self.materials[0].voltage_kv
+
+    @property
+    def wavelength(self) -> float:
+        """Electron wavelength [Å]."""
+        return self.materials[0].wavelength
+
+    @property
+    def k_max(self) -> float:
+        """Radius [1/Å] beyond which disks are not used."""
+        return self.materials[0].k_max
+
+    @property
+    def k_min(self) -> float:
+        """Radius [1/Å] inside which a disk is the direct beam, whatever the phase."""
+        return min(m.k_min for m in self.materials)
 
 
-def build_network(config: ModelConfig, material: Material) -> OrientationTransformer:
-    """The network of `config` for a material: one output per grid cell, or nine numbers."""
-    n_out = len(material.grid) if config.head == "grid" else 9
-    return OrientationTransformer(config, material.k_max, n_out)
+def check_materials(materials: Sequence[Material]) -> None:
+    """Raise InputError unless the materials can be the phases of one model.
+
+    There must be one at least, names must differ, voltage and k_max must not.
+    """
+    if not materials:
+        raise InputError("a model needs one crystal at least; name its CIF.")
+    name, count = Counter(m.crystal.name for m in materials).most_common(1)[0]
+    if count > 1:
+        raise InputError(
+            f"{count} phases are called {name}; give their CIFs names that differ, for phases are "
+            "named after them."
+        )
+    if len({(m.voltage_kv, m.k_max) for m in materials}) > 1:
+        raise InputError("the phases differ in voltage or k_max; make them all with the same.")
+
+
+def phases_space(materials: Sequence[Material]) -> OrientationSpace:
+    """Symmetries and grids of all phases for the losses."""
+    return joint_space([m.space() for m in materials])
+
+
+def build_network(config: ModelConfig, materials: Sequence[Material]) -> OrientationTransformer:
+    """The network of `config` for some materials.
+
+    Its outputs: each phase's cells and one for no crystal; or nine numbers, and a logit for each
+    phase where there are several.
+    """
+    if config.head == "grid":
+        n_out = sum(len(m.grid) for m in materials) + 1
+    else:
+        n_out = 9 + (len(materials) if len(materials) > 1 else 0)
+    return OrientationTransformer(config, materials[0].k_max, n_out)
 
 
 def save_model(folder: str | Path, model: Model) -> None:
     """Write the three files of a model into `folder`, each under a temporary name first."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    m = model.material
     description = {
         "format": FORMAT,
         "version": VERSION,
         "network": dataclasses.asdict(model.config),
-        "crystal": m.crystal.to_dict(),
-        "voltage_kv": m.voltage_kv,
-        "k_max": m.k_max,
-        "u_iso": m.u_iso,
+        "voltage_kv": model.voltage_kv,
+        "k_max": model.k_max,
+        "phases": [
+            {"crystal": m.crystal.to_dict(), "u_iso": m.u_iso, "n_cells": len(m.grid)}
+            for m in model.materials
+        ],
         "record": model.record,
     }
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), model.params)
     _replace(folder / "weights.msgpack", flax.serialization.msgpack_serialize(half))
     with (folder / "grid.npy.part").open("wb") as file:
-        np.save(file, m.grid.astype(np.float32))
+        np.save(file, np.concatenate([m.grid for m in model.materials]).astype(np.float32))
     (folder / "grid.npy.part").replace(folder / "grid.npy")
     _replace(folder / "model.json", (json.dumps(description, indent=1) + "\n").encode())
 
@@ -184,34 +249,59 @@ def load_model(name: str | Path) -> Model:
             raise ValueError("model.json is not jaxstem's")
         if description["version"] > VERSION:
             raise InputError(f"{folder}: was made by a newer jaxstem; upgrade jaxstem to use it.")
-        crystal = Crystal.from_dict(description["crystal"])
         grid = np.load(folder / "grid.npy")
         half = flax.serialization.msgpack_restore((folder / "weights.msgpack").read_bytes())
-        model = Model(
-            ModelConfig(**description["network"]),
-            Material(
-                crystal,
-                float(description["voltage_kv"]),
-                float(description["k_max"]),
-                float(description["u_iso"]),
-                crystals.operations(crystal, laue=True),
-                grid,
-            ),
-            jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), half),
-            description["record"],
-        )
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), half)
+        config = ModelConfig(**description["network"])
+        if description["version"] == 1:
+            description["phases"] = [
+                {k: description[k] for k in ("crystal", "u_iso")} | {"n_cells": len(grid)}
+            ]
+            params = _with_no_crystal(params) if config.head == "grid" else params
+        model = Model(config, _read_materials(description, grid), params, description["record"])
         expected = jax.eval_shape(lambda: init_params(model.network, jax.random.key(0)))
         shapes = jax.tree.map(lambda x: x.shape, (model.params, expected))
         if shapes[0] != shapes[1]:
             raise ValueError("weights.msgpack does not fit the network in model.json")
         return model
-    except (OSError, EOFError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"{folder}: is not a complete jaxstem model ({error}); "
             "train it again or copy the whole folder."
         ) from None
+
+
+def _read_materials(description: dict[str, Any], grid: np.ndarray) -> tuple[Material, ...]:
+    ends = np.cumsum([phase["n_cells"] for phase in description["phases"]])
+    if ends[-1] != len(grid):
+        raise ValueError("grid.npy does not fit the phases in model.json")
+    found = [Crystal.from_dict(phase["crystal"]) for phase in description["phases"]]
+    return tuple(
+        Material(
+            crystal,
+            float(description["voltage_kv"]),
+            float(description["k_max"]),
+            float(phase["u_iso"]),
+            crystals.operations(crystal, laue=True),
+            cells,
+        )
+        for crystal, phase, cells in zip(
+            found, description["phases"], np.split(grid, ends[:-1]), strict=True
+        )
+    )
+
+
+def _with_no_crystal(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a version 1 grid head with one more logit, for no crystal: always `NEVER`."""
+    last = params["Dense_1"]
+    return params | {
+        "Dense_1": {
+            "kernel": jnp.pad(last["kernel"], ((0, 0), (0, 1))),
+            "bias": jnp.append(last["bias"], NEVER),
+        }
+    }
 
 
 def packaged_models() -> list[str]:

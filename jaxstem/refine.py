@@ -15,37 +15,45 @@ angle alone and the predicted intensities on the tilt alone, so that all in-plan
 tilts around a candidate are one small matrix product. A few such levels, ever finer, polish a
 candidate from several degrees to a tenth.
 
-*A likelihood for the verdict.* Polished candidates are compared by the probability of the pattern:
-every expected disk may be missed, every measured one may be false, positions scatter normally and
-log intensities with heavy tails.
+*A likelihood for the verdict.* The best candidates climb to the summit of the probability of the
+pattern and are compared by it: by two-beam theory with the thickness free (`likelihood.py`,
+"fast"), or then by Bloch waves (`dynamical.py`, "full").
 
 A pattern looks nearly the same from pseudo-symmetric orientations: the crystal turned by 180° about
 the beam, or about a low-index zone axis near the beam; those siblings of each candidate are
-verified too. What depends on the crystal alone is tabulated once for each cell of the orientation
-grid (`CandidateTables`). Shapes: `K` measured disks, `M` reflections that a cell can excite, `C`
-candidates, `A` in-plane angles, `T` tilts.
+verified too. What depends on the crystal alone is tabulated once for each cell of its orientation
+grid (`CandidateTables`, one for each phase). Every phase proposes candidates of its own; from there
+on a candidate is an orientation with the reflections worth simulating near it, whatever its phase.
+Shapes: `K` measured disks, `M` reflections that a cell can excite, `C` candidates, `A` in-plane
+angles, `T` tilts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxstem import so3
+from jaxstem.bloch import BlochTables
+from jaxstem.dynamical import DynamicalConfig, climb
 from jaxstem.grid import nearest_cells
 from jaxstem.kinematic import Disks, Reflectors, excitation_error
+from jaxstem.likelihood import LikelihoodConfig, Observed, Polished, polish
+
+FAR = 1e3
+"""Where [1/Å] the reflections lie that fill up short lists: nothing excites them."""
 
 SIBLING_REACH = 15.0
 """How far [degrees] a zone axis may lie from the beam for a turn about it to go unnoticed."""
 
-
-RARE_FALSE = 0.007
-"""Density per nat of ln I of false disks far above the detection limit: 5 % over seven nats."""
+SAME_SUMMIT = 0.01
+"""How close [rad] two polished candidates lie that have climbed the same summit."""
 
 VISIBLE_REACH = 3.0
 """How far [degrees] a candidate may be tilted from its cell and keep the cell's reflections."""
@@ -72,12 +80,10 @@ class Level:
 class ScoreConfig:
     """What counts as agreement, and how it is searched.
 
-    measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of the
-    distribution that are verified; levels: of the search; n_final: candidates that are judged by
-    likelihood. For the likelihood: n_judged: strongest reflections that are expected;
-    position_sigma [1/Å]; intensity_scatter: of ln I about two-beam theory; false_rate: false disks
-    a pattern; false_decay: by how much ln I of a false disk exceeds the detection limit on average;
-    detection: the most that a reflection can be certain to be seen.
+    measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of each
+    phase's distribution that are verified; levels: of the search; n_final: candidates that are
+    judged by likelihood (this and the levels' numbers are for one phase, see `keep_best`);
+    likelihood, dynamical: how they are judged.
     """
 
     measured_power: float = 0.25
@@ -87,30 +93,35 @@ class ScoreConfig:
         Level(0.06, 0.02, 3.0, 7, 3.2, 5, 40, 128),
         Level(0.04, 0.008, 1.0, 5, 1.5, 7, 64, 40),
         Level(0.03, 0.003, 0.4, 5, 0.5, 7, 64, 28),
-        Level(0.03, 0.003, 0.15, 5, 0.15, 5, 64, 20),
     )
     n_final: int = 16
-    n_judged: int = 56
-    position_sigma: float = 0.015
-    intensity_scatter: float = 1.0
-    false_rate: float = 2.0
-    false_decay: float = 0.5
-    detection: float = 0.97
+    likelihood: LikelihoodConfig = LikelihoodConfig()
+    dynamical: DynamicalConfig = DynamicalConfig()
+
+
+class Forward(NamedTuple):
+    """Reflections to simulate, of a crystal or near a candidate: g [1/Å] and 1/ξ [1/Å]."""
+
+    g: Float[Array, "... M 3"]
+    inverse_extinction: Float[Array, "... M"]
 
 
 class CandidateTables(NamedTuple):
-    """What each cell of the grid can excite, its neighbours and its pseudo-symmetric siblings.
+    """A phase's grid: what each cell can excite, its neighbours and pseudo-symmetric siblings.
 
-    visible: indices of the reflections worth simulating near the cell; neighbours: nearest cells,
-    the cell itself first; offsets: rotation vector [rad] from the cell to each neighbour, in the
-    lab frame of the cell (R_neighbour ~ R_cell exp(v)); sibling: cells nearest to the cell turned
-    about low-index zone axes (its own index where there is none), with `sibling_turn`, the matrix T
-    that takes an orientation near the cell to T @ R near the sibling cell.
+    cells: orientations of the grid; reflections: all of the crystal; visible: indices of those
+    worth simulating near the cell; neighbours: nearest cells, the cell itself first; offsets:
+    rotation vector [rad] from the cell to each neighbour, in the lab frame of the cell
+    (R_neighbour ~ R_cell exp(v)); sibling: cells nearest to the cell turned about low-index zone
+    axes (its own index where there is none), with `sibling_turn`, the matrix T that takes an
+    orientation near the cell to T @ R near the sibling cell.
     """
 
+    cells: Float[Array, "n_cells 3 3"]
+    reflections: Forward
     visible: Int[Array, "n_cells M"]
-    neighbours: Int[Array, "n_cells N"]
-    offsets: Float[Array, "n_cells N 3"]
+    neighbours: Int[Array, "n_cells n_neighbours"]
+    offsets: Float[Array, "n_cells n_neighbours 3"]
     sibling: Int[Array, "n_cells S"]
     sibling_turn: Float[Array, "n_cells S 3 3"]
 
@@ -118,36 +129,32 @@ class CandidateTables(NamedTuple):
 class Pattern(NamedTuple):
     """One measured pattern ready for verification.
 
-    qx, qy [1/Å]; log_weight: logarithm of intensity^power over its norm (padding: -1e4);
-    log_share: logarithm of the intensity as a share of the incident beam; mask; log_cutoff: of the
-    weakest share that disk detection finds.
+    log_weight: logarithm of intensity^power over its norm (padding: -1e4), for the cosine;
+    observed: the disks as the likelihood sees them.
     """
 
-    qx: Float[Array, " K"]
-    qy: Float[Array, " K"]
     log_weight: Float[Array, " K"]
-    log_share: Float[Array, " K"]
-    mask: Bool[Array, " K"]
-    log_cutoff: Float[Array, ""]
+    observed: Observed
 
 
 def pattern_of(
-    disks: Disks, incident: Float[Array, ""], cutoff: Float[Array, ""], power: float
+    disks: Disks,
+    incident: Float[Array, ""],
+    incident_sigma: Float[Array, ""],
+    log_limit: Float[Array, " n_radii"],
+    power: float,
 ) -> Pattern:
-    """Prepare disks (K,); `incident` is the beam's intensity in the disks' units, `cutoff` the
-    weakest share of it that is detected.
+    """Prepare disks (K,); `incident` is the beam's intensity in the disks' units, known to
+    `incident_sigma` in its logarithm, `log_limit` the weakest share of it that is detected, by
+    radius.
     """
     weight = jnp.where(disks.mask, jnp.maximum(disks.intensity, 1e-12) ** power, 0.0)
     norm = jnp.sqrt(jnp.sum(weight**2, axis=-1, keepdims=True))
     relative = weight / jnp.maximum(norm, 1e-12)
     share = jnp.maximum(disks.intensity / incident, 1e-9)
     return Pattern(
-        disks.qx,
-        disks.qy,
         jnp.where(disks.mask, jnp.log(relative + 1e-12), -1e4),
-        jnp.log(share),
-        disks.mask,
-        jnp.log(cutoff),
+        Observed(disks.qx, disks.qy, jnp.log(share), disks.mask, log_limit, incident_sigma),
     )
 
 
@@ -175,19 +182,12 @@ def cosine(
     a measured disk it can exceed one.
     """
     # disks come first, so that the maximum over them runs along whole vectors of reflections
-    dx = qx - pattern.qx[:, None, None]
-    dy = qy - pattern.qy[:, None, None]
+    dx = qx - pattern.observed.qx[:, None, None]
+    dy = qy - pattern.observed.qy[:, None, None]
     agreement = pattern.log_weight[:, None, None] - (dx**2 + dy**2) * (0.5 / kernel**2)
     partner = jnp.exp(jnp.max(agreement, axis=0))
     norm = jnp.sqrt(jnp.sum(predicted**2, axis=-1) + 1e-12)
     return (partner @ predicted.T) / norm
-
-
-class Forward(NamedTuple):
-    """The reflections worth simulating near a candidate: g [1/Å] and 1/ξ [1/Å]."""
-
-    g: Float[Array, "M 3"]
-    inverse_extinction: Float[Array, " M"]
 
 
 def search(
@@ -221,100 +221,41 @@ def search(
     return orientation @ so3.rotation_vector_to_matrix(vector), scores[i, j]
 
 
-def log_likelihood(
-    pattern: Pattern,
-    qx: Float[Array, " M"],
-    qy: Float[Array, " M"],
-    intensity: Float[Array, " M"],
-    k_max: float,
-    scatter: float,
-    config: ScoreConfig,
-) -> Float[Array, ""]:
-    """Log-probability [nat] of a pattern, relative to all its disks being false.
-
-    Predicted are positions [1/Å] and intensities (shares of the incident beam), known to within a
-    factor of logarithmic width σ = `scatter`. A reflection expected at ln I = μ is detected with
-    probability p = Φ((μ - ln cutoff) / σ). Each measured disk is explained by the reflection that
-    gains most over a false disk: normal in position, Student's t with three degrees of freedom in
-    ln I; false disks are uniform in area and few are much above the cutoff. Every reflection left
-    without a disk costs ln(1 - p).
-    """
-    mean = jnp.log(intensity + 1e-9)
-    inside = qx**2 + qy**2 <= k_max**2
-    seen = jax.scipy.stats.norm.cdf((mean - pattern.log_cutoff) / scatter)
-    absent = jnp.where(inside, jnp.log1p(-jnp.minimum(seen, config.detection)), 0.0)
-    sigma = config.position_sigma
-    distance = (qx - pattern.qx[:, None]) ** 2 + (qy - pattern.qy[:, None]) ** 2
-    position = -distance / (2 * sigma**2) - jnp.log(2 * jnp.pi * sigma**2)
-    deviation = (pattern.log_share[:, None] - mean) / scatter
-    likeness = -2.0 * jnp.log1p(deviation**2 / 3.0) - 1.0 - jnp.log(scatter)
-    above = jnp.maximum(pattern.log_share - pattern.log_cutoff, 0.0) / config.false_decay
-    decay = jnp.logaddexp(-above - jnp.log(config.false_decay), jnp.log(RARE_FALSE))
-    false = jnp.log(config.false_rate / (jnp.pi * k_max**2)) + decay
-    gain = jnp.where(inside, position + likeness - false[:, None], -1e3)
-    best = jnp.argmax(gain - absent, axis=1)
-    chosen = best[:, None] == jnp.arange(len(mean))
-    chosen &= (gain - absent > 0) & pattern.mask[:, None]
-    # a reflection explains one disk; a second one that it would explain is false
-    explained = jnp.max(jnp.where(chosen, gain, -jnp.inf), axis=0)
-    return jnp.where(chosen.any(axis=0), explained, absent).sum()
-
-
-def two_beam_likelihood(
-    orientation: Float[Array, "3 3"],
-    pattern: Pattern,
-    forward: Forward,
-    wavelength: float,
-    k_max: float,
-    config: ScoreConfig,
-) -> Float[Array, ""]:
-    """`log_likelihood` under two-beam intensities averaged over thickness.
-
-    `forward` holds all reflections of the crystal, of which the `n_judged` strongest count.
-    """
-    g_lab = forward.g @ orientation
-    s = excitation_error(g_lab, wavelength)
-    intensity = expected_intensity(s, forward.inverse_extinction, config.levels[-1].floor)
-    inside = g_lab[:, 0] ** 2 + g_lab[:, 1] ** 2 <= k_max**2
-    n_judged = min(config.n_judged, len(intensity))
-    intensity, index = jax.lax.top_k(jnp.where(inside, intensity, 0.0), n_judged)
-    qx, qy = g_lab[index, 0], g_lab[index, 1]
-    return log_likelihood(pattern, qx, qy, intensity, k_max, config.intensity_scatter, config)
-
-
 class Ranked(NamedTuple):
-    """Verified candidates of a pattern, best cosine first.
+    """Verified candidates of a pattern.
 
-    score: cosine, cut at one; log_likelihood [nat]; prior: log-probability that the network gave
-    the mode from which the candidate came.
+    phase: index of the crystal; score: cosine, cut at one; log_likelihood [nat]; prior:
+    log-probability that the network gave the mode from which the candidate came; thickness: the
+    likeliest [Å], NaN where the theory does not tell it.
     """
 
     orientation: Float[Array, "C 3 3"]
+    phase: Int[Array, " C"]
     score: Float[Array, " C"]
     log_likelihood: Float[Array, " C"]
     prior: Float[Array, " C"]
+    thickness: Float[Array, " C"]
 
 
 def modes(
     log_probability: Float[Array, " n_cells"],
-    cells: Float[Array, "n_cells 3 3"],
     tables: CandidateTables,
     n_modes: int,
     n_cells: int = 64,
 ) -> tuple[Int[Array, " C"], Float[Array, "C 3 3"], Float[Array, " C"]]:
-    """The peaks of a distribution: cell, orientation between the cells, log of the mass around.
+    """The peaks of a phase's distribution: cell, orientation between cells, log of the mass around.
 
     Of the `n_cells` likeliest cells those without a likelier neighbour come first; the orientation
     is the posterior mean over the neighbourhood.
     """
-    value, index = jax.lax.top_k(log_probability, n_cells)
+    value, index = jax.lax.top_k(log_probability, min(n_cells, len(log_probability)))
     around = log_probability[tables.neighbours[index]]
     is_peak = jnp.all(around[:, :1] >= around, axis=1)
-    _, order = jax.lax.top_k(jnp.where(is_peak, value, value - 1e3), n_modes)
+    _, order = jax.lax.top_k(jnp.where(is_peak, value, value - 1e3), min(n_modes, len(value)))
     cell, around = index[order], around[order]
     share = jax.nn.softmax(around, axis=-1)
     shift = jnp.einsum("cn,cnv->cv", share, tables.offsets[cell])
-    orientation = cells[cell] @ so3.rotation_vector_to_matrix(shift)
+    orientation = tables.cells[cell] @ so3.rotation_vector_to_matrix(shift)
     return cell, orientation, jax.nn.logsumexp(around, axis=-1)
 
 
@@ -337,42 +278,168 @@ def with_siblings(
     )
 
 
+def padded(forwards: Sequence[Forward]) -> list[Forward]:
+    """Lists of reflections along the last axis but one of g, filled up to one length.
+
+    The filling has no strength and lies so far away that nothing excites it.
+    """
+    longest = max(f.g.shape[-2] for f in forwards)
+
+    def fill(f: Forward) -> Forward:
+        ahead = [(0, 0)] * (f.g.ndim - 2)
+        short = (0, longest - f.g.shape[-2])
+        return Forward(
+            jnp.pad(f.g, [*ahead, short, (0, 0)], constant_values=FAR),
+            jnp.pad(f.inverse_extinction, [*ahead, short]),
+        )
+
+    return [fill(f) for f in forwards]
+
+
+class Candidates(NamedTuple):
+    """Orientations to verify, their phases, their log-prior and the reflections near each."""
+
+    orientation: Float[Array, "C 3 3"]
+    phase: Int[Array, " C"]
+    prior: Float[Array, " C"]
+    forward: Forward
+
+
+def keep_best(
+    candidates: Candidates, score: Float[Array, " C"], n: int, n_phases: int
+) -> tuple[Candidates, Float[Array, " kept"]]:
+    """The best candidates and their scores: half of `n` of each phase, and half from all.
+
+    So a phase that looks unlikely early stays in the race, and a likely one loses nothing: of one
+    phase the best `n` are kept, and for each further one half as many more. All, if there are not
+    so many.
+    """
+    size = n + (n_phases - 1) * (n // 2)
+    if size >= len(score):
+        return candidates, score
+    index, phase = jnp.arange(len(score)), candidates.phase
+    ahead = (score > score[:, None]) | ((score == score[:, None]) & (index < index[:, None]))
+    rank = jnp.sum(ahead & (phase == phase[:, None]), axis=1)
+    keep = jax.lax.top_k(jnp.where(rank < n // 2, jnp.inf, score), size)[1]
+    return jax.tree.map(lambda x: x[keep], (candidates, score))
+
+
+def propose(
+    log_probability: Float[Array, " n_cells"],
+    phases: Sequence[CandidateTables],
+    n_modes: int,
+    siblings: bool = True,
+) -> Candidates:
+    """The modes of each phase's part of the distribution, and their siblings, phase after phase."""
+    found, forwards, start = [], [], 0
+    for phase, tables in enumerate(phases):
+        part = log_probability[start : start + len(tables.cells)]
+        start += len(tables.cells)
+        cell, orientation, prior = modes(part, tables, n_modes)
+        if siblings:
+            cell, orientation, prior = with_siblings(cell, orientation, prior, tables)
+        found.append((orientation, jnp.full(len(cell), phase), prior))
+        near = tables.visible[cell]
+        forwards.append(jax.tree.map(lambda x, near=near: x[near], tables.reflections))
+    join = lambda *x: jnp.concatenate(x)  # noqa: E731
+    return Candidates(*jax.tree.map(join, *found), jax.tree.map(join, *padded(forwards)))
+
+
 def verify(
     pattern: Pattern,
     log_probability: Float[Array, " n_cells"],
-    cells: Float[Array, "n_cells 3 3"],
-    reflectors: Reflectors,
-    tables: CandidateTables,
+    phases: Sequence[CandidateTables],
     wavelength: float,
     k_max: float,
     config: ScoreConfig,
 ) -> Ranked:
     """Candidates of one pattern from the network's distribution, polished and verified.
 
-    `wavelength` in Å, `k_max` in 1/Å.
+    `log_probability` is that of the cells of all phases, phase 0's first; `wavelength` in Å,
+    `k_max` in 1/Å.
     """
-    cell, orientation, prior = with_siblings(
-        *modes(log_probability, cells, tables, config.n_modes), tables
-    )
-    visible = tables.visible[cell]
-    forward = Forward(reflectors.g[visible], reflectors.inverse_extinction[visible])
-    score = None
+    candidates = propose(log_probability, phases, config.n_modes)
+    score = candidates.prior
     for level in config.levels:
-        if score is not None and level.n_candidates < len(score):
-            score, keep = jax.lax.top_k(score, level.n_candidates)
-            orientation, prior = orientation[keep], prior[keep]
-            forward = jax.tree.map(lambda x, keep=keep: x[keep], forward)
+        candidates, score = keep_best(candidates, score, level.n_candidates, len(phases))
         on_level = lambda r, f, level=level: search(  # noqa: E731
             r, pattern, f, wavelength, k_max, level, config
         )
-        orientation, score = jax.vmap(on_level)(orientation, forward)
-    score, keep = jax.lax.top_k(score, min(config.n_final, len(score)))
-    orientation, prior = orientation[keep], prior[keep]
-    everything = Forward(reflectors.g, reflectors.inverse_extinction)
-    probability = jax.vmap(
-        lambda r: two_beam_likelihood(r, pattern, everything, wavelength, k_max, config)
-    )(orientation)
-    return Ranked(orientation, jnp.minimum(score, 1.0), probability, prior)
+        orientation, score = jax.vmap(on_level)(candidates.orientation, candidates.forward)
+        candidates = candidates._replace(orientation=orientation)
+    candidates, _ = keep_best(candidates, score, config.n_final, len(phases))
+    everything = padded([tables.reflections for tables in phases])
+    everything = jax.tree.map(lambda *x: jnp.stack(x), *everything)
+
+    def to_summit(orientation, phase):
+        g, strength = jax.tree.map(lambda x: x[phase], everything)
+        return polish(
+            orientation, pattern.observed, g, strength, wavelength, k_max, config.likelihood
+        )
+
+    found = jax.vmap(to_summit)(candidates.orientation, candidates.phase)
+    final = replace(config.levels[-1], angle=0.0, n_angles=1, tilt=0.0, n_tilts=1)
+    score = jax.vmap(lambda r, f: search(r, pattern, f, wavelength, k_max, final, config)[1])(
+        found.orientation, candidates.forward
+    )
+    return Ranked(
+        found.orientation,
+        candidates.phase,
+        jnp.minimum(score, 1.0),
+        found.log_likelihood,
+        candidates.prior,
+        jnp.full_like(score, jnp.nan),
+    )
+
+
+def verify_dynamically(
+    pattern: Pattern,
+    ranked: Ranked,
+    phases: Sequence[BlochTables],
+    operations: Float[Array, "P n 3 3"],
+    k_min: float,
+    k_max: float,
+    config: ScoreConfig,
+) -> Ranked:
+    """The likeliest different candidates of `ranked` again, by Bloch waves, with their thickness.
+
+    `phases` are the tables of each crystal, `operations` their symmetry; `k_min`, `k_max` [1/Å]
+    bound the disks that count. Candidates that trail too far behind keep their orientation and are
+    given no chance.
+    """
+    rules = config.dynamical
+    best, order = jax.lax.top_k(ranked.log_likelihood, len(ranked.prior))
+    ranked = jax.tree.map(lambda x: x[order], ranked)
+    apart = jax.vmap(
+        lambda r, p: jnp.where(
+            ranked.phase == p, so3.misorientation(r, ranked.orientation, operations[p]), jnp.inf
+        )
+    )(ranked.orientation, ranked.phase)
+    again = jnp.tril(apart < SAME_SUMMIT, -1).any(axis=1)
+    behind = jnp.where(again, jnp.inf, best[0] - best)
+    behind, order = jax.lax.top_k(-behind, min(rules.n_candidates, len(behind)))
+    ranked = jax.tree.map(lambda x: x[order], ranked)
+
+    def judge(args):
+        orientation, phase, trailing = args
+        branches = [
+            lambda r, tables=tables: climb(
+                r, pattern.observed, tables, k_min, k_max, rules, config.likelihood
+            )
+            for tables in phases
+        ]
+        unknown = jnp.asarray(jnp.nan, orientation.dtype)
+        lost = lambda r: Polished(r, jnp.full_like(unknown, -1e4), unknown)  # noqa: E731
+        return jax.lax.switch(
+            jnp.where(trailing < rules.behind, phase, len(phases)), [*branches, lost], orientation
+        )
+
+    found = jax.lax.map(judge, (ranked.orientation, ranked.phase, -behind))
+    return ranked._replace(
+        orientation=found.orientation,
+        log_likelihood=found.log_likelihood,
+        thickness=found.thickness,
+    )
 
 
 def candidate_tables(
@@ -385,7 +452,7 @@ def candidate_tables(
     n_neighbours: int = 15,
     n_siblings: int = 2,
 ) -> CandidateTables:
-    """Tabulate a grid (quaternions); set-up work, a few seconds for thousands of cells.
+    """Tabulate a phase's grid (quaternions); set-up work, a few seconds for thousands of cells.
 
     `lattice` holds a, b, c in Å as rows (for the low-index zone axes); `wavelength` in Å.
     """
@@ -418,7 +485,9 @@ def candidate_tables(
     sibling = jnp.where(is_near, index.reshape(shape), jnp.arange(len(grid))[:, None])
     sibling_turn = jnp.where(is_near[..., None, None], back @ turns[axis], jnp.eye(3))
     visible = jax.lax.map(visible_of, cells, batch_size=256)
-    return CandidateTables(visible, jnp.asarray(neighbours), offsets, sibling, sibling_turn)
+    reflections = Forward(reflectors.g, reflectors.inverse_extinction)
+    neighbours = jnp.asarray(neighbours)
+    return CandidateTables(cells, reflections, visible, neighbours, offsets, sibling, sibling_turn)
 
 
 def zone_axis_turns(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Training from a CIF: every step simulates its own patterns on the device, no files.
+"""Training from CIFs: every step simulates its own patterns on the device, no files.
 
 `train_step(state, key)` is one pure function under one jit: fold the key with the step and the
-global sample index, draw random orientations, diffract, spoil, embed, predict, differentiate,
-update. The stream of patterns therefore depends on the seed and the step alone, not on the number
-of devices. `train` is the loop around it: set up, restore, step, validate, log, checkpoint.
+global sample index, draw phases and random orientations, diffract, spoil, embed, predict,
+differentiate, update. Every phase is as frequent, and a few positions hold no crystal. The stream
+of patterns therefore depends on the seed and the step alone, not on the number of devices. `train`
+is the loop around it: set up, restore, step, validate, log, checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,30 +29,47 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from tqdm import tqdm
 
 from jaxstem import checkpoint, losses, parallel, so3
-from jaxstem.acquisition import Acquisition, acquire
+from jaxstem.acquisition import Acquisition, acquire, add_false_disks, overlap
 from jaxstem.errors import InputError
+from jaxstem.grid import Label
 from jaxstem.kinematic import Disks
 from jaxstem.library import Library, LibraryConfig, TwoBeam, build_library, sample_pattern
-from jaxstem.model import MODEL_FILES, Material, Model, build_network, save_model
+from jaxstem.model import (
+    MODEL_FILES,
+    Material,
+    Model,
+    build_network,
+    check_materials,
+    phases_space,
+    save_model,
+)
 from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
 
 EXTRA_DISKS = 8
 """Disks simulated beyond the network's limit, since acquisition loses some."""
 
+MOST_IN_VACUUM = 4.0
+"""Most false disks, on average, that an empty position has besides those of any pattern."""
+
+Sources = tuple[Library | TwoBeam, ...]
+"""Where the patterns of each phase come from."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training run, besides the material.
+    """Everything that decides a training run, besides the materials.
 
-    physics: "bloch" (a library of dynamical patterns) or "two_beam"; steps: 0 means as many as fit
-    into `minutes`; batch: patterns a step, over all devices; learning_rate: peak of a warm-up and
-    cosine schedule; n_validation: patterns in each check.
+    physics: "bloch" (a library of dynamical patterns) or "two_beam"; no_crystal: share of empty
+    positions among the patterns; steps: 0 means as many as fit into `minutes`; batch: patterns a
+    step, over all devices; learning_rate: peak of a warm-up and cosine schedule; n_validation:
+    patterns in each check.
     """
 
     model: ModelConfig = ModelConfig()
     acquisition: Acquisition = Acquisition()
     library: LibraryConfig = LibraryConfig()
     physics: str = "bloch"
+    no_crystal: float = 0.05
     loss: str = ""
     steps: int = 0
     minutes: float = 15.0
@@ -73,7 +91,11 @@ def preset(name: str) -> TrainConfig:
     """The settings of a preset: "default", or "paper" for the published network and schedule."""
     if name == "paper":
         return TrainConfig(
-            model=ModelConfig.paper(), batch=1024, learning_rate=7e-5, warmup=15 / 265
+            model=ModelConfig.paper(),
+            no_crystal=0.0,
+            batch=1024,
+            learning_rate=7e-5,
+            warmup=15 / 265,
         )
     return TrainConfig()
 
@@ -88,51 +110,94 @@ class TrainState(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Patterns and the orientations that made them."""
+    """Patterns and what they show."""
 
     disks: Disks
-    orientation: Float[Array, "B 3 3"]
+    label: Label
 
 
-def simulate_pattern(
-    key: PRNGKeyArray,
-    source: Library | TwoBeam,
-    acquisition: Acquisition,
-    n_disks: int,
-    k_max: float,
-) -> tuple[Disks, Float[Array, "3 3"]]:
-    """One random orientation and its spoilt pattern of at most `n_disks` disks within k_max."""
-    key_sample, key_acquire = jax.random.split(key)
-    disks, orientation = sample_pattern(key_sample, source, n_disks + EXTRA_DISKS)
-    return acquire(key_acquire, disks, acquisition, n_disks, k_max), orientation
+def draw_crystal(key: PRNGKeyArray, sources: Sources, n_disks: int) -> tuple[Disks, Label]:
+    """A perfect pattern of any phase, each as likely, and its label.
+
+    Each source is asked, for they differ in their shapes, and one answer is taken; to ask costs
+    little. Disks are padded to the longest answer.
+    """
+    key_phase, key_pattern = jax.random.split(key)
+    drawn = [sample_pattern(key_pattern, source, n_disks) for source in sources]
+    longest = max(len(disks.qx) for disks, _ in drawn)
+    lengthen = lambda x: jnp.pad(x, (0, longest - len(x)))  # noqa: E731
+    of_phase = [(jax.tree.map(lengthen, disks), orientation) for disks, orientation in drawn]
+    phase = jax.random.randint(key_phase, (), 0, len(sources))
+    disks, orientation = jax.tree.map(lambda *x: jnp.stack(x)[phase], *of_phase)
+    return disks, Label(phase, orientation)
+
+
+def draw_position(
+    key: PRNGKeyArray, sources: Sources, config: TrainConfig, k_max: float
+) -> tuple[Disks, Label]:
+    """The disks of a scan position before acquisition, and its label: that of the grain which has
+    most of the beam, now and then with some of another one's, or of no crystal.
+
+    `k_max` in 1/Å.
+    """
+    key_first, key_second, key_mix, key_empty, key_rate, key_false = jax.random.split(key, 6)
+    n_disks = config.model.n_disks + EXTRA_DISKS
+    disks, label = draw_crystal(key_first, sources, n_disks)
+    if config.acquisition.overlap > 0:
+        second, _ = draw_crystal(key_second, sources, n_disks)
+        disks = overlap(key_mix, disks, second, config.acquisition)
+    if config.no_crystal == 0:
+        return disks, label
+    empty = jax.random.bernoulli(key_empty, config.no_crystal)
+    rate = jax.random.uniform(key_rate, maxval=MOST_IN_VACUUM)
+    nothing = jax.tree.map(lambda x: x[:0], disks)
+    false = add_false_disks(key_false, nothing, rate, jnp.asarray(1e-3), k_max, len(disks.qx))
+    disks = jax.tree.map(lambda a, b: jnp.where(empty, a, b), false, disks)
+    return disks, label._replace(phase=jnp.where(empty, len(sources), label.phase))
 
 
 def simulate_batch(
     key: PRNGKeyArray,
     index: Int[Array, " B"],
-    source: Library | TwoBeam,
-    acquisition: Acquisition,
-    n_disks: int,
+    sources: Sources,
+    config: TrainConfig,
     k_max: float,
 ) -> Batch:
-    """The patterns of these global sample indices, each from its own key."""
-    keys = jax.vmap(partial(jax.random.fold_in, key))(index)
-    one = partial(
-        simulate_pattern, source=source, acquisition=acquisition, n_disks=n_disks, k_max=k_max
-    )
-    return Batch(*jax.vmap(one)(keys))
+    """The spoilt patterns of these global sample indices, each from its own key.
+
+    Of at most `config.model.n_disks` disks within k_max [1/Å].
+    """
+    n_disks = config.model.n_disks
+
+    def one(index):
+        key_draw, key_acquire = jax.random.split(jax.random.fold_in(key, index))
+        perfect, label = draw_position(key_draw, sources, config, k_max)
+        return Batch(acquire(key_acquire, perfect, config.acquisition, n_disks, k_max), label)
+
+    return jax.vmap(one)(index)
 
 
-def make_source(
-    material: Material, config: TrainConfig, progress: bool | None = None
-) -> Library | TwoBeam:
-    """Where the run's patterns come from: a Bloch-wave library, or two-beam theory."""
+def make_sources(
+    materials: Sequence[Material],
+    config: TrainConfig,
+    progress: bool | None = None,
+    cache: Path | None = None,
+) -> Sources:
+    """Where the run's patterns come from: Bloch-wave libraries, or two-beam theory.
+
+    `cache`: folder that keeps libraries for another run.
+    """
     if config.physics == "bloch":
-        return build_library(material, config.library, config.seed, progress)
-    return TwoBeam(
-        material.reflectors(),
-        jnp.asarray(material.wavelength, jnp.float32),
-        jnp.log(jnp.asarray(config.library.thickness, jnp.float32)),
+        return tuple(
+            build_library(m, config.library, config.seed, progress, cache) for m in materials
+        )
+    return tuple(
+        TwoBeam(
+            m.reflectors(),
+            jnp.asarray(m.wavelength, jnp.float32),
+            jnp.log(jnp.asarray(config.library.thickness, jnp.float32)),
+        )
+        for m in materials
     )
 
 
@@ -181,12 +246,12 @@ def apply_with_dropout(
 
 def make_train_step(
     network: OrientationTransformer,
-    material: Material,
+    materials: Sequence[Material],
     config: TrainConfig,
     optimiser: optax.GradientTransformation,
     mesh: Mesh,
 ) -> Callable[[TrainState, PRNGKeyArray, Any], tuple[TrainState, Float[Array, ""]]]:
-    """The jitted `(state, key, source) -> (state, mean loss)` on all devices of the mesh.
+    """The jitted `(state, key, sources) -> (state, mean loss)` on all devices of the mesh.
 
     Raises InputError when the batch does not divide evenly among the devices.
     """
@@ -196,19 +261,17 @@ def make_train_step(
             "choose a multiple."
         )
     per_device = config.batch // mesh.size
-    space = material.space()
+    space = phases_space(materials)
     loss_fn = losses.batched(config.loss_name)
 
-    def step(state: TrainState, key: PRNGKeyArray, source: Library | TwoBeam):
+    def step(state: TrainState, key: PRNGKeyArray, sources: Sources):
         key = jax.random.fold_in(key, state.step)
         index = parallel.sample_index(per_device)
-        batch = simulate_batch(
-            key, index, source, config.acquisition, config.model.n_disks, material.k_max
-        )
+        batch = simulate_batch(key, index, sources, config, materials[0].k_max)
 
         def mean_loss(params):
             output = apply_with_dropout(network, params, batch.disks, key, index)
-            return loss_fn(output, batch.orientation, space).mean()
+            return loss_fn(output, batch.label, space).mean()
 
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
         loss, gradient = jax.lax.pmean((loss, gradient), parallel.AXIS)
@@ -223,48 +286,64 @@ def make_train_step(
 
 def make_validation(
     network: OrientationTransformer,
-    material: Material,
+    materials: Sequence[Material],
     config: TrainConfig,
-    source: Library | TwoBeam,
+    sources: Sources,
 ) -> Callable[[Any], dict[str, float]]:
-    """A function of the parameters: loss and angles on fixed random spoilt patterns.
+    """A function of the parameters: loss, angles and phases on fixed random spoilt patterns.
 
-    Angles in degrees, modulo the Laue group; for the grid head those of the best cell, and the
-    share with the truth's neighbourhood (within 1.2 spacings) among the best 16 cells.
+    Angles in degrees, modulo the Laue group, of the patterns that show a crystal, 180 where the
+    phase is wrong; for the grid head those of the best cell, and the share with the truth's
+    neighbourhood (within 1.2 spacings) among the best 16 cells. Of all patterns the share with the
+    right phase (no crystal being one) on top.
     """
-    space = material.space()
+    space = phases_space(materials)
+    n_phases = space.n_phases
     loss_fn = losses.batched(config.loss_name)
-    n = config.n_validation
-    cells = so3.quaternion_to_matrix(jnp.asarray(material.grid))
+    cells = so3.quaternion_to_matrix(space.cells)
+    spacing = jnp.asarray([m.spacing for m in materials])
+
+    def nine_numbers(output):
+        answer = so3.nearest_rotation(output[:, :9].reshape(-1, 3, 3))[:, None]
+        phase = jnp.argmax(output[:, 9:], -1) if n_phases > 1 else jnp.zeros(len(output), int)
+        return answer, phase[:, None], phase
+
+    def distribution(output):
+        best = jax.lax.top_k(output[:, :-1], 16)[1]
+        of_outcome = jnp.append(space.phase, n_phases)
+        mass = jax.nn.softmax(output) @ jax.nn.one_hot(of_outcome, n_phases + 1)
+        return cells[best], space.phase[best], jnp.argmax(mass, axis=-1)
 
     @jax.jit
-    def measure(params, source):
+    def measure(params, sources):
         batch = simulate_batch(
             jax.random.key(20_260_101),
-            jnp.arange(n),
-            source,
-            config.acquisition,
-            config.model.n_disks,
-            material.k_max,
+            jnp.arange(config.n_validation),
+            sources,
+            config,
+            materials[0].k_max,
         )
+        truth, orientation = batch.label
         output = network.apply({"params": params}, batch.disks)
-        loss = loss_fn(output, batch.orientation, space).mean()
-        if config.model.head == "matrix":
-            answer = so3.nearest_rotation(output.reshape(-1, 3, 3))[:, None]
-        else:
-            answer = cells[jax.lax.top_k(output, 16)[1]]
-        angle = so3.misorientation(answer, batch.orientation[:, None], space.operations)
-        return loss, angle
+        loss = loss_fn(output, batch.label, space).mean()
+        read = nine_numbers if config.model.head == "matrix" else distribution
+        answer, phase, likeliest = read(output)
+        operations = space.operations[jnp.minimum(truth, n_phases - 1)]
+        angle = jax.vmap(so3.misorientation)(answer, orientation[:, None], operations)
+        angle = jnp.where(phase == truth[:, None], angle, jnp.pi)
+        near = angle.min(axis=1) < 1.2 * spacing[truth]
+        return loss, jnp.rad2deg(angle[:, 0]), near, truth < n_phases, likeliest == truth
 
     def validate(params) -> dict[str, float]:
-        loss, angle = measure(params, source)
-        angle = np.rad2deg(np.asarray(angle))
-        reach = 1.2 * np.rad2deg(material.spacing)
+        loss, *rest = measure(params, sources)
+        angle, near, crystal, right_phase = map(np.asarray, rest)
+        angle, near = angle[crystal], near[crystal]
         return {
             "val_loss": float(loss),
-            "val_median_deg": float(np.median(angle[:, 0])),
-            "val_within_5deg": float((angle[:, 0] < 5).mean()),
-            "val_best16_within_reach": float((angle.min(axis=1) < reach).mean()),
+            "val_median_deg": float(np.median(angle)),
+            "val_within_5deg": float((angle < 5).mean()),
+            "val_best16_within_reach": float(near.mean()),
+            "val_right_phase": float(right_phase.mean()),
         }
 
     return validate
@@ -295,7 +374,7 @@ def seconds_per_step(
 
 
 def train(
-    material: Material,
+    materials: Sequence[Material],
     config: TrainConfig,
     out: str | Path,
     *,
@@ -303,27 +382,32 @@ def train(
     overwrite: bool = False,
     progress: bool | None = None,
     stop_after: int | None = None,
+    cache: Path | None = None,
 ) -> Model:
-    """Train a model for `material` into the folder `out`; resume the run that is there, if any.
+    """Train a model for `materials` into the folder `out`; resume the run that is there, if any.
 
     The folder receives `run.json` (the settings: a run with others must not resume here),
     `checkpoints/`, `metrics.jsonl` and, at the end, the model's own three files. `progress` None
-    shows a bar on a terminal only; `stop_after` ends early after that many steps, checkpointed.
-    Raises InputError when `out` holds a finished model or another run and `overwrite` is False.
+    shows a bar on a terminal only; `stop_after` ends early after that many steps, checkpointed;
+    `cache` is a folder that keeps libraries of patterns for another run.
+    Raises InputError when `out` holds a finished model or another run and `overwrite` is False, or
+    when the materials do not go together.
     """
+    materials = tuple(materials)
+    check_materials(materials)
     out = Path(out)
     start = time.perf_counter()
     mesh = mesh or parallel.make_mesh()
-    network = build_network(config.model, material)
+    network = build_network(config.model, materials)
     optimiser = make_optimiser(config)
-    train_step = make_train_step(network, material, config, optimiser, mesh)
-    settings = _settings(material, config)
+    train_step = make_train_step(network, materials, config, optimiser, mesh)
+    settings = _settings(materials, config)
     total = _claim_folder(out, settings, overwrite)
     everywhere = jax.NamedSharding(mesh, parallel.REPLICATED)
-    source = jax.device_put(make_source(material, config, progress), everywhere)
-    validate = make_validation(network, material, config, source)
+    sources = jax.device_put(make_sources(materials, config, progress, cache), everywhere)
+    validate = make_validation(network, materials, config, sources)
     key = jax.device_put(jax.random.key(config.seed), everywhere)
-    step_fn = lambda state: train_step(state, key, source)  # noqa: E731
+    step_fn = lambda state: train_step(state, key, sources)  # noqa: E731
     if total == 0:
         probe = init_state(network, optimiser, config.seed, 1_000_000)
         each = seconds_per_step(step_fn, jax.device_put(probe, everywhere))
@@ -372,21 +456,21 @@ def train(
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "validation": validate(state.params),
     }
-    model = Model(config.model, material, state.params, record)
+    model = Model(config.model, materials, state.params, record)
     if last == total:
         save_model(out, model)
     return model
 
 
-def _settings(material: Material, config: TrainConfig) -> dict[str, Any]:
+def _settings(materials: Sequence[Material], config: TrainConfig) -> dict[str, Any]:
     return json.loads(
         json.dumps(
             {
-                "crystal": material.crystal.name,
-                "voltage_kv": material.voltage_kv,
-                "k_max": material.k_max,
-                "u_iso": material.u_iso,
-                "n_cells": len(material.grid),
+                "crystals": [m.crystal.name for m in materials],
+                "voltage_kv": materials[0].voltage_kv,
+                "k_max": materials[0].k_max,
+                "u_iso": [m.u_iso for m in materials],
+                "n_cells": [len(m.grid) for m in materials],
                 "config": dataclasses.asdict(config),
             }
         )

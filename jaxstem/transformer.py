@@ -38,7 +38,7 @@ class ModelConfig:
     heads: int = 4
     feedforward: int = 192
     dropout: float = 0.0
-    n_disks: int = 16
+    n_disks: int = 20
     spacing_deg: float = 5.5
 
     @staticmethod
@@ -104,9 +104,10 @@ class Block(nn.Module):
 
 
 class OrientationTransformer(nn.Module):
-    """Disks (..., K) to the head's output: (..., n_cells) logits or (..., 9) numbers.
+    """Disks (..., K) to the head's output: `n_out` logits, or nine numbers and perhaps logits.
 
-    A pattern without any disk gives finite numbers that mean nothing; the caller masks it.
+    (`losses` says what they mean.) A pattern without any disk gives finite numbers, too, which mean
+    something only if there were such patterns in training.
     """
 
     config: ModelConfig
@@ -135,7 +136,7 @@ class OrientationTransformer(nn.Module):
         if c.head == "matrix":
             for narrowing in (1, 2, 4, 8):
                 pooled = nn.gelu(nn.Dense(c.width // narrowing)(pooled))
-            return nn.Dense(9)(pooled)
+            return nn.Dense(self.n_out)(pooled)
         hidden = nn.gelu(nn.Dense(2 * c.width)(pooled))
         return nn.Dense(self.n_out)(nn.LayerNorm()(hidden))
 

@@ -204,3 +204,83 @@ def test_noise_of_padding_does_not_raise_the_cutoff(key, disks):
     out = often(key, lambda k: acquire(k, longer, noisy, 12, K_MAX), 200)
     # noise takes the intensity of half of the faint disks: of seven, two are nearly always left
     assert np.mean(out.mask.sum(axis=1) >= 4) > 0.8
+
+
+def mixed(key, first, second, probability, n=N):
+    config = replace(CLEAN, overlap=probability, overlap_share=(0.6, 0.9), disk_radius=0.05)
+    return often(key, lambda k: acquisition.overlap(k, first, second, config, 12), n)
+
+
+def test_a_second_grain_comes_as_often_and_as_strong_as_said(key, disks):
+    """Disks of the second grain far from the first one's: shifted by a whole 1/Å."""
+    second = disks._replace(qx=disks.qx + 3.0)
+    out = mixed(key, disks, second, 0.3)
+    assert out.qx.shape == (N, 24)
+    is_mixed = out.mask[:, 12:].any(axis=1)
+    assert is_mixed.mean() == pytest.approx(0.3, abs=5 * np.sqrt(0.21 / N))
+    plain = jax.tree.map(lambda x: x[~is_mixed], out)
+    np.testing.assert_array_equal(plain.mask[:, 12:], False)
+    np.testing.assert_array_equal(plain.intensity[:, 12:], 0)
+    np.testing.assert_allclose(
+        plain.intensity[:, :12], np.tile(disks.intensity, (len(plain.qx), 1))
+    )
+    both = jax.tree.map(lambda x: x[is_mixed], out)
+    share = both.intensity[:, 0] / np.asarray(disks.intensity)[0]
+    assert stats.kstest(share, stats.uniform(0.6, 0.3).cdf).pvalue > 1e-6
+    np.testing.assert_allclose(both.intensity.sum(axis=1), np.sum(disks.intensity), rtol=1e-5)
+    np.testing.assert_allclose(
+        both.intensity[:, 12:21] / both.intensity[:, :9],
+        np.tile(((1 - share) / share)[:, None], (1, 9)),
+        rtol=1e-4,
+    )
+    np.testing.assert_array_equal(both.mask[:, 12:], np.tile(disks.mask, (len(share), 1)))
+
+
+def test_coinciding_disks_of_two_grains_merge(key):
+    column = lambda *x: jnp.array(x, jnp.float32)  # noqa: E731
+    mask = jnp.array([True, True, True, False])
+    first = Disks(column(0.5, 0, -0.7, 0), column(0, 0.6, 0, 0), column(0.2, 0.1, 0.05, 0), mask)
+    # one on top of the first, one just within reach of the second, one beyond reach of the third,
+    # one on the first's padding
+    second = Disks(
+        column(0.5, 0.04, -0.7, 0.001),
+        column(0, 0.6, 0.06, 0),
+        column(0.3, 0.2, 0.1, 0.04),
+        jnp.ones(4, bool),
+    )
+    out = mixed(key, first, second, 1.0, 50)
+    share = (out.intensity[:, 2] / 0.05)[:, None]
+    np.testing.assert_array_equal(out.mask[:, :4], np.tile(mask, (50, 1)))
+    assert np.all(out.mask[:, 4:].sum(axis=1) == 2)
+    expected = share * [0.2, 0.1] + (1 - share) * [0.3, 0.2]
+    np.testing.assert_allclose(out.intensity[:, :2], expected, rtol=1e-4)
+    centre = (1 - share[:, 0]) * 0.2 * 0.04 / expected[:, 1]
+    np.testing.assert_allclose(out.qx[:, 1], centre, rtol=1e-3)
+    np.testing.assert_allclose(out.qx[:, 0], 0.5, rtol=1e-6)
+    alone = np.sort(out.intensity[:, 4:], axis=1)[:, -2:]
+    np.testing.assert_allclose(alone, (1 - share) * [0.04, 0.1], rtol=1e-4)
+
+
+def test_no_overlap_leaves_the_pattern_alone(key, disks):
+    second = disks._replace(qx=disks.qx + 1.0)
+    assert acquisition.overlap(key, disks, second, CLEAN) is disks
+
+
+def test_a_mixed_pattern_is_acquired_like_another(key, disks):
+    def one(key):
+        key_mix, key_acquire = jax.random.split(key)
+        second = disks._replace(qx=-disks.qy, qy=disks.qx)
+        config = replace(Acquisition(), overlap=0.5)
+        both = acquisition.overlap(key_mix, disks, second, config)
+        return acquire(key_acquire, both, config, 10, K_MAX)
+
+    out = often(key, one, 200)
+    assert out.qx.shape == (200, 10)
+    assert all(np.isfinite(x).all() for x in out[:3])
+    assert np.all(out.intensity[~out.mask] == 0)
+
+
+def test_damping_is_gaussian_in_q(disks):
+    out = acquisition.damp(disks, 0.2)
+    radius = np.hypot(disks.qx, disks.qy)
+    np.testing.assert_allclose(out.intensity, disks.intensity * np.exp(-0.2 * radius**2), rtol=1e-5)

@@ -10,19 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
+from scipy.linalg import expm
 
 from jaxstem import so3
 from jaxstem.bloch import (
+    absorption_matrix,
+    absorptive_factor,
     bloch_intensities,
     bloch_library,
     choose_beams,
+    cone_steps,
     prepare,
     propagate,
+    propagate_absorbing,
+    propagate_cone,
     structure_matrix,
 )
-from jaxstem.crystal import from_structure, operations, read_cif
+from jaxstem.crystal import debye_waller, from_structure, operations, read_cif
 from jaxstem.errors import InputError
-from jaxstem.kinematic import excitation_error
+from jaxstem.kinematic import disk_tilts, excitation_error, ring_tilts, tilted
+from jaxstem.scattering import lobato_factor
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 FIXTURES = Path(__file__).parent / "fixtures"
 THICKNESS = np.array([40.0, 120.0, 280.0])
@@ -338,13 +347,16 @@ def test_reflections_reached_only_by_two_scatterings_are_beams():
 def test_the_most_excited_beams_are_chosen():
     tables = prepare(crystal("Cu"), 300.0, 2.0)
     g_lab = np.asarray(tables.g) @ random_rotations(11, 1)[0]
-    index, s = map(np.asarray, jax.jit(lambda g: choose_beams(g, tables, 10))(g_lab))
+    choose = jax.jit(
+        lambda g: choose_beams(excitation_error(g, tables.wavelength)[None], tables, 10)
+    )
+    index, s = map(np.asarray, choose(g_lab))
     left_out = np.setdiff1d(np.arange(len(tables.g)), index)
     strength = np.asarray(tables.strength)
     alike = np.isclose(strength[left_out], strength[index[5]], rtol=1e-3)
     errors = np.abs(excitation_error(g_lab, tables.wavelength))[left_out[alike]]
     assert len(set(index.tolist())) == 10 and index[0] == 0
-    assert alike.any() and np.all(errors > np.abs(s[5]))
+    assert alike.any() and np.all(errors > np.abs(s[0, 5]))
 
 
 def test_too_few_reflections_make_fewer_beams():
@@ -357,3 +369,163 @@ def test_too_few_reflections_make_fewer_beams():
 def test_impossible_settings_are_refused(voltage, k_max):
     with pytest.raises(InputError):
         prepare(crystal("Cu"), voltage, k_max)
+
+
+def test_absorptive_factors_are_weickenmeier_and_kohls():
+    """py4DSTEM gives half of them; other elastic factors go into both calculations."""
+    fixture = np.load(FIXTURES / "bloch_absorption.npz")
+    g, energy = fixture["g"], float(fixture["energy_ev"])
+    for number, sigma, factor in zip(
+        fixture["number"], fixture["thermal_sigma"], fixture["factor"], strict=True
+    ):
+        ours = absorptive_factor(number, g, sigma**2, energy)
+        theirs = 2 * factor.imag
+        np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.005 * theirs[0])
+
+
+def test_what_is_absorbed_forwards_is_what_is_scattered_diffusely():
+    """2 λ m/m0 f'(0) is the cross section: the integral of (m/m0)² f² (1 - D²) over all angles."""
+    u_iso, wavelength, mass = 0.01, 0.0196875, 1.58709
+    q = np.linspace(0, 80, 400_001)
+    integrand = lobato_factor(29, q) ** 2 * (1 - debye_waller(q, u_iso) ** 2) * 2 * np.pi * q
+    cross_section = mass**2 * wavelength**2 * np.sum(integrand) * q[1]
+    ours = absorptive_factor(29, np.zeros(1), u_iso, 300e3)[0]
+    assert 2 * wavelength * mass * ours == pytest.approx(cross_section, rel=2e-3)
+
+
+@pytest.mark.parametrize("name, tolerance", [("Cu", 0.06), ("ZnS", 0.06), ("Au", 0.1)])
+def test_absorption_is_the_exponential_of_the_complex_matrix(name, tolerance):
+    with jax.enable_x64(True):
+        tables = prepare(crystal(name), 300.0, 1.5, 0.006, np.float64, 1.0)
+        orientation = near_zone_axis([1, 1, 0], 0.7)
+        index = choose_beams(
+            excitation_error(tables.g @ orientation, tables.wavelength)[None], tables, 60
+        )[0]
+        s = excitation_error(tables.g[index] @ orientation, tables.wavelength)
+        matrix = structure_matrix(index, s, tables, 60)
+        absorption = absorption_matrix(index, tables)
+        psi = propagate_absorbing(matrix, absorption, jnp.asarray(THICKNESS))
+        still = jnp.zeros((1, 60))
+        in_steps = propagate_cone(matrix, still, jnp.asarray(THICKNESS), 2, absorption)[:, 0]
+    matrix, absorption = np.asarray(matrix), np.asarray(absorption)
+    np.testing.assert_allclose(absorption, np.conj(absorption.T), atol=1e-15)
+    intensity = lambda m: np.abs([expm(2j * np.pi * t * m)[:, 0] for t in THICKNESS]) ** 2  # noqa: E731
+    exact, without = intensity(matrix + 1j * absorption), intensity(matrix)
+    change = np.abs(exact - without).max()
+    assert change > 0.01
+    assert np.abs(np.abs(psi) ** 2 - exact).max() < tolerance * change
+    assert np.abs(np.abs(in_steps) ** 2 - exact).max() < tolerance * change
+
+
+def test_uniform_absorption_attenuates_all_beams_alike():
+    tables = prepare(crystal("Cu"), 300.0, 1.5, 0.006, absorption=1.0)
+    middle = tables.absorption.size // 2
+    uniform = tables.absorption[middle]
+    alone = tables._replace(absorption=jnp.zeros_like(tables.absorption).at[middle].set(uniform))
+    orientation = random_rotations(12, 1)[0]
+    before = bloch_intensities(orientation, THICKNESS, tables._replace(absorption=None))
+    after = bloch_intensities(orientation, THICKNESS, alone)
+    faded = before.intensity * np.exp(-4 * np.pi * float(uniform) * THICKNESS)[:, None]
+    np.testing.assert_allclose(after.intensity, faded, atol=1e-5)
+    left = np.sum(bloch_intensities(orientation, THICKNESS, tables).intensity, axis=-1)
+    assert np.all(np.diff(left) < 0) and 0.5 < left[-1] < left[0] < 1
+
+
+def test_nothing_is_absorbed_without_thermal_motion_or_by_default():
+    assert prepare(crystal("Cu"), 300.0, 1.0, absorption=1.0).absorption is None
+    assert prepare(crystal("Cu"), 300.0, 1.0, 0.006).absorption is None
+    with pytest.raises(InputError):
+        prepare(crystal("Cu"), 300.0, 1.0, 0.006, absorption=-0.1)
+
+
+def test_gradients_of_absorbing_crystals():
+    with jax.enable_x64(True):
+        tables = prepare(crystal("Cu"), 300.0, 0.8, 0.006, np.float64, 0.01)
+        n = len(tables.g)
+        weight = jnp.asarray(np.random.default_rng(1).normal(size=n))
+        start = random_rotations(13, 1)[0].astype(np.float64)
+
+        @jax.jit
+        def score(parameters):
+            turned = start @ so3.rotation_vector_to_matrix(parameters[:3])
+            beams = bloch_intensities(turned, parameters[3:], tables, n, 0)
+            return jnp.sum(beams.intensity * weight[beams.index])
+
+        at, h = np.array([0.0, 0.0, 0.0, 80.0]), 1e-6
+        rises = [score(at + h * e) - score(at - h * e) for e in np.eye(4)]
+        slope = jax.jit(jax.grad(score))(at)
+    np.testing.assert_allclose(slope, np.array(rises) / (2 * h), rtol=1e-2, atol=1e-4)
+
+
+def test_an_average_over_tilts_is_the_mean_of_their_patterns():
+    tables = prepare(crystal("Cu"), 300.0, 0.7)
+    n = len(tables.g)
+    orientation, ring = near_zone_axis([1, 1, 0], 0.5), ring_tilts(0.9, 5)
+    average = bloch_intensities(orientation, THICKNESS, tables, n, 0, ring)
+    each = [
+        spread(
+            bloch_intensities(tilted(orientation, x, y), THICKNESS, tables, n, 0, ring_tilts(0, 1)),
+            n,
+        )
+        for x, y in zip(ring.x, ring.y, strict=True)
+    ]
+    np.testing.assert_allclose(spread(average, n), np.mean(each, axis=0), atol=2e-5)
+    untilted = bloch_intensities(orientation, THICKNESS, tables, n, 0, ring_tilts(0, 1))
+    plain = bloch_intensities(orientation, THICKNESS, tables, n, 0)
+    np.testing.assert_allclose(spread(untilted, n), spread(plain, n), atol=1e-5)
+    at = lambda b: np.asarray(b.qx)[np.argsort(b.index)]  # noqa: E731
+    np.testing.assert_allclose(at(average), at(plain), atol=1e-6)
+    assert deviation(spread(average, n), spread(plain, n)).max() > 0.05
+
+
+@pytest.mark.parametrize("name, absorption, k_max", [("Cu", 0.0, 1.0), ("ZnS", 1.0, 0.7)])
+def test_one_decomposition_serves_the_illumination_cone(name, absorption, k_max):
+    tables = prepare(crystal(name), 300.0, k_max, 0.006, absorption=absorption)
+    n, cone = len(tables.g), disk_tilts(3.0)
+    settings = (near_zone_axis([1, 1, 2], 1.3), THICKNESS, tables, n, 0)
+    plain, exact = bloch_intensities(*settings), bloch_intensities(*settings, cone)
+    split = bloch_intensities(*settings, None, cone, cone_steps(THICKNESS, cone, k_max))
+    np.testing.assert_array_equal(split.index, plain.index)
+    exact = spread(exact, n)
+    assert deviation(spread(plain, n), exact).max() > 0.01
+    assert deviation(spread(split, n), exact).max() < 0.01
+
+
+def test_the_cones_steps_converge_in_second_order():
+    with jax.enable_x64(True):
+        tables = prepare(crystal("Cu"), 300.0, 1.2, 0.006, np.float64)
+        orientation = near_zone_axis([1, 1, 0], 0.4)
+        index = choose_beams(
+            excitation_error(tables.g @ orientation, tables.wavelength)[None], tables, 40
+        )[0]
+        g = tables.g[index]
+        tilt = ring_tilts(0.2, 3)
+        s = excitation_error(g @ orientation, tables.wavelength)
+        detuning = excitation_error(g @ tilted(orientation, tilt.x, tilt.y), tables.wavelength) - s
+        matrix = structure_matrix(index, s, tables, 40)
+        thickness = jnp.array([80.0, 40.0])  # in any order
+        exact = jax.vmap(lambda d: propagate(matrix + jnp.diag(d), thickness))(detuning)
+        errors = [
+            float(
+                jnp.abs(propagate_cone(matrix, detuning, thickness, n) - exact.swapaxes(0, 1)).max()
+            )
+            for n in (2, 4)
+        ]
+    assert errors[1] < 0.02 and errors[0] / errors[1] == pytest.approx(4, rel=0.15)
+
+
+def test_precession_brings_opposite_reflections_together():
+    """A crystal tilted off its zone axis has unlike intensities at g and -g; precession evens them
+    out, since over the ring each of the two is excited equally often."""
+    tables = prepare(crystal("Cu"), 300.0, 1.5, 0.006)
+    orientation = near_zone_axis([0, 0, 1], 0.25)
+    number = {tuple(hkl): i for i, hkl in enumerate(tables.hkl.tolist())}
+    pairs = [(hkl, tuple(-i for i in hkl)) for hkl in number if hkl[2] == 0 and hkl > (0, 0, 0)]
+    first, second = (np.array([number[pair[side]] for pair in pairs]) for side in (0, 1))
+
+    def unlikeness(tilts):
+        beams = bloch_intensities(orientation, THICKNESS, tables, 60, 100, tilts)
+        full = spread(beams, len(tables.g))
+        return np.abs(full[:, first] - full[:, second]).sum(1) / full[:, [*first, *second]].sum(1)
+
+    assert np.all(unlikeness(ring_tilts(1.5, 16)) < 0.4 * unlikeness(None))

@@ -22,9 +22,11 @@ import pytest
 from jaxstem import __version__, cli, demo, infer, io, mapping, maps, model, so3, train
 from jaxstem.acquisition import CLEAN
 from jaxstem.crystal import operations
+from jaxstem.library import LibraryConfig
 from jaxstem.transformer import ModelConfig
 
 CIF = demo.sample("Cu.cif")
+FIXTURES = Path(__file__).parent / "fixtures"
 CALIBRATION = "datacube_root/metadatabundle/calibration"
 DISKS = "datacube_root/braggvectors/_v_uncal/data"
 SHAPE = (3, 4)
@@ -79,7 +81,11 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
     argv = ["train", "--cif", str(CIF), "--out", str(folder), "--steps", "20", "--batch", "32"]
     with pytest.MonkeyPatch.context() as patch:
-        config = train.TrainConfig(model=SMALL, acquisition=CLEAN, n_validation=32)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+        library = LibraryConfig(
+            n_axes=300, n_beams=32, n_weak=40, beam_k_max=2.0, convergence_mrad=0
+        )
+        config = train.TrainConfig(model=SMALL, acquisition=CLEAN, library=library, n_validation=32)
         patch.setattr(train, "preset", lambda name: config)
         assert cli.main([*argv, "--k-max", "1.5", "--spacing-deg", "20", "--seed", "5"]) == 0
     return folder
@@ -102,7 +108,17 @@ def answers(monkeypatch):
     turn *= np.sign(np.linalg.det(turn))[..., None, None]
     turn[:, -1] = np.nan
     turn[1, 0] = np.nan
-    answer = infer.Answer(turn[0], *rng.uniform(size=(3, n)), turn[1], rng.uniform(size=n))
+    phase = np.zeros((2, n), int)
+    phase[:, -1] = phase[1, 0] = io.UNASSIGNED
+    answer = infer.Answer(
+        turn[0],
+        phase[0],
+        *rng.uniform(size=(4, n)),
+        turn[1],
+        phase[1],
+        rng.uniform(size=n),
+        rng.uniform(20, 400, n),
+    )
     counts = rng.integers(3, 9, n)
     monkeypatch.setattr(mapping, "predict_scan", lambda *args, **kwargs: (answer, counts))
     return answer, counts
@@ -197,9 +213,9 @@ def test_the_missing_option_is_named(capsys):
 
 def test_training_leaves_a_model_that_is_what_was_asked_for(trained):
     loaded = model.load_model(trained)
-    assert loaded.material.crystal.name == "Cu"
-    assert (loaded.material.voltage_kv, loaded.material.k_max) == (300.0, 1.5)
-    assert np.rad2deg(loaded.material.spacing) == pytest.approx(20, rel=0.2)
+    assert loaded.phase_names == ("Cu",)
+    assert (loaded.voltage_kv, loaded.k_max) == (300.0, 1.5)
+    assert np.rad2deg(loaded.materials[0].spacing) == pytest.approx(20, rel=0.2)
     assert loaded.record["total_steps"] == 20
     assert loaded.record["config"]["seed"] == 5 and loaded.record["config"]["batch"] == 32
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
@@ -218,10 +234,10 @@ def test_training_leaves_a_model_that_is_what_was_asked_for(trained):
 def test_training_options_reach_the_training(options, expected, tmp_path, monkeypatch):
     asked = []
 
-    def remember(material, config, out, **rest):
-        asked.append((material, config, out))
+    def remember(materials, config, out, **rest):
+        asked.append((*materials, config, out))
         record = dict(total_steps=1, seconds=1, devices="1", validation=dict(val_median_deg=1))
-        return model.Model(config.model, material, None, record)
+        return model.Model(config.model, materials, None, record)
 
     monkeypatch.setattr(train, "train", remember)
     assert run("train", "--cif", CIF, "--out", tmp_path / "m", *options) == 0
@@ -236,7 +252,7 @@ def test_training_options_reach_the_training(options, expected, tmp_path, monkey
 
 def test_a_map_is_written_with_all_that_its_reader_needs(trained, here, capsys):
     """The whole way, by the network alone: verification has tests of its own."""
-    argv = ["map", "scan.h5", "--model", str(trained), "--out", "map.h5", "--no-refine"]
+    argv = ["map", "scan.h5", "--model", str(trained), "--out", "map.h5", "--refine", "none"]
     assert run(*argv) == 0
     out, err = capsys.readouterr()
     assert "map.h5" in out and "map.png" in out and "Traceback" not in err
@@ -247,20 +263,21 @@ def test_a_map_is_written_with_all_that_its_reader_needs(trained, here, capsys):
         assert file.attrs["jaxstem_version"] == __version__
         assert file.attrs["command"] == "jaxstem " + " ".join(argv)
         assert file.attrs["model"] == str(trained)
+        assert file.attrs["refine"] == "none" and file.attrs["method"] == "network"
         assert file.attrs["symmetry"] == "Laue group"
         assert file.attrs["symmetry_groups"] == "m-3m"
     found = io.read_map("map.h5")
     counts = infer.count_disks(io.read_disks("scan.h5"), 0.3, 1.5).reshape(SHAPE)
     np.testing.assert_array_equal(found.n_disks, counts)
-    np.testing.assert_array_equal(found.phase, np.where(counts >= infer.MIN_DISKS, 0, -1))
-    assert found.phase[EMPTY] == -1 and (found.phase == 0).sum() >= 6
-    unassigned = found.phase == -1
+    assert (found.phase[counts < infer.MIN_DISKS] < 0).all()
+    assert found.phase[EMPTY] == io.NO_CRYSTAL and (found.phase == 0).sum() >= 6
+    unassigned = found.phase < 0
     assert np.isnan(found.orientation[unassigned]).all()
-    assert (found.confidence[unassigned] == 0).all()
     turns = found.orientation[~unassigned]
     np.testing.assert_allclose(turns @ turns.swapaxes(-1, -2), np.eye(3) + 0 * turns, atol=1e-5)
     assert found.phase_names == ("Cu",) and found.crystals[0].laue_group == "m-3m"
-    assert ((found.confidence >= 0) & (found.confidence_mod180 >= found.confidence - 1e-6)).all()
+    found = [found.confidence, found.confidence_mod180, found.phase_confidence]
+    assert (np.diff([values[~unassigned] for values in found], axis=0) >= -1e-6).all()
 
 
 def test_answers_lie_where_their_positions_do(trained, here, answers):
@@ -270,11 +287,15 @@ def test_answers_lie_where_their_positions_do(trained, here, answers):
     found = io.read_map("map.h5")
     for flat, position in enumerate(np.ndindex(SHAPE)):
         np.testing.assert_array_equal(found.orientation[position], answer.orientation[flat])
-        np.testing.assert_array_equal(found.second_orientation[position], answer[4][flat])
+        np.testing.assert_array_equal(
+            found.second_orientation[position], answer.second_orientation[flat]
+        )
+        assert found.phase_confidence[position] == np.float32(answer.phase_confidence[flat])
         assert found.score[position] == np.float32(answer.score[flat])
         assert found.confidence[position] == np.float32(answer.confidence[flat])
         assert found.confidence_mod180[position] == np.float32(answer.confidence_mod180[flat])
         assert found.second_score[position] == np.float32(answer.second_score[flat])
+        assert found.thickness[position] == np.float32(answer.thickness[flat])
         assert found.n_disks[position] == counts[flat]
     expected = np.zeros(SHAPE, int)
     expected[-1, -1] = -1
@@ -283,8 +304,17 @@ def test_answers_lie_where_their_positions_do(trained, here, answers):
     np.testing.assert_array_equal(found.second_phase, expected)
 
 
-@pytest.mark.parametrize("options", [[], ["--no-refine", "--batch", "24"]])
-def test_inference_options_reach_the_inference(options, trained, here, answers, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "refine", "semi_angle", "batch"),
+    [
+        ([], "fast", 1.5, 128),
+        (["--refine", "none", "--batch", "24"], "none", 1.5, 24),
+        (["--refine", "full", "--semiangle-mrad", "2.5"], "full", 2.5, 128),
+    ],
+)
+def test_inference_options_reach_the_inference(
+    options, refine, semi_angle, batch, trained, here, answers, monkeypatch
+):
     asked = []
     reply = mapping.predict_scan
     monkeypatch.setattr(
@@ -292,18 +322,58 @@ def test_inference_options_reach_the_inference(options, trained, here, answers, 
     )
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure", *options]
     assert run(*argv) == 0
-    default = infer.InferConfig()
-    config = asked.pop()
-    assert config == (dataclasses.replace(default, refine=False, batch=24) if options else default)
+    config, default = asked.pop(), infer.InferConfig()
+    assert (config.refine, config.batch) == (refine, batch)
+    assert config.score.likelihood.semi_angle == semi_angle
+    changed = {"refine": refine, "batch": batch, "score": config.score}
+    assert config == dataclasses.replace(default, **changed)
+    likelihood = dataclasses.replace(default.score.likelihood, semi_angle=semi_angle)
+    assert config.score == dataclasses.replace(default.score, likelihood=likelihood)
+    assert io.read_map("map.h5").attributes["refine"] == refine
+
+
+def test_several_cifs_are_the_phases_of_one_model(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def remember(materials, config, out, **rest):
+        asked.append(materials)
+        record = dict(total_steps=1, seconds=1, devices="1", validation=dict(val_median_deg=1))
+        return model.Model(config.model, tuple(materials), None, record)
+
+    monkeypatch.setattr(train, "train", remember)
+    cifs = [FIXTURES / f"{name}.cif" for name in ("Cu2O", "Mg", "Cu")]
+    assert run("train", "--cif", *cifs, "--out", tmp_path / "m", "--spacing-deg", "20") == 0
+    (materials,) = asked
+    assert [m.crystal.name for m in materials] == ["Cu2O", "Mg", "Cu"]
+    assert "Cu2O, Mg, Cu" in capsys.readouterr().out
+
+
+def test_doubtful_answers_are_left_out_when_asked(trained, here, answers):
+    answer, _ = answers
+    answer.confidence[1] = np.nan
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
+    assert run(*argv, "--least-confidence", "0.4") == 0
+    found = io.read_map("map.h5")
+    doubtful = (answer.confidence < 0.4).reshape(SHAPE)
+    assert not doubtful[0, 1]
+    expected = np.where(doubtful, io.UNASSIGNED, answer.phase.reshape(SHAPE))
+    np.testing.assert_array_equal(found.phase, expected)
+    np.testing.assert_array_equal(np.isnan(found.orientation[..., 0, 0]), expected < 0)
+    np.testing.assert_array_equal(np.isnan(found.thickness), doubtful)
+    np.testing.assert_array_equal(
+        found.confidence, answer.confidence.astype(np.float32).reshape(SHAPE)
+    )
+    assert found.attributes["least_confidence"] == 0.4
 
 
 def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypatch, capsys):
     """Scan, map and truth share one order of positions and one convention."""
     truth = io.read_truth(write_truth(here / "truth.h5"))
-    symmetry = operations(model.load_model(trained).material.crystal)
+    symmetry = operations(model.load_model(trained).materials[0].crystal)
     right = (symmetry[7] @ truth.orientation).reshape(-1, 3, 3)
     ones, counts = np.ones(len(right)), np.full(len(right), 5)
-    answer = infer.Answer(right, ones, ones, ones, right, ones)
+    phase = np.zeros(len(right), int)
+    answer = infer.Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones)
     monkeypatch.setattr(mapping, "predict_scan", lambda *args, **kwargs: (answer, counts))
     assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
     capsys.readouterr()
@@ -400,6 +470,10 @@ def test_the_voltage_can_be_stated(trained, here, answers, capsys):
         (["--batch", "0"], ["--batch"]),
         (["--voltage-kv", "-3"], ["--voltage-kv"]),
         (["--voltage-kv", "nan"], ["--voltage-kv"]),
+        (["--least-confidence", "1.2"], ["--least-confidence"]),
+        (["--semiangle-mrad", "-1"], ["--semiangle-mrad"]),
+        (["--method", "match"], ["--model", "--cif"]),
+        (["--cif", "Cu.cif"], ["--model", "--cif"]),
     ],
 )
 def test_unusable_options_of_map_are_refused(changes, words, trained, here, capsys):
@@ -418,6 +492,9 @@ def test_unusable_options_of_map_are_refused(changes, words, trained, here, caps
         (["--cif", "missing.cif"], ["missing.cif"]),
         (["--cif", "bad.cif"], ["bad.cif", "CIF"]),
         (["--cif", "scan.h5"], ["scan.h5", "CIF"]),
+        (["--cif", CIF, CIF], ["2 phases", "Cu"]),
+        (["--cif", CIF, "bad.cif"], ["bad.cif", "CIF"]),
+        (["--cif", "small.cif", CIF, "--k-max", "0.4"], ["Cu.cif", "k_max"]),
         (["--k-max", "0.2"], ["Cu.cif", "k_max"]),
         (["--k-max", "nan"], ["--k-max"]),
         (["--voltage-kv", "-300"], ["--voltage-kv"]),
@@ -434,11 +511,15 @@ def test_unusable_options_of_map_are_refused(changes, words, trained, here, caps
 )
 def test_unusable_options_of_train_are_refused(changes, words, trained, here, capsys):
     (here / "bad.cif").write_text("data_x\n_cell_length_a nonsense\nloop_\n")
+    shutil.copy(FIXTURES / "Cu2O.cif", here / "small.cif")
     shutil.copytree(trained, here / "finished")
     options = {"--cif": CIF, "--out": "model", "--steps": "5"}
     options |= dict(zip(changes[:2:2], changes[1:2], strict=True))
+    # what follows an option's first value are further values, or options
     flat = [word for pair in options.items() for word in pair]
-    assert_refused(["train", *flat, *changes[2:]], here, capsys, *words)
+    place = flat.index(changes[0]) + 2
+    flat[place:place] = changes[2:]
+    assert_refused(["train", *flat], here, capsys, *words)
 
 
 def test_unusable_maps_and_truths_are_refused(trained, here, answers, capsys):
@@ -478,7 +559,8 @@ def test_a_scan_out_of_the_models_reach_is_mapped_as_unassigned(trained, here, c
     write_scan(here / "scan.h5", Q_pixel_size=3.0)
     assert run("map", "scan.h5", "--model", trained, "--out", "map.h5") == 0
     assert "0 assigned" in capsys.readouterr().out
-    assert (io.read_map("map.h5").phase == -1).all()
+    phase = io.read_map("map.h5").phase
+    assert phase[EMPTY] == io.NO_CRYSTAL and (phase == io.UNASSIGNED).sum() == phase.size - 1
 
 
 def test_a_process_of_its_own_refuses_in_one_line(here):

@@ -9,7 +9,14 @@ from scipy.spatial.transform import Rotation
 
 from jaxstem import so3
 from jaxstem.crystal import operations
-from jaxstem.grid import half_angle_cosine, nearest_cells, orientation_space, soft_labels
+from jaxstem.grid import (
+    Label,
+    half_angle_cosine,
+    joint_space,
+    nearest_cells,
+    orientation_space,
+    soft_labels,
+)
 
 WIDTH = 0.55
 
@@ -32,21 +39,23 @@ def random_matrices(rng, n):
 def angles_to_cells(orientation, space, cells):
     """Misorientation (n, m) of each orientation from each cell, over every operation, in float64"""
     best = np.full((len(orientation), len(cells)), -1.0)
-    for operation in np.asarray(space.operations, np.float64):
+    for operation in np.asarray(space.operations[0], np.float64):
         overlap = np.einsum("nij,mij->nm", operation @ orientation, cells)
         best = np.maximum(best, overlap)
     return np.arccos(np.clip((best - 1) / 2, -1, 1))
 
 
 def dense(index, weight, n_cells):
-    spread = np.zeros((len(index), n_cells))
+    spread = np.zeros((len(index), n_cells + 1))
     np.add.at(spread, (np.arange(len(index))[:, None], index), weight)
     return spread
 
 
-def labels_of(orientation, space):
-    program = jax.jit(jax.vmap(lambda r: soft_labels(r, space)))
-    index, weight = program(jnp.asarray(orientation, jnp.float32))
+def labels_of(orientation, space, phase=0):
+    """Weights (n, cells and no crystal) of each orientation as one of this phase."""
+    program = jax.jit(jax.vmap(lambda p, r: soft_labels(Label(p, r), space)))
+    phase = jnp.broadcast_to(jnp.asarray(phase), len(orientation))
+    index, weight = program(phase, jnp.asarray(orientation, jnp.float32))
     return dense(np.asarray(index), np.asarray(weight), len(space.cells))
 
 
@@ -54,20 +63,21 @@ def test_sparse_labels_are_the_dense_softmax(space, rng):
     space, cells = space
     orientation = random_matrices(rng, 200)
     angle = angles_to_cells(orientation, space, cells)
-    full = np.exp(-0.5 * (angle / float(space.label_width)) ** 2)
+    full = np.exp(-0.5 * (angle / float(space.label_width[0])) ** 2)
     full /= full.sum(axis=1, keepdims=True)
     sparse = labels_of(orientation, space)
     np.testing.assert_allclose(sparse.sum(axis=1), 1, atol=1e-5)
-    missing = 0.5 * np.abs(sparse - full).sum(axis=1)
+    assert not sparse[:, -1].any()
+    missing = 0.5 * np.abs(sparse[:, :-1] - full).sum(axis=1)
     assert missing.mean() < 0.005 and missing.max() < 0.06
     # the label does say where the orientation is
-    assert np.all(np.argmax(sparse, axis=1) == np.argmin(angle, axis=1))
+    assert np.all(np.argmax(sparse[:, :-1], axis=1) == np.argmin(angle, axis=1))
 
 
 def test_labels_are_those_of_every_equivalent(space, rng):
     space, _ = space
     orientation = random_matrices(rng, 1)[0]
-    equivalents = np.asarray(space.operations, np.float64) @ orientation
+    equivalents = np.asarray(space.operations[0], np.float64) @ orientation
     labels = labels_of(equivalents, space)
     assert 0.5 * np.abs(labels - labels[0]).sum(axis=1).max() < 0.06
 
@@ -96,10 +106,10 @@ def test_nearest_cells_name_the_operation(space, rng):
     space, cells = space
     orientation = random_matrices(rng, 20)
     quaternion = so3.matrix_to_quaternion(jnp.asarray(orientation, jnp.float32))
-    index, operation = nearest_cells(quaternion, space.cells, space.operation_quaternions, 3)
+    index, operation = nearest_cells(quaternion, space.cells, space.operation_quaternions[0], 3)
     assert index.shape == operation.shape == (20, 3)
     angle = angles_to_cells(orientation, space, cells)
-    moved = np.asarray(space.operations)[np.asarray(operation)] @ cells[np.asarray(index)]
+    moved = np.asarray(space.operations[0])[np.asarray(operation)] @ cells[np.asarray(index)]
     cosine = (np.einsum("nij,nkij->nk", orientation, moved) - 1) / 2
     between = np.arccos(np.clip(cosine, -1, 1))
     np.testing.assert_allclose(between, np.sort(angle, axis=1)[:, :3], atol=2e-3)
@@ -113,11 +123,58 @@ def test_half_angle_cosine_is_the_misorientation(space, rng):
         angles_to_cells(orientation, space, cells),
         strict=True,
     ):
-        cosine = half_angle_cosine(q, space.cells, space.operation_quaternions)
+        cosine = half_angle_cosine(q, space.cells, space.operation_quaternions[0])
         np.testing.assert_allclose(cosine, np.cos(angle / 2), atol=1e-6)
 
 
 def test_space_without_grid_has_symmetry_only(crystals):
     space = orientation_space(operations(crystals["Cu"]), np.zeros((0, 4)), 0.1)
-    assert space.operations.shape == (24, 3, 3)
+    assert space.operations.shape == (1, 24, 3, 3)
     assert space.cells.shape == (0, 4)
+
+
+@pytest.fixture(scope="module")
+def several(crystals):
+    """Spaces of Cu, Mg and ZrO2 (24, 12 and 2 operations), and the three together."""
+    spaces = []
+    for name, spacing in (("Cu", 14.0), ("Mg", 20.0), ("ZrO2", 25.0)):
+        symmetry = operations(crystals[name])
+        matrices = so3.so3_grid(symmetry, spacing)
+        quaternions = so3.matrix_to_quaternion(jnp.asarray(matrices))
+        spaces.append(orientation_space(symmetry, quaternions, WIDTH * np.deg2rad(spacing)))
+    return spaces, joint_space(spaces)
+
+
+def test_labels_of_several_phases_are_those_of_each(several, rng):
+    """In its own place among the cells, and nowhere else."""
+    spaces, joint = several
+    orientation = random_matrices(rng, 40)
+    start = 0
+    for phase, space in enumerate(spaces):
+        place = slice(start, start + len(space.cells))
+        start = place.stop
+        np.testing.assert_array_equal(joint.phase[place], phase)
+        alone, together = labels_of(orientation, space), labels_of(orientation, joint, phase)
+        np.testing.assert_allclose(together[:, place], alone[:, :-1], atol=1e-5)
+        np.testing.assert_allclose(together[:, place].sum(axis=1), 1, atol=1e-5)
+    assert start == len(joint.cells) and joint.n_phases == 3
+
+
+def test_no_crystal_is_the_last_outcome(several, rng):
+    spaces, joint = several
+    for space in (spaces[0], joint):
+        labels = labels_of(random_matrices(rng, 5), space, space.n_phases)
+        np.testing.assert_array_equal(labels, np.eye(len(space.cells) + 1)[[-1] * 5])
+
+
+def test_repeated_operations_are_those_of_the_phase(several):
+    spaces, joint = several
+    for phase, space in enumerate(spaces):
+        ours, own = np.asarray(joint.operations[phase]), np.asarray(space.operations[0])
+        apart = np.abs(ours[:, None] - own).max(axis=(2, 3))
+        assert len(ours) == 24 and apart.min(axis=1).max() == apart.min(axis=0).max() == 0
+
+
+def test_one_phase_alone_is_unchanged(several):
+    (space, *_), _ = several
+    jax.tree.map(np.testing.assert_array_equal, joint_space([space]), space)

@@ -2,6 +2,7 @@
 """From scans to answers: sorting into lengths, exposure, confidence, one device or eight."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from jaxstem import infer, parallel, so3
+from jaxstem.crystal import operations
+from jaxstem.grid import joint_space, orientation_space
 from jaxstem.infer import (
     MIN_DISKS,
     InferConfig,
@@ -21,10 +24,10 @@ from jaxstem.infer import (
     predict_scan,
     summarise,
 )
-from jaxstem.io import DiskScan, pad_disks
+from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, pad_disks
 from jaxstem.kinematic import strongest, two_beam
-from jaxstem.model import Model, build_network
-from jaxstem.refine import Ranked, ScoreConfig
+from jaxstem.model import NEVER, Model, build_network, material
+from jaxstem.refine import Ranked, ScoreConfig, candidate_tables
 from jaxstem.transformer import init_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -32,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 LEVEL = ScoreConfig().levels[1]
 CONFIG = InferConfig(
     score=ScoreConfig(n_modes=4, levels=(LEVEL, replace(LEVEL, angle=0.2, tilt=0.3))),
+    chance=-1e6,  # to have a crystal everywhere, whatever the untrained network proposes
     lengths=(16,),
     batch=8,
     chunk=4,
@@ -71,14 +75,14 @@ def tabulated_once(tables):
 @pytest.fixture(scope="module")
 def model(copper, tiny):
     """An untrained network."""
-    network = build_network(tiny.model, copper)
+    network = build_network(tiny.model, [copper])
     params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
-    return Model(tiny.model, copper, params)
+    return Model(tiny.model, (copper,), params)
 
 
 @pytest.fixture(scope="module")
 def scan(copper):
-    """Thirteen positions: two-beam patterns with the direct beam, of which 3 has two disks besides
+    """Thirteen positions: two-beam patterns with the direct beam, of which 3 has one disk besides
     it, 7 nothing at all, and 11 no direct beam.
     """
     rng = np.random.default_rng(7)
@@ -89,7 +93,7 @@ def scan(copper):
     for qx, qy, intensity, mask in zip(*(np.asarray(x) for x in disks), strict=True):
         found = np.stack([qx, qy, DIRECT * intensity], axis=-1)[mask]
         lists.append(np.concatenate([[[0.0, 0.0, DIRECT]], found]))
-    lists[3] = lists[3][:3]
+    lists[3] = lists[3][:2]
     lists[7] = lists[7][:0]
     lists[11] = lists[11][1:]
     assert min(len(one) for i, one in enumerate(lists) if i not in (3, 7)) > MIN_DISKS
@@ -113,15 +117,18 @@ def likeliest(model, scan):
 
 def test_unassigned_positions(answers):
     answer, counts = answers[1]
-    assert counts[3] == 2 and counts[7] == 0
+    assert counts[3] == 1 and counts[7] == 0
+    assert answer.phase[3] == UNASSIGNED and answer.phase[7] == NO_CRYSTAL
     unassigned = np.isin(np.arange(13), [3, 7])
     for values in (answer.orientation, answer.second_orientation):
         np.testing.assert_array_equal(np.isnan(values).any(axis=(1, 2))[unassigned], True)
     assert np.isnan(answer.score[unassigned]).all()
-    np.testing.assert_array_equal(answer.confidence[unassigned], 0)
-    np.testing.assert_array_equal(answer.confidence_mod180[unassigned], 0)
+    for values in (answer.confidence, answer.confidence_mod180, answer.phase_confidence):
+        np.testing.assert_array_equal(values[unassigned], [0, np.nan])
+    np.testing.assert_array_equal(answer.second_phase[unassigned], UNASSIGNED)
     assert np.isfinite(answer.orientation[~unassigned]).all()
     assert np.isfinite(answer.score[~unassigned]).all()
+    np.testing.assert_array_equal(answer.phase[~unassigned], 0)
 
 
 def test_assigned_positions_have_rotations_and_probabilities(answers, copper):
@@ -133,6 +140,7 @@ def test_assigned_positions_have_rotations_and_probabilities(answers, copper):
     assert np.all((answer.score[assigned] > 0) & (answer.score[assigned] <= 1))
     confidence, modulo = answer.confidence[assigned], answer.confidence_mod180[assigned]
     assert np.all((confidence >= 0) & (confidence <= modulo + 1e-6) & (modulo <= 1 + 1e-6))
+    assert np.all(modulo <= answer.phase_confidence[assigned] + 1e-6)
     second = answer.second_orientation[assigned]
     exists = ~np.isnan(second).any(axis=(1, 2))
     assert exists.any()
@@ -163,7 +171,8 @@ def test_direct_beam_of_a_scan_is_no_token(model, scan, likeliest):
         intensity=scan.intensity[keep],
         offsets=np.concatenate([[0], np.cumsum(counts)]),
     )
-    np.testing.assert_array_equal(likeliest, infer.likeliest_cells(model, bare, 64))
+    again = infer.likeliest_cells(model, bare, 64)
+    np.testing.assert_array_equal(likeliest.orientation, again.orientation)
 
 
 def test_network_alone(model, scan, copper, likeliest):
@@ -174,20 +183,21 @@ def test_network_alone(model, scan, copper, likeliest):
     # near one of the likeliest cells
     angle = so3.misorientation(
         jnp.asarray(answer.orientation[assigned])[:, None],
-        jnp.asarray(likeliest[assigned]),
+        jnp.asarray(likeliest.orientation[assigned]),
         jnp.asarray(copper.operations),
     )
     assert np.all(angle.min(axis=1) < copper.spacing)
 
 
 def test_likeliest_cells_are_the_networks(model, scan, copper, likeliest):
-    cells = likeliest
+    cells, phase = likeliest
+    np.testing.assert_array_equal(phase[[0, 3, 7]], [[0] * 64, [-1] * 64, [-1] * 64])
     assert cells.shape == (13, 64, 3, 3)
     assert np.isnan(cells[[3, 7]]).all() and np.isfinite(np.delete(cells, [3, 7], 0)).all()
     disks = pad_disks(scan, np.arange(13), copper.k_max, copper.k_min, 24)
     apply = jax.jit(lambda disks: model.network.apply({"params": model.params}, disks))
     logits = apply(infer.Disks(*disks))
-    best = so3.quaternion_to_matrix(jnp.asarray(copper.grid))[np.argmax(logits, axis=1)]
+    best = so3.quaternion_to_matrix(jnp.asarray(copper.grid))[np.argmax(logits[:, :-1], axis=1)]
     assigned = [i for i in range(13) if i not in (3, 7)]
     np.testing.assert_allclose(cells[assigned, 0], best[np.array(assigned)], atol=1e-6)
 
@@ -206,7 +216,10 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
             shapes.append(disks.qx.shape)
             first = disks.qx[:, 0] + incident
             rotation = np.tile(first[:, None, None], (1, 3, 3))
-            return infer.Answer(rotation, first, first, first, rotation, disks.mask.sum(axis=1))
+            n_disks = disks.mask.sum(axis=1)
+            return infer.Answer(
+                rotation, n_disks, first, first, first, first, rotation, n_disks, first
+            )
 
         return predict
 
@@ -216,12 +229,12 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
     np.testing.assert_array_equal(counts, [len(one) for one in lists])
     for i, one in enumerate(lists):
         if len(one) < MIN_DISKS:
-            assert np.isnan(answer.score[i])
+            assert np.isnan(answer.score[i]) and answer.phase[i] < 0
             continue
         expected = one[np.argmax(one[:, 2]), 0] + one[:, 2].sum() / 0.3
         assert answer.score[i] == pytest.approx(expected, rel=1e-4)
         assert answer.orientation[i, 2, 1] == answer.score[i]
-        assert answer.second_score[i] == min(len(one), 24)
+        assert answer.phase[i] == answer.second_phase[i] == min(len(one), 24)
     assert set(shapes) == {(8, 8), (8, 16), (8, 24)}  # six, rounded up to the eight devices
 
 
@@ -231,7 +244,7 @@ def test_scan_without_disks(model, n_positions):
     answer, counts = predict_scan(model, empty, CONFIG, progress=False)
     np.testing.assert_array_equal(counts, np.zeros(n_positions))
     assert answer.orientation.shape == (n_positions, 3, 3)
-    assert np.isnan(answer.orientation).all() and np.all(answer.confidence == 0)
+    assert np.isnan(answer.orientation).all() and np.all(answer.phase == NO_CRYSTAL)
 
 
 def test_counts_are_those_of_padding(scan, copper):
@@ -279,11 +292,12 @@ def test_buckets_hold_each_position_once(counts, least):
             assert np.all(counts[positions] > shorter)
 
 
-def ranked_of(orientations, likelihood, prior=None, score=None):
+def ranked_of(orientations, likelihood, prior=None, score=None, phase=None):
     n = len(orientations)
     as_float = lambda x, default: jnp.asarray(default if x is None else x, jnp.float32)  # noqa: E731
     return Ranked(
         jnp.asarray(orientations, jnp.float32),
+        jnp.asarray(np.zeros(n, int) if phase is None else phase),
         as_float(score, np.linspace(0.9, 0.5, n)),
         as_float(likelihood, None),
         as_float(prior, np.zeros(n)),
@@ -292,8 +306,9 @@ def ranked_of(orientations, likelihood, prior=None, score=None):
 
 @pytest.fixture(scope="module")
 def summary(copper):
-    operations = jnp.asarray(copper.operations, jnp.float32)
-    return jax.jit(lambda ranked: summarise(ranked, operations, InferConfig()))
+    """`summarise` of candidates of copper, with no crystal out of the question."""
+    operations = jnp.asarray(copper.operations, jnp.float32)[None]
+    return jax.jit(lambda ranked: summarise(ranked, jnp.asarray(NEVER), operations, InferConfig()))
 
 
 def turn(degrees, axis=(0, 0, 1)):
@@ -360,3 +375,180 @@ def test_summary_holds_its_promises(summary, copper, seed, spread):
     else:
         second = so3.misorientation(answer.orientation, answer.second_orientation, operations)
         assert np.rad2deg(second) > 4.99
+
+
+@pytest.fixture(scope="module")
+def mixed(copper, crystals):
+    """`summarise` of candidates of copper (phase 0) and magnesium (phase 1)."""
+    space = joint_space([copper.space(), orientation_space(operations(crystals["Mg"]), [], 0.1)])
+    return jax.jit(lambda ranked, none: summarise(ranked, none, space.operations, InferConfig()))
+
+
+def shares(mixed, share, none, **rest):
+    """The answer for candidates of these posterior shares, no crystal having `none`."""
+    config = InferConfig()
+    likelihood = np.log(share) / config.likelihood_weight
+    of_none = np.log(none) - config.likelihood_weight * config.chance
+    ranked = ranked_of(likelihood=likelihood, **rest)
+    return mixed(ranked, jnp.asarray(of_none / config.prior_weight, jnp.float32))
+
+
+def test_the_likeliest_phase_is_answered_by_its_best_candidate(mixed):
+    """Magnesium has the single best candidate, copper together more."""
+    far, other = BASE @ turn(25, [1, 0, 0]), BASE @ turn(20, [0, 1, 0])
+    orientations = [BASE, BASE, far, other, BASE @ so3.HALF_TURN_ABOUT_BEAM]
+    answer = shares(
+        mixed, [0.3, 0.25, 0.2, 0.05, 0.1], 0.1, orientations=orientations, phase=[1, 0, 0, 1, 0]
+    )
+    assert int(answer.phase) == 0
+    np.testing.assert_allclose(answer.orientation, BASE, atol=1e-6)
+    found = [answer.confidence, answer.confidence_mod180, answer.phase_confidence]
+    np.testing.assert_allclose(found, [0.25, 0.35, 0.55], atol=1e-3)
+    # the runner-up is the same rotation, of the other crystal
+    assert int(answer.second_phase) == 1
+    np.testing.assert_allclose(answer.second_orientation, BASE, atol=1e-6)
+
+
+def test_no_crystal_is_an_answer(mixed):
+    orientations = [BASE, BASE @ turn(25, [1, 0, 0]), BASE]
+    answer = shares(mixed, [0.2, 0.1, 0.25], 0.45, orientations=orientations, phase=[0, 0, 1])
+    assert int(answer.phase) == NO_CRYSTAL
+    assert np.isnan(answer.orientation).all() and np.isnan(answer.score)
+    found = [answer.confidence, answer.confidence_mod180, answer.phase_confidence]
+    np.testing.assert_allclose(found, 0.45, atol=1e-3)
+    assert int(answer.second_phase) == 1
+    answer = shares(mixed, [0.35, 0.1, 0.15], 0.4, orientations=orientations, phase=[0, 0, 1])
+    assert int(answer.phase) == 0
+
+
+def test_symmetry_is_that_of_the_phase(mixed):
+    """A turn by 60° about c gives the same crystal of Mg and another one of Cu."""
+    sixth = turn(60) @ BASE
+    for phase, expected in ((0, 0.5), (1, 0.9)):
+        answer = shares(
+            mixed, [0.5, 0.4], 0.1, orientations=[BASE, sixth @ turn(2)], phase=[phase, phase]
+        )
+        assert float(answer.confidence) == pytest.approx(expected, abs=1e-3)
+
+
+def test_lone_disks():
+    """One weak disk is noise and one strong one a crystal; beyond k_max disks count as well."""
+    direct, many = [0, 0, 1000.0], [[0.5 * np.cos(a), 0.5 * np.sin(a), 1.0] for a in range(8)]
+    positions = [[direct, *many], [direct], [direct, [0.5, 0, 1.5]], [direct, [0.5, 0, 50.0]]]
+    positions += [[direct, [2.5, 0, 1.0], [0, 2.5, 1.0]], np.zeros((0, 3))]
+    scan = scan_of([np.array(one) for one in positions])
+    empty = infer.looks_empty(scan, 0.3, exposure(scan, 0.3))
+    np.testing.assert_array_equal(empty, [False, True, True, False, False, True])
+
+
+def test_nine_numbers_spread_over_their_phase(copper, crystals, rng):
+    mg = material(crystals["Mg"], 300.0, 1.5, 20.0, 0.0)
+    space = joint_space([copper.space(), mg.space()])
+    rotation = random_matrices(rng, 1)[0]
+    output = jnp.concatenate([2 * rotation.reshape(9), np.array([0.0, 1.0], np.float32)])
+    found = np.asarray(infer.spread(output, space))
+    assert found.shape == (len(copper.grid) + len(mg.grid) + 1,) and found[-1] == NEVER
+    share = np.exp(found[:-1])
+    of_phase = [share[np.asarray(space.phase) == p].sum() for p in (0, 1)]
+    np.testing.assert_allclose(of_phase, [1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-4)
+    nearest = so3.quaternion_to_matrix(jnp.asarray(mg.grid))[
+        np.argmax(found[len(copper.grid) : -1])
+    ]
+    angle = so3.misorientation(nearest, jnp.asarray(rotation), jnp.asarray(mg.operations))
+    assert float(angle) < mg.spacing
+    one = np.asarray(infer.spread(output[:9], copper.space()))
+    assert np.exp(one[:-1]).sum() == pytest.approx(1, rel=1e-4)
+
+
+class Oracle(Model):
+    """A model whose network knows the answers: log-probabilities by a pattern's strongest disk."""
+
+    @property
+    def network(self):
+        def apply(variables, disks):
+            qx, log_probability = variables["params"]
+            return log_probability[jnp.argmin(jnp.abs(qx - disks.qx[:, :1]), axis=1)]
+
+        return SimpleNamespace(apply=apply)
+
+
+def around(orientation, m):
+    """Log-probabilities of a material's cells as a good network gives them."""
+    cells = so3.quaternion_to_matrix(jnp.asarray(m.grid))
+    angle = so3.misorientation(orientation, cells, jnp.asarray(m.operations, jnp.float32))
+    return jax.nn.log_softmax(-0.5 * (angle / (0.55 * m.spacing)) ** 2)
+
+
+@pytest.fixture(scope="module")
+def two_phases(copper, tables, crystals, tiny):
+    """A scan of four patterns of copper, four of magnesium and four of vacuum; phases and
+    orientations; an oracle for the orientation in either phase; the tables of the phases.
+    """
+    mg = material(crystals["Mg"], 300.0, 1.5, 16.0, 0.0)
+    materials = (copper, mg)
+    rng = np.random.default_rng(5)
+    lists, phases, orientations, answers = [], [], random_matrices(rng, 12), []
+    for number, orientation in enumerate(orientations):
+        phase = number // 4 if number < 8 else NO_CRYSTAL
+        if phase == NO_CRYSTAL:
+            n = number - 8
+            angle, radius = rng.uniform(0, 2 * np.pi, n), rng.uniform(1.0, 1.4, n)
+            found = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(1e-3, 2e-3, n)]
+            found = np.stack(found, axis=-1)
+        else:
+            m = materials[phase]
+            beams = two_beam(jnp.asarray(orientation), m.reflectors(), m.wavelength, 100.0)
+            qx, qy, intensity, mask = (np.asarray(x) for x in strongest(*beams, 15, 1e-3))
+            found = np.stack([qx, qy, intensity], axis=-1)[mask]
+        lists.append(np.concatenate([[[0.0, 0.0, 1.0]], found]))
+        phases.append(phase)
+        either = jnp.concatenate([around(jnp.asarray(orientation), m) for m in materials])
+        answers.append(jnp.append(either, 0.0))
+    scan = scan_of(lists)
+    disks = pad_disks(scan, np.arange(12), 1.5, min(m.k_min for m in materials), 16)
+    params = jnp.asarray(disks[0][:, 0]), jnp.stack(answers)
+    arguments = (mg.grid, mg.operations, mg.reflectors(), mg.wavelength, mg.crystal.lattice)
+    both = [tables, candidate_tables(*arguments)]
+    return scan, (np.array(phases), orientations), Oracle(tiny.model, materials, params), both
+
+
+def answers_of(two_phases, monkeypatch, **changes):
+    scan, truth, model, both = two_phases
+    left = iter(both)
+    monkeypatch.setattr(infer, "candidate_tables", lambda *_: next(left))
+    config = replace(CONFIG, chance=InferConfig().chance, **changes)
+    return on_devices(model, scan, config, 1)[0], truth
+
+
+def test_verification_tells_phases_and_vacuum_apart(two_phases, monkeypatch):
+    """The network gives both phases, and none, the same probability."""
+    answer, (phase, orientation) = answers_of(two_phases, monkeypatch)
+    print(answer.phase, answer.phase_confidence)
+    assert (answer.phase == phase).sum() >= 11
+    np.testing.assert_array_equal(np.isfinite(answer.orientation[:, 0, 0]), answer.phase >= 0)
+    assert np.median(answer.phase_confidence[2:8]) > 0.8
+    assert np.all(answer.phase_confidence[:8] >= answer.confidence_mod180[:8] - 1e-6)
+    angle = [
+        so3.misorientation_mod_180(*map(jnp.asarray, (r, truth, m.operations.astype(np.float32))))
+        for r, truth, m in zip(
+            answer.orientation[:8],
+            orientation[:8],
+            np.repeat(two_phases[2].materials, 4),
+            strict=True,
+        )
+    ]
+    assert np.nanmedian(np.rad2deg(angle)) < 3
+
+
+def test_the_network_alone_says_what_it_thinks(two_phases, monkeypatch):
+    scan, truth, model, both = two_phases
+    n_copper = len(model.materials[0].grid)
+    for phase, shift in ((0, (3.0, 0.0)), (1, (0.0, 3.0)), (NO_CRYSTAL, (0.0, 0.0))):
+        qx, logits = model.params
+        logits = logits.at[:, :n_copper].add(shift[0]).at[:, n_copper:-1].add(shift[1])
+        logits = logits.at[:, -1].set(3.0 if phase == NO_CRYSTAL else -3.0)
+        biased = (scan, truth, replace(model, params=(qx, logits)), both)
+        answer, _ = answers_of(biased, monkeypatch, refine=False)
+        np.testing.assert_array_equal(answer.phase[:8], phase)
+        assert np.isnan(answer.score).all()
+        assert answer.phase_confidence[:8].min() > 0.5

@@ -313,10 +313,12 @@ def random_map(rng, shape=(3, 5), n_phases=2):
         phase_names=tuple(crystal.name for crystal in crystals),
         confidence=floats(),
         confidence_mod180=floats(),
+        phase_confidence=floats(),
         score=floats(),
         second_orientation=floats(3, 3),
         second_phase=rng.integers(-2, n_phases, shape).astype(np.int16),
         second_score=floats(),
+        thickness=floats(),
         n_disks=rng.integers(0, 30, shape).astype(np.int32),
         crystals=crystals,
         scan_step=float(rng.uniform(0.1, 50)),
@@ -358,9 +360,11 @@ def test_map_layout(tmp_path):
         assert {"command", "model", "jaxstem_version", "scan_step", "scan_units"} <= set(file.attrs)
         assert file["orientation"].shape == (3, 5, 3, 3)
         assert file["second/orientation"].shape == (3, 5, 3, 3)
-        for name in ("confidence", "confidence_mod180", "score", "second/score"):
+        for name in ("confidence", "confidence_mod180", "score", "second/score", "thickness"):
             assert file[name].shape == (3, 5) and file[name].dtype == np.float32
         assert file["phase"].dtype == file["second/phase"].dtype == np.int16
+        assert file["ambiguous_180"].dtype == bool
+        np.testing.assert_array_equal(file["ambiguous_180"], result.ambiguous_180)
         assert file["n_disks"].dtype == np.int32
         assert [name.decode() for name in file["phase_names"]] == list(result.phase_names)
         assert file["phases/1/laue_group"][()] == b"m-3m"

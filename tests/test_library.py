@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The library: what is drawn from it is the Bloch pattern of the orientation that is named."""
 
+import dataclasses
+import warnings
+
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxstem import library as module
 from jaxstem import so3
-from jaxstem.bloch import bloch_intensities, prepare
+from jaxstem.bloch import bloch_intensities, cone_steps, prepare
+from jaxstem.kinematic import disk_tilts
 from jaxstem.library import LibraryConfig, build_library, sample_pattern, zone_axis_orientations
 
 CONFIG = LibraryConfig(n_axes=80, n_thicknesses=3, n_beams=24, n_weak=40, beam_k_max=2.0)
@@ -21,11 +27,15 @@ def library(copper):
 def test_sampled_pattern_is_bloch_pattern_of_its_label(copper, library, key):
     tables = prepare(copper.crystal, copper.voltage_kv, 2.0, copper.u_iso)
     thickness = jnp.geomspace(*CONFIG.thickness, CONFIG.n_thicknesses)
+    cone = disk_tilts(CONFIG.convergence_mrad)
+    n_steps = cone_steps(thickness, cone, copper.k_max)
     for one in jax.random.split(key, 6):
         disks, orientation = sample_pattern(one, library, 99)
         np.testing.assert_allclose(orientation.T @ orientation, np.eye(3), atol=1e-5)
         assert float(jnp.linalg.det(orientation)) == pytest.approx(1.0, abs=1e-5)
-        beams = bloch_intensities(orientation, thickness, tables, CONFIG.n_beams, CONFIG.n_weak)
+        beams = bloch_intensities(
+            orientation, thickness, tables, CONFIG.n_beams, CONFIG.n_weak, None, cone, n_steps
+        )
         kept = np.asarray(disks.mask) & (np.asarray(disks.intensity) > 1e-3)
         drawn = np.stack([disks.qx, disks.qy], axis=-1)[kept]
         direct = np.stack([beams.qx, beams.qy], axis=-1)[1:]
@@ -68,3 +78,95 @@ def test_layers_angles_and_axes_are_drawn_evenly(library, key):
     counts = np.bincount(axis, minlength=len(base))
     expected = 4000 / len(base)
     assert ((counts - expected) ** 2 / expected).sum() < 2 * len(base)
+
+
+def assert_equal_libraries(one, other):
+    for name, first, second in zip(one._fields, one, other, strict=True):
+        np.testing.assert_array_equal(first, second, err_msg=name)
+        assert first.dtype == second.dtype
+
+
+def test_a_kept_library_is_the_one_that_was_made(copper, library, tmp_path, monkeypatch):
+    folder = tmp_path / "caches" / "libraries"
+    made = build_library(copper, CONFIG, seed=3, progress=False, cache=folder)
+    assert_equal_libraries(made, library)
+    (kept,) = folder.iterdir()
+    assert "library" in kept.name and kept.suffix == ".h5"
+    monkeypatch.setattr(module, "_make_library", None)  # must not be called again
+    assert_equal_libraries(build_library(copper, CONFIG, seed=3, cache=folder), made)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "rubbish", "incomplete"])
+def test_a_damaged_library_is_made_anew(copper, library, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(module, "_make_library", lambda *_: library)
+    build_library(copper, CONFIG, seed=3, cache=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    whole = kept.read_bytes()
+    if damage == "incomplete":
+        with h5py.File(kept, "a") as file:
+            del file["qy"]
+    else:
+        kept.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"rubbish" * 99)
+    with pytest.warns(UserWarning, match="made anew"):
+        again = build_library(copper, CONFIG, seed=3, cache=tmp_path)
+    assert_equal_libraries(again, library)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_library(copper, CONFIG, seed=3, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(copper, library, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_make_library", lambda *_: library)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        found = build_library(copper, CONFIG, cache=tmp_path / "file" / "libraries")
+    assert found is library
+
+
+def test_whatever_decides_a_library_is_in_its_key(copper, crystals):
+    reference = module.library_key(copper, CONFIG, 0)
+    assert (
+        module.library_key(dataclasses.replace(copper), dataclasses.replace(CONFIG), 0) == reference
+    )
+    others = [
+        (dataclasses.replace(copper, **{name: getattr(copper, name) + 0.01}), CONFIG, 0)
+        for name in ("voltage_kv", "k_max", "u_iso")
+    ]
+    others.append((dataclasses.replace(copper, crystal=crystals["Cu2O"]), CONFIG, 0))
+    others.append((copper, CONFIG, 1))
+    for field in dataclasses.fields(LibraryConfig):
+        value = getattr(CONFIG, field.name)
+        changed = (31.0, 400.0) if field.name == "thickness" else value + 1
+        others.append((copper, dataclasses.replace(CONFIG, **{field.name: changed}), 0))
+    keys = {module.library_key(*other) for other in others}
+    assert len(keys) == len(others) and reference not in keys
+
+
+def test_the_cache_lies_where_caches_lie(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert module.default_cache() == tmp_path / "jaxstem" / "libraries"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert module.default_cache() == tmp_path / ".cache" / "jaxstem" / "libraries"
+
+
+def test_memory_is_as_stated(library):
+    m, t, b = library.intensity.shape
+    assert sum(x.nbytes for x in library) == m * b * (2 * t + 9) + 36 * m
+
+
+def test_illumination_is_that_of_the_configuration():
+    thickness = np.geomspace(30, 400, 16)
+    assert module._illumination(LibraryConfig(convergence_mrad=0.0), thickness, 2.0) == (
+        None,
+        None,
+        1,
+    )
+    ring, cone, n_steps = module._illumination(LibraryConfig(), thickness, 2.0)
+    assert ring is None and len(cone.x) == 7 and n_steps == 2
+    ring, cone, n_steps = module._illumination(
+        LibraryConfig(precession_deg=1.0, convergence_mrad=3.0), thickness, 2.0
+    )
+    assert len(ring.x) == 24 and len(cone.x) == 19 and n_steps == 4
+    np.testing.assert_allclose(np.hypot(ring.x, ring.y), np.deg2rad(1.0))

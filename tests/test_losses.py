@@ -16,9 +16,9 @@ from scipy.spatial.transform import Rotation
 from jaxstem import losses, parallel, so3
 from jaxstem.crystal import operations
 from jaxstem.errors import InputError
-from jaxstem.grid import orientation_space, soft_labels
+from jaxstem.grid import Label, joint_space, orientation_space, soft_labels
 from jaxstem.model import build_network
-from jaxstem.train import init_state, make_optimiser, make_source, make_train_step
+from jaxstem.train import init_state, make_optimiser, make_sources, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "light_acquisition")
 
@@ -30,7 +30,15 @@ def space(copper):
     return copper.space()
 
 
-geodesic_gradient = jax.jit(jax.value_and_grad(losses.geodesic))
+def of_phase_0(label):
+    """Orientations (..., 3, 3) as labels of the first phase."""
+    label = jnp.asarray(label, jnp.float32)
+    return Label(jnp.zeros(label.shape[:-2], jnp.int32), label)
+
+
+@jax.jit
+def geodesic_gradient(output, label, space):
+    return jax.value_and_grad(losses.geodesic)(output, of_phase_0(label), space)
 
 
 def random_matrices(rng, n):
@@ -43,11 +51,12 @@ def compiled(name):
 
 
 def values(name, output, label, space):
+    label = label if isinstance(label, Label) else of_phase_0(label)
     return np.asarray(compiled(name)(output, label, space))
 
 
 def outputs(rng, name, space, n):
-    width = len(space.cells) if losses.LOSSES[name].head == "grid" else 9
+    width = len(space.cells) + 1 if losses.LOSSES[name].head == "grid" else 9
     return jnp.asarray(rng.normal(size=(n, width)), jnp.float32)
 
 
@@ -61,7 +70,7 @@ def test_geodesic_is_orix_misorientation_angle(crystals, rng):
     np.testing.assert_allclose(ours, theirs.reduce().angle, atol=2e-4)
     # the nearest rotation of any nine numbers, not only of rotations
     nearest = np.asarray(so3.nearest_rotation(jnp.asarray(stretch)))
-    angle = so3.misorientation(nearest, jnp.asarray(label), space.operations)
+    angle = so3.misorientation(nearest, jnp.asarray(label), space.operations[0])
     np.testing.assert_allclose(
         values("geodesic", stretch.reshape(60, 9), label, space), angle, atol=1e-4
     )
@@ -73,7 +82,7 @@ def test_geodesic_is_orix_misorientation_angle(crystals, rng):
 def test_equivalent_labels_have_the_same_loss(space, name, seed):
     rng = np.random.default_rng(seed)
     label = random_matrices(rng, 1)[0]
-    equivalents = np.asarray(space.operations) @ label
+    equivalents = np.asarray(space.operations[0]) @ label
     output = jnp.tile(outputs(rng, name, space, 1), (24, 1))
     loss = values(name, output, equivalents, space)
     tolerance = {"geodesic": 1e-4, "grid_cross_entropy": 0.1}[name]
@@ -104,10 +113,12 @@ def test_geodesic_gradient_points_towards_the_label(rng):
 def test_cross_entropy_is_least_at_the_label(space, rng):
     """Its least value is the label's entropy, reached by the label's own logarithm."""
     label = random_matrices(rng, 1)[0]
-    near, target = jax.jit(soft_labels)(jnp.asarray(label), space)
-    best = jnp.full(len(space.cells), -40.0).at[near].set(jnp.log(target + 1e-17))
+    near, target = jax.jit(soft_labels)(of_phase_0(label), space)
+    best = jnp.full(len(space.cells) + 1, -40.0).at[near].set(jnp.log(target + 1e-17))
     entropy = -float(jnp.sum(target * jnp.log(target + 1e-30)))
-    cross_entropy = jax.jit(jax.value_and_grad(losses.grid_cross_entropy))
+    cross_entropy = jax.jit(
+        lambda o, r, s: jax.value_and_grad(losses.grid_cross_entropy)(o, of_phase_0(r), s)
+    )
     at_best, gradient = cross_entropy(best, label, space)
     assert float(at_best) == pytest.approx(entropy, abs=1e-3)
     assert np.abs(gradient).max() < 1e-3
@@ -129,6 +140,46 @@ def test_every_registered_loss_is_batched(space, rng, name):
     assert losses.LOSSES[losses.DEFAULT_LOSS[losses.LOSSES[name].head]]
 
 
+@pytest.fixture(scope="module")
+def two(space, crystals):
+    """Copper and magnesium in one space."""
+    quaternions = so3.matrix_to_quaternion(
+        jnp.asarray(so3.so3_grid(operations(crystals["Mg"]), 20))
+    )
+    return joint_space([space, orientation_space(operations(crystals["Mg"]), quaternions, 0.2)])
+
+
+def test_cross_entropy_of_several_phases(two, rng):
+    """A distribution that has all in the true phase pays for the orientation alone."""
+    orientation = random_matrices(rng, 3)
+    label = Label(jnp.array([0, 1, 2]), jnp.asarray(orientation))
+    outcome = jnp.append(two.phase, 2)
+    within = jnp.where(outcome == jnp.arange(3)[:, None], 0.0, -1e3)
+    loss = values("grid_cross_entropy", within, label, two)
+    sizes = [int((two.phase == 0).sum()), int((two.phase == 1).sum()), 1]
+    np.testing.assert_allclose(loss, np.log(sizes), atol=1e-4)
+    elsewhere = values("grid_cross_entropy", jnp.roll(within, 1, axis=0), label, two)
+    assert elsewhere.min() > 100
+
+
+def test_nine_numbers_of_several_phases(two, crystals, rng):
+    """0.9 of the angle by the true phase's operations and 0.1 of the cross-entropy; none: nothing.
+
+    A turn by 60° about c is a symmetry of Mg but not of Cu.
+    """
+    orientation = random_matrices(rng, 1)[0]
+    sixth = Rotation.from_rotvec([0, 0, np.pi / 3]).as_matrix()
+    output = jnp.concatenate([(sixth @ orientation).reshape(9), np.array([0.7, -0.4])])
+    label = Label(jnp.arange(3), jnp.tile(orientation, (3, 1, 1)))
+    loss = values("geodesic", jnp.tile(output.astype(jnp.float32), (3, 1)), label, two)
+    first = 1 / (1 + np.exp(-1.1))
+    np.testing.assert_allclose(loss[0], 0.9 * np.pi / 6 - 0.1 * np.log(first), atol=1e-4)
+    np.testing.assert_allclose(loss[1], -0.1 * np.log(1 - first), atol=1e-3)
+    assert loss[2] == 0
+    gradient = jax.grad(lambda o: losses.geodesic(o, Label(jnp.array(2), label[1][0]), two))(output)
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def test_unknown_loss():
     with pytest.raises(KeyError, match="nonesuch"):
         losses.batched("nonesuch")
@@ -137,16 +188,19 @@ def test_unknown_loss():
 def test_a_new_loss_is_one_function_and_one_line(copper, tiny, monkeypatch):
     def chordal(output, label, space):
         rotation = so3.nearest_rotation(output.reshape(3, 3))
-        return ((rotation - space.operations @ label) ** 2).sum((1, 2)).min()
+        equivalents = space.operations[label.phase] @ label.orientation
+        return ((rotation - equivalents) ** 2).sum((1, 2)).min()
 
     monkeypatch.setitem(losses.LOSSES, "chordal", losses.Loss(chordal, head="matrix"))
-    config = replace(tiny, loss="chordal", model=replace(tiny.model, head="matrix", blocks=0))
-    network, optimiser = build_network(config.model, copper), make_optimiser(config)
+    config = replace(
+        tiny, loss="chordal", no_crystal=0.0, model=replace(tiny.model, head="matrix", blocks=0)
+    )
+    network, optimiser = build_network(config.model, [copper]), make_optimiser(config)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    step = make_train_step(network, copper, config, optimiser, mesh)
+    step = make_train_step(network, [copper], config, optimiser, mesh)
     state = init_state(network, optimiser, 0, 10)
     before = jax.tree.map(np.asarray, state.params)
-    state, loss = step(state, jax.random.key(0), make_source(copper, config))
+    state, loss = step(state, jax.random.key(0), make_sources([copper], config))
     assert 0 < float(loss) < 8
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, state.params)
     assert max(jax.tree.leaves(moved)) > 0
@@ -154,6 +208,6 @@ def test_a_new_loss_is_one_function_and_one_line(copper, tiny, monkeypatch):
 
 def test_batch_that_does_not_divide_among_devices(copper, tiny):
     config = replace(tiny, batch=12)
-    network, optimiser = build_network(config.model, copper), make_optimiser(config)
+    network, optimiser = build_network(config.model, [copper]), make_optimiser(config)
     with pytest.raises(InputError, match="12 patterns does not divide among 8 devices"):
-        make_train_step(network, copper, config, optimiser, parallel.make_mesh())
+        make_train_step(network, [copper], config, optimiser, parallel.make_mesh())

@@ -56,10 +56,12 @@ def make_map(orientation, phase, crystals, step=20.0, units="A"):
         phase_names=tuple(crystal.name for crystal in crystals),
         confidence=np.where(phase < 0, np.nan, score).astype(np.float32),
         confidence_mod180=score,
+        phase_confidence=np.ones(shape, np.float32),
         score=score,
         second_orientation=orientation,
         second_phase=phase.astype(np.int16),
         second_score=score,
+        thickness=np.full(shape, np.nan, np.float32),
         n_disks=np.ones(shape, np.int32),
         crystals=tuple(crystals),
         scan_step=step,
@@ -282,6 +284,19 @@ def test_two_phases_have_a_key_each_and_a_phase_map(crystals):
         "no crystal  6.7 %",
     ]
     assert "phases" not in [axes.get_label() for axes in maps.draw(one_phase).axes]
+
+
+def test_ambiguous_answers_are_white_and_counted(crystals):
+    found = asymmetric_map([crystals["cubic"]])
+    sure = np.where(found.phase < 0, np.nan, 0.95).astype(np.float32)
+    confidence = np.where(np.arange(5) == 3, 0.5, sure).astype(np.float32)
+    found = dataclasses.replace(found, confidence=confidence, confidence_mod180=sure)
+    picture = maps.draw(found)
+    colour = render(picture)
+    np.testing.assert_allclose(colour("confidence", 1, 3), maps.AMBIGUOUS_COLOUR, atol=0.01)
+    assert np.ptp([colour("confidence", 1, 2), maps.AMBIGUOUS_COLOUR], axis=0).max() > 0.3
+    texts = [t.get_text() for t in panel(picture, "legend").get_legend().get_texts()]
+    assert texts[-1] == "ambiguous by 180°  20.0 %"
 
 
 def test_key_corners_name_the_crystal_directions(crystals):

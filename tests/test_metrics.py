@@ -60,10 +60,12 @@ def make_map(orientation, phase, crystals=(CU,)):
         phase_names=tuple(crystal.name for crystal in crystals),
         confidence=zeros,
         confidence_mod180=zeros,
+        phase_confidence=zeros,
         score=zeros,
         second_orientation=np.full((*shape, 3, 3), np.nan, np.float32),
         second_phase=np.full(shape, -1, np.int16),
         second_score=zeros,
+        thickness=np.full(shape, np.nan, np.float32),
         n_disks=np.zeros(shape, np.int32),
         crystals=tuple(crystals),
     )
@@ -175,6 +177,28 @@ def test_confusion_counts_every_scored_pixel_once():
         "vacuum": {"Cu": 1, "Mg": 0, "no crystal": 1, "unassigned": 0},
     }
     assert result.phase_accuracy == pytest.approx(3 / 6)
+    assert result.crystal_phase_accuracy == pytest.approx(2 / 4)
+    assert result.vacuum_accuracy == pytest.approx(1 / 2)
+
+
+def test_ambiguous_answers_are_counted():
+    found, truth = mixed_case()
+    sure = np.where(found.phase == 0, 0.95, 0.5)
+    unsure = np.where(truth.boundary_weight == 0, 0.5, 0.9)
+    found = dataclasses.replace(found, confidence=unsure, confidence_mod180=sure)
+    # of Cu, called Cu: one of the four scored crystals and one of the vacuum's
+    np.testing.assert_array_equal(found.ambiguous_180, [[1, 0, 0], [0, 0, 1], [0, 0, 0]])
+    result = evaluate(found, truth)
+    assert result.ambiguous_180 == pytest.approx(1 / 4)
+    assert "ambiguous by 180° 25.0 %" in to_text(result)
+
+
+def test_without_vacuum_none_is_scored():
+    truth = random_orientations(np.random.default_rng(4), (2, 2))
+    result = evaluate(make_map(truth, np.zeros((2, 2))), make_truth(truth))
+    assert math.isnan(result.vacuum_accuracy) and result.crystal_phase_accuracy == 1
+    assert to_dict(result)["vacuum_accuracy"] is None
+    assert "vacuum" not in to_text(result)
 
 
 def test_a_phase_that_the_map_does_not_know_is_wrong_everywhere():
@@ -285,4 +309,5 @@ def test_reports_hold_the_numbers():
     assert "6 of 9 pixels scored" in text
     assert "33.3 %" in text and "mod 180°" in text
     assert "phase accuracy 50.0 %" in text
+    assert "right phase of crystals 50.0 %, vacuum called no crystal 50.0 %" in text
     assert "no crystal" in text and "unassigned" in text

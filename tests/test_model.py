@@ -3,7 +3,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +18,10 @@ from jaxstem.kinematic import Disks
 from jaxstem.model import (
     MODEL_FILES,
     MOST_CELLS,
+    NEVER,
     Model,
     build_network,
+    check_materials,
     inverse_extinction,
     load_model,
     material,
@@ -31,9 +35,9 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(scope="module")
 def model(copper, tiny):
-    network = build_network(tiny.model, copper)
+    network = build_network(tiny.model, [copper])
     params = jax.jit(lambda key: init_params(network, key))(jax.random.key(2))
-    return Model(tiny.model, copper, params, {"seed": 3, "validation": {"val_loss": 1.5}})
+    return Model(tiny.model, (copper,), params, {"seed": 3, "validation": {"val_loss": 1.5}})
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +53,19 @@ def folder(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "copy of Cu")
 
 
+def assert_same_material(one, other):
+    assert one.crystal.to_dict() == other.crystal.to_dict()
+    for name in ("voltage_kv", "k_max", "u_iso", "wavelength", "k_min", "spacing"):
+        assert getattr(one, name) == getattr(other, name)
+    np.testing.assert_array_equal(one.grid, other.grid)
+    np.testing.assert_allclose(one.operations, other.operations, atol=1e-12)
+
+
 def test_round_trip(model, saved):
     loaded = load_model(saved)
     assert loaded.config == model.config
     assert loaded.record == model.record
-    assert loaded.material.crystal.to_dict() == model.material.crystal.to_dict()
-    for name in ("voltage_kv", "k_max", "u_iso", "wavelength", "k_min", "spacing"):
-        assert getattr(loaded.material, name) == getattr(model.material, name)
-    np.testing.assert_array_equal(loaded.material.grid, model.material.grid)
-    np.testing.assert_allclose(loaded.material.operations, model.material.operations, atol=1e-12)
+    assert_same_material(loaded.materials[0], model.materials[0])
     assert jax.tree.structure(loaded.params) == jax.tree.structure(model.params)
     for ours, original in zip(
         jax.tree.leaves(loaded.params), jax.tree.leaves(model.params), strict=True
@@ -83,7 +91,7 @@ def test_folder_is_complete_and_portable(saved, folder):
 
 
 def test_saving_again_replaces(model, folder):
-    save_model(folder, Model(model.config, model.material, model.params, {"seed": 4}))
+    save_model(folder, Model(model.config, model.materials, model.params, {"seed": 4}))
     assert load_model(folder).record == {"seed": 4}
     assert {path.name for path in folder.iterdir()} == set(MODEL_FILES)
 
@@ -130,7 +138,8 @@ def edited(folder, **changes):
     [
         {"format": "other"},
         {"network": {"depth": 3}},
-        {"crystal": {"name": "Cu"}},
+        {"phases": [{"crystal": {"name": "Cu"}, "u_iso": 0.0, "n_cells": 357}]},
+        {"phases": []},
         {"voltage_kv": "fast"},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -156,6 +165,80 @@ def test_newer_version(folder):
     assert "newer jaxstem" in refused(folder)
 
 
+@pytest.fixture(scope="module")
+def two(copper, crystals):
+    """Copper and, on a coarser grid, magnesium: 24 and 12 operations."""
+    return copper, material(crystals["Mg"], 300.0, 1.5, 20.0, 0.005)
+
+
+@pytest.mark.parametrize("head", ["grid", "matrix"])
+def test_round_trip_of_two_phases(two, tiny, head, tmp_path):
+    config = replace(tiny.model, head=head, blocks=0)
+    network = build_network(config, two)
+    n_cells = sum(len(m.grid) for m in two)
+    assert network.n_out == {"grid": n_cells + 1, "matrix": 9 + 2}[head]
+    params = init_params(network, jax.random.key(0))
+    save_model(tmp_path / "two", Model(config, two, params))
+    loaded = load_model(tmp_path / "two")
+    assert loaded.phase_names == ("Cu", "Mg")
+    for ours, original in zip(loaded.materials, two, strict=True):
+        assert_same_material(ours, original)
+    assert loaded.k_min == min(m.k_min for m in two) < two[0].k_min
+    assert loaded.network == network
+    edited(tmp_path / "two", phases=description(tmp_path / "two")["phases"][:1])
+    refused(tmp_path / "two")
+
+
+def description(folder):
+    return json.loads((folder / "model.json").read_text())
+
+
+def as_version_1(folder):
+    """A folder as jaxstem wrote it when it knew one crystal only and no logit for none."""
+    found = description(folder)
+    (phase,) = found.pop("phases")
+    found |= {"version": 1, "crystal": phase["crystal"], "u_iso": phase["u_iso"]}
+    (folder / "model.json").write_text(json.dumps(found))
+    path = folder / "weights.msgpack"
+    params = flax.serialization.msgpack_restore(path.read_bytes())
+    if found["network"]["head"] == "grid":
+        params["Dense_1"] = {k: x[..., :-1] for k, x in params["Dense_1"].items()}
+    path.write_bytes(flax.serialization.msgpack_serialize(params))
+
+
+def test_version_1_is_read(model, folder, tmp_path, rng):
+    """The same cells, and a last logit that never wins; saved again, the same still."""
+    as_version_1(folder)
+    old = load_model(folder)
+    assert_same_material(old.materials[0], model.materials[0])
+    q = rng.uniform(-1, 1, (2, 4, 12)).astype(np.float32)
+    disks = Disks(q[0], q[1], np.ones((4, 12), np.float32), np.ones((4, 12), bool))
+    apply = jax.jit(lambda params: model.network.apply({"params": params}, disks))
+    np.testing.assert_allclose(apply(old.params)[:, :-1], apply(model.params)[:, :-1], atol=0.02)
+    np.testing.assert_allclose(apply(old.params)[:, -1], NEVER, rtol=1e-3)
+    save_model(tmp_path / "new", old)
+    again = load_model(tmp_path / "new")
+    np.testing.assert_allclose(apply(again.params), apply(old.params), atol=0.02, rtol=1e-3)
+
+
+def test_version_1_of_nine_numbers_is_read(copper, tiny, tmp_path):
+    config = replace(tiny.model, head="matrix", blocks=0)
+    params = init_params(build_network(config, [copper]), jax.random.key(0))
+    save_model(tmp_path / "nine", Model(config, (copper,), params))
+    as_version_1(tmp_path / "nine")
+    assert load_model(tmp_path / "nine").network.n_out == 9
+
+
+def test_phases_that_do_not_go_together(two, copper, crystals):
+    check_materials(two)
+    with pytest.raises(InputError, match="2 phases are called Cu"):
+        check_materials([copper, two[1], copper])
+    with pytest.raises(InputError, match="k_max"):
+        check_materials([copper, material(crystals["Mg"], 300.0, 1.2, 20.0, 0.0)])
+    with pytest.raises(InputError, match="one crystal at least"):
+        check_materials([])
+
+
 def test_unknown_name():
     with pytest.raises(InputError, match="neither a model folder nor a packaged model"):
         load_model("Unobtainium")
@@ -163,7 +246,7 @@ def test_unknown_name():
 
 def test_packaged_models_load():
     for name in packaged_models():
-        assert len(load_model(name).material.grid) > 100
+        assert all(len(m.grid) > 100 for m in load_model(name).materials)
 
 
 def test_material_is_refused_below_the_first_reflection(crystals):
@@ -185,7 +268,7 @@ def test_material_of_copper(copper, crystals):
     # {111} lies at sqrt(3) / a
     assert copper.k_min == pytest.approx(0.6 * np.sqrt(3) / 3.615, rel=1e-3)
     assert copper.wavelength == pytest.approx(0.0196875, rel=1e-4)
-    assert float(copper.space().label_width) == pytest.approx(0.55 * copper.spacing, rel=1e-5)
+    assert float(copper.space().label_width[0]) == pytest.approx(0.55 * copper.spacing, rel=1e-5)
 
 
 def test_extinction_distance_of_copper(crystals):

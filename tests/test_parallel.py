@@ -28,9 +28,9 @@ def tiny(tiny):
 @pytest.fixture(scope="module")
 def start(copper, tiny):
     """State, key and source of patterns at the beginning of a run."""
-    network, optimiser = build_network(tiny.model, copper), train.make_optimiser(tiny)
+    network, optimiser = build_network(tiny.model, [copper]), train.make_optimiser(tiny)
     state = train.init_state(network, optimiser, 5, 20)
-    return jax.tree.map(np.asarray, state), train.make_source(copper, tiny)
+    return jax.tree.map(np.asarray, state), train.make_sources([copper], tiny)
 
 
 def run(step, start, mesh=None):
@@ -50,18 +50,18 @@ def run(step, start, mesh=None):
 @pytest.fixture(scope="module")
 def on_devices(copper, tiny, start):
     """The training step of `train` on meshes of 1, 2 and 8 devices."""
-    network, optimiser = build_network(tiny.model, copper), train.make_optimiser(tiny)
+    network, optimiser = build_network(tiny.model, [copper]), train.make_optimiser(tiny)
     results = {}
     for n in (1, 2, 8):
         mesh = parallel.make_mesh(jax.devices()[:n])
-        step = train.make_train_step(network, copper, tiny, optimiser, mesh)
+        step = train.make_train_step(network, [copper], tiny, optimiser, mesh)
         results[n] = run(step, start, mesh)
     return results
 
 
 def single_device_step(copper, tiny):
     """The same mathematics on one device, without shard_map or collectives."""
-    network, optimiser = build_network(tiny.model, copper), train.make_optimiser(tiny)
+    network, optimiser = build_network(tiny.model, [copper]), train.make_optimiser(tiny)
     space = copper.space()
     loss_fn = losses.batched(tiny.loss_name)
 
@@ -71,14 +71,13 @@ def single_device_step(copper, tiny):
             jax.random.fold_in(key, state.step),
             jnp.arange(tiny.batch),
             source,
-            tiny.acquisition,
-            tiny.model.n_disks,
+            tiny,
             copper.k_max,
         )
 
         def mean_loss(params):
             output = network.apply({"params": params}, batch.disks)
-            return loss_fn(output, batch.orientation, space).mean()
+            return loss_fn(output, batch.label, space).mean()
 
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
@@ -129,10 +128,10 @@ def test_sharded_step_is_the_plain_mathematics(on_devices, copper, tiny, start):
 
 def test_sharded_step_is_jax_pmap(on_devices, copper, tiny, start, monkeypatch):
     """The very same per-device program through `jax.pmap`."""
-    network, optimiser = build_network(tiny.model, copper), train.make_optimiser(tiny)
+    network, optimiser = build_network(tiny.model, [copper]), train.make_optimiser(tiny)
     monkeypatch.setattr(parallel, "pmap", lambda step, *_, **__: step)
     mesh = parallel.make_mesh()
-    per_device = train.make_train_step(network, copper, tiny, optimiser, mesh)
+    per_device = train.make_train_step(network, [copper], tiny, optimiser, mesh)
     mapped = jax.pmap(
         lambda _, *arguments: per_device(*arguments), parallel.AXIS, in_axes=(0, None, None, None)
     )
@@ -146,24 +145,24 @@ def test_sharded_step_is_jax_pmap(on_devices, copper, tiny, start, monkeypatch):
 
 def test_stream_of_patterns_does_not_depend_on_the_devices(copper, tiny, monkeypatch):
     monkeypatch.setattr(train, "acquire", acquire)
-    arguments = (tiny.acquisition, tiny.model.n_disks, copper.k_max)
-    source = train.make_source(copper, tiny)
+    source = train.make_sources([copper], tiny)
     key = jax.random.key(3)
 
     def per_device(key):
-        return train.simulate_batch(key, parallel.sample_index(2), source, *arguments)
+        return train.simulate_batch(key, parallel.sample_index(2), source, tiny, copper.k_max)
 
     sharded = parallel.pmap(
         per_device, parallel.make_mesh(), parallel.REPLICATED, parallel.SHARDED
     )(key)
-    together = jax.jit(
-        partial(train.simulate_batch, acquisition=tiny.acquisition, n_disks=12, k_max=copper.k_max)
-    )(key, jnp.arange(16), source)
-    assert sharded.orientation.shape == (16, 3, 3)
-    np.testing.assert_allclose(sharded.orientation, together.orientation, atol=1e-6)
+    together = jax.jit(partial(train.simulate_batch, config=tiny, k_max=copper.k_max))(
+        key, jnp.arange(16), source
+    )
+    assert sharded.label.orientation.shape == (16, 3, 3)
+    np.testing.assert_allclose(sharded.label.orientation, together.label.orientation, atol=1e-6)
+    np.testing.assert_array_equal(sharded.label.phase, together.label.phase)
     np.testing.assert_array_equal(sharded.disks.mask, together.disks.mask)
     np.testing.assert_allclose(sharded.disks.qx, together.disks.qx, atol=1e-5)
-    orientations = np.asarray(together.orientation).reshape(16, 9)
+    orientations = np.asarray(together.label.orientation).reshape(16, 9)
     assert len(np.unique(np.round(orientations, 4), axis=0)) == 16
 
 

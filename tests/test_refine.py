@@ -13,15 +13,21 @@ from scipy.spatial.transform import Rotation
 from jaxstem import so3
 from jaxstem.crystal import operations
 from jaxstem.kinematic import Disks, excitation_error, strongest, two_beam
+from jaxstem.model import material
 from jaxstem.refine import (
     SIBLING_REACH,
+    Candidates,
     Forward,
     ScoreConfig,
+    candidate_tables,
     cosine,
     expected_intensity,
+    keep_best,
     log_likelihood,
     modes,
+    padded,
     pattern_of,
+    propose,
     search,
     two_beam_likelihood,
     verify,
@@ -343,7 +349,7 @@ def test_modes_are_the_peaks(copper, cells, tables, rng):
         truth = random_matrices(rng, 2)
     parts = [log_probability_around(r, copper, cells) for r in truth]
     mixture = jnp.logaddexp(parts[0] + np.log(0.6), parts[1] + np.log(0.4))
-    cell, orientation, mass = jax.jit(lambda p: modes(p, jnp.asarray(cells), tables, 4))(mixture)
+    cell, orientation, mass = jax.jit(lambda p: modes(p, tables, 4))(mixture)
     error = angle_deg(orientation[:2, None], truth, copper.operations).min(axis=0)
     assert error.max() < 0.7 * np.rad2deg(copper.spacing)
     # fifteen cells hold most of a peak
@@ -375,13 +381,11 @@ def test_siblings_follow_then_all_turned_about_the_beam(copper, cells, tables):
 
 
 @pytest.fixture(scope="module")
-def check(copper, cells, tables):
+def check(copper, tables):
     """`verify` of a batch of patterns: best orientation by likelihood, its score."""
     run = partial(
         verify,
-        cells=jnp.asarray(cells),
-        reflectors=copper.reflectors(),
-        tables=tables,
+        phases=[tables],
         wavelength=copper.wavelength,
         k_max=copper.k_max,
         config=COARSE_AND_FINE,
@@ -454,3 +458,118 @@ def test_verify_finds_the_turn_that_the_network_missed(copper, cells, check, rng
     )
     answers, _, _ = check(disks, around)
     assert np.median(angle_deg(answers, truth, copper.operations)) < 2.0
+
+
+@pytest.fixture(scope="module")
+def two(copper, tables, crystals):
+    """Copper and magnesium with the tables of each."""
+    mg = material(crystals["Mg"], 300.0, 1.5, 16.0, 0.0)
+    arguments = (mg.grid, mg.operations, mg.reflectors(), mg.wavelength, mg.crystal.lattice)
+    return (copper, mg), (tables, candidate_tables(*arguments))
+
+
+@pytest.fixture(scope="module")
+def judge(two):
+    """`verify` with two phases."""
+    (copper, _), phases = two
+
+    @jax.jit
+    def one(disks, log_probability):
+        pattern = pattern_of(disks, 1.0, CUTOFF, CONFIG.measured_power)
+        return verify(
+            pattern, log_probability, phases, copper.wavelength, copper.k_max, COARSE_AND_FINE
+        )
+
+    return one
+
+
+@pytest.mark.parametrize("phase", [0, 1])
+def test_verification_finds_the_phase_that_the_network_thinks_unlikely(two, judge, phase, rng):
+    """The distribution is right within each phase and in favour of the wrong one."""
+    materials, _ = two
+    right, other = materials[phase], materials[1 - phase]
+    found = []
+    for truth in jnp.asarray(random_matrices(rng, 4)):
+        disks = thick_foil_disks(truth, right, 20)
+        parts = [None, None]
+        for p, m in enumerate(materials):
+            grid = so3.quaternion_to_matrix(jnp.asarray(m.grid))
+            parts[p] = log_probability_around(truth, m, grid) + np.log(0.01 if p == phase else 0.99)
+        ranked = judge(disks, jnp.concatenate(parts))
+        assert set(np.asarray(ranked.phase)) == {0, 1}
+        assert np.all(np.diff(ranked.score) <= 0)
+        best = int(jnp.argmax(ranked.log_likelihood))
+        angle = angle_deg(ranked.orientation[best], truth, right.operations)
+        found.append(int(ranked.phase[best]) == phase and angle < 5)
+    assert sum(found) >= 3
+    assert other.crystal.name != right.crystal.name
+
+
+def test_two_phases_find_what_one_finds(two, tables, check, judge, cells, rng):
+    """Where the other phase is out of the question, its presence changes nothing."""
+    (copper, mg), _ = two
+    truth = jnp.asarray(random_matrices(rng, 1)[0])
+    disks = thick_foil_disks(truth, copper, 14)
+    around = log_probability_around(truth, copper, cells)
+    _, _, alone = check(jax.tree.map(lambda x: x[None], disks), around[None])
+    both = judge(disks, jnp.append(around, jnp.full(len(mg.grid), -50.0)))
+    best = jnp.argmax(alone.log_likelihood[0])
+    same = np.abs(both.orientation - alone.orientation[0, best]).max(axis=(1, 2)) < 1e-4
+    assert same.any() and (both.phase[same] == 0).all()
+    np.testing.assert_allclose(
+        both.log_likelihood[same][0], alone.log_likelihood[0, best], atol=1e-2
+    )
+
+
+def test_candidates_of_each_phase_come_with_its_reflections(two, rng):
+    materials, phases = two
+    n_cells = [len(m.grid) for m in materials]
+    log_probability = jnp.asarray(rng.normal(size=sum(n_cells)), jnp.float32)
+    found = propose(log_probability, phases, 4)
+    each = len(found.phase) // 2
+    np.testing.assert_array_equal(found.phase, np.repeat([0, 1], each))
+    for p, (m, part) in enumerate(
+        zip(materials, np.split(log_probability, [n_cells[0]]), strict=True)
+    ):
+        _, orientation, prior = modes(jnp.asarray(part), phases[p], 4)
+        of_phase = slice(p * each, p * each + 4)
+        np.testing.assert_allclose(found.orientation[of_phase], orientation, atol=1e-6)
+        np.testing.assert_allclose(found.prior[of_phase], prior, atol=1e-5)
+        g = np.asarray(found.forward.g[p * each]).round(4)
+        own = {tuple(row) for row in np.asarray(m.reflectors().g).round(4)}
+        assert {tuple(row) for row in g} <= own
+    alone = propose(log_probability, phases, 4, siblings=False)
+    assert len(alone.phase) == 8
+
+
+def test_padding_of_reflections_changes_no_likelihood(copper, likelihood, rng):
+    longer = Forward(jnp.ones((900, 3)), jnp.ones(900))
+    short, _ = padded([every_reflection(copper), longer])
+    assert short.g.shape == (900, 3)
+    for orientation in jnp.asarray(random_matrices(rng, 3)):
+        disks = thick_foil_disks(orientation, copper, 14)
+        pattern = pattern_of(disks, 1.0, CUTOFF, CONFIG.measured_power)
+        arguments = (copper.wavelength, copper.k_max, CONFIG)
+        value = two_beam_likelihood(orientation, pattern, short, *arguments)
+        assert float(value) == pytest.approx(float(likelihood(orientation, disks)), abs=1e-3)
+
+
+@pytest.mark.parametrize("n_phases", [1, 2, 3])
+def test_half_of_the_places_are_each_phases(n_phases, rng):
+    n, count = 10, 60
+    phase = rng.integers(n_phases, size=count)
+    score = np.round(rng.normal(size=count) - phase, 1).astype(np.float32)  # with ties
+    index = jnp.arange(count)
+    candidates = Candidates(index, jnp.asarray(phase), index, Forward(index, index))
+    kept, kept_score = keep_best(candidates, jnp.asarray(score), n, n_phases)
+    keep = np.asarray(kept.orientation)
+    assert len(set(keep)) == len(keep) == n + (n_phases - 1) * n // 2
+    np.testing.assert_array_equal(kept_score, score[keep])
+    np.testing.assert_array_equal(kept.phase, phase[keep])
+    for p in range(n_phases):
+        own, ours = np.sort(score[phase == p])[::-1], np.sort(score[keep][phase[keep] == p])[::-1]
+        assert len(ours) >= min(n // 2, len(own))
+        np.testing.assert_array_equal(ours, own[: len(ours)])
+    assert set(np.sort(score)[::-1][: n // 2]) <= set(score[keep])
+    few = jax.tree.map(lambda x: x[:7], candidates)
+    assert keep_best(few, jnp.asarray(score[:7]), n, n_phases)[0] is few

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How accuracy falls off as a measurement gets worse, one factor at a time.
+
+    python experiments/robustness.py [--model cu] [--n 1024]      some ten minutes on two cores
+    python experiments/robustness.py --quick                      two levels of each factor
+
+Bloch-wave patterns of random orientations (a library of its own, with another seed than training's)
+are detected under a reference setting, and then under the same with one factor changed: dose,
+missed disks, false disks, error of the beam centre, error of the pixel size, thickness. Three ways
+to index them: the network and refinement, exhaustive matching and refinement, matching alone.
+Prints a table of the shares within 5° and writes experiments/results/robustness.json and .png.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import tyro
+from simulated import scan_of
+
+from jaxstem import parallel
+from jaxstem.acquisition import (
+    add_false_disks,
+    count_electrons,
+    cut_weak,
+    jitter_positions,
+    miss_disks,
+)
+from jaxstem.infer import MIN_DISKS, InferConfig, exposure, make_predict
+from jaxstem.io import pad_disks
+from jaxstem.kinematic import Disks
+from jaxstem.library import Library, LibraryConfig, build_library, sample_pattern
+from jaxstem.match import matching_model
+from jaxstem.metrics import misorientations
+from jaxstem.model import Model, load_model
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+THICKNESSES = (30.0, 400.0, 12)
+"""Lowest and highest thickness [Å] of the library, and how many, evenly in the logarithm."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a pattern is measured: dose in electrons; missed: share of disks lost; false: mean number
+    of false disks; centre: error of the beam's position [1/Å] in a random direction; pixel_size:
+    relative error; thickness [Å], 0 for a random one between 50 and 300 Å.
+    """
+
+    dose: float = 2e5
+    missed: float = 0.0
+    false: float = 1.0
+    centre: float = 0.0
+    pixel_size: float = 0.0
+    thickness: float = 0.0
+
+
+LEVELS: dict[str, tuple[float, ...]] = {
+    "dose": (1e4, 3e4, 1e5, 3e5, 1e6),
+    "missed": (0.0, 0.1, 0.2, 0.3, 0.5),
+    "false": (0.0, 1.0, 2.0, 4.0, 6.0),
+    "centre": (0.0, 0.01, 0.02, 0.03, 0.05),
+    "pixel_size": (-0.03, -0.02, -0.01, 0.0, 0.01, 0.02, 0.03),
+    "thickness": (40.0, 70.0, 110.0, 180.0, 280.0, 400.0),
+}
+TITLES = {
+    "dose": "dose (electrons a pattern)",
+    "missed": "share of disks missed",
+    "false": "false disks a pattern",
+    "centre": "centre error (1/Å)",
+    "pixel_size": "pixel-size error",
+    "thickness": "thickness (Å)",
+}
+BACKGROUND = 1e-4
+"""Diffuse counts under a disk, a share of the dose."""
+LIMIT, FEWEST_ELECTRONS = 5e-4, 25.0
+"""A disk is found from this share of the beam, and from this many electrons."""
+JITTER = 0.004
+"""Scatter of positions [1/Å]."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """model: trained for one crystal, folder or packaged name; n: patterns of each setting."""
+
+    model: str = "cu"
+    n: int = 1024
+    seed: int = 1
+    quick: bool = False
+    out: Path = RESULTS / "robustness.json"
+
+
+def layers(library: Library, thickness: float) -> Library:
+    """The library at the thickness [Å] nearest to the one asked for, or at 50 to 300 Å."""
+    values = np.geomspace(*THICKNESSES)
+    chosen = (values >= 50) & (values <= 300)
+    if thickness:
+        chosen = np.arange(len(values)) == np.argmin(np.abs(np.log(values / thickness)))
+    return library._replace(intensity=library.intensity[:, np.flatnonzero(chosen)])
+
+
+@partial(jax.jit, static_argnames=("n", "k_max"))
+def measure(
+    key: jax.Array, library: Library, setting: Setting, n: int, k_max: float
+) -> tuple[Disks, jax.Array]:
+    """`n` detected patterns with the direct beam among their disks, and their orientations."""
+
+    def one(key):
+        keys = jax.random.split(key, 7)
+        disks, orientation = sample_pattern(keys[0], library, 0)
+        direct = jnp.maximum(1 - jnp.sum(disks.intensity), 0.05)
+        cutoff = jnp.maximum(LIMIT, FEWEST_ELECTRONS / setting.dose)
+        disks = count_electrons(keys[1], disks, setting.dose, BACKGROUND)
+        disks = cut_weak(miss_disks(keys[2], disks, setting.missed), cutoff)
+        disks = add_false_disks(keys[3], disks, setting.false, cutoff, k_max, n_max=16)
+        disks = jitter_positions(keys[4], disks, JITTER)
+        disks = Disks(*(jnp.append(x, v) for x, v in zip(disks, (0, 0, direct, True), strict=True)))
+        angle = jax.random.uniform(keys[5], maxval=2 * jnp.pi)
+        scale = 1 + setting.pixel_size
+        qx = scale * disks.qx + setting.centre * jnp.cos(angle)
+        qy = scale * disks.qy + setting.centre * jnp.sin(angle)
+        return disks._replace(qx=qx, qy=qy), orientation
+
+    return jax.vmap(one)(jax.random.split(key, n))
+
+
+def errors(predict, model: Model, disks: Disks, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Errors [degrees] of the answers, plain and modulo 180°; no answer counts as 180°."""
+    (material,) = model.materials
+    scan = scan_of(disks, model.voltage_kv)
+    everything = np.arange(len(truth))
+    padded = Disks(*pad_disks(scan, everything, model.k_max, model.k_min, 24))
+    answer = predict(model.params, padded, *exposure(scan, model.k_min))
+    orientation = np.array(answer.orientation)
+    orientation[padded.mask.sum(axis=1) < MIN_DISKS] = np.nan
+    both = misorientations(orientation, truth, material.operations)
+    return tuple(np.nan_to_num(e, nan=180.0) for e in both)
+
+
+def summary(plain: np.ndarray, mod_180: np.ndarray) -> dict[str, float]:
+    """Shares within 5° in per cent, and the median in degrees."""
+    return {
+        "within_5": round(100 * float((plain < 5).mean()), 1),
+        "within_5_mod_180": round(100 * float((mod_180 < 5).mean()), 1),
+        "median": round(float(np.median(plain)), 2),
+    }
+
+
+def draw(results: dict, path: Path) -> None:
+    """A panel for each factor: within 5° (lines) and the same modulo 180° (dashes)."""
+    figure, panels = plt.subplots(2, 3, figsize=(11, 6.5), sharey=True, layout="constrained")
+    for panel, (factor, rows) in zip(panels.flat, results["factors"].items(), strict=True):
+        levels = [row["level"] for row in rows]
+        for colour, method in enumerate(results["methods"]):
+            style = {"color": f"C{colour}", "marker": "o", "markersize": 4}
+            plain = [row[method]["within_5"] for row in rows]
+            mod_180 = [row[method]["within_5_mod_180"] for row in rows]
+            panel.plot(levels, plain, label=method, **style)
+            panel.plot(levels, mod_180, linestyle="--", **style)
+        panel.set_xlabel(TITLES[factor])
+        if factor == "dose":
+            panel.set_xscale("log")
+        panel.grid(alpha=0.3)
+    panels[0, 0].set_ylabel("within 5° (%)")
+    panels[1, 0].set_ylabel("within 5° (%)")
+    panels[0, 0].legend(
+        loc="lower right",
+        title="dashed: modulo 180°",
+        fontsize="small",
+        title_fontsize="small",
+    )
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(arguments: Arguments) -> None:
+    """Simulate, index, score, print, draw."""
+    levels, n, n_axes = LEVELS, arguments.n, 6_000
+    if arguments.quick:
+        levels = {factor: (values[0], values[-1]) for factor, values in LEVELS.items()}
+        n, n_axes = 64, 500
+    network = load_model(arguments.model)
+    (material,) = network.materials
+    matching = matching_model(
+        [material.crystal], network.voltage_kv, network.k_max, u_iso=material.u_iso
+    )
+    mesh = parallel.make_mesh()
+    n = -(-n // mesh.size) * mesh.size
+    refined, alone = InferConfig(), dataclasses.replace(InferConfig(), refine=False)
+    methods = {
+        "network + refinement": (network, make_predict(network, refined, mesh)),
+        "matching + refinement": (matching, make_predict(matching, refined, mesh)),
+        "matching alone": (matching, make_predict(matching, alone, mesh)),
+    }
+    low, high, number = THICKNESSES
+    config = LibraryConfig(n_axes=n_axes, thickness=(low, high), n_thicknesses=number)
+    library = build_library(material, config, seed=1_000_003 + arguments.seed)
+
+    results = {"model": arguments.model, "n": n, "methods": list(methods), "factors": {}}
+    print(f"Within 5° (modulo 180°), {n} patterns each, reference: {Setting()}\n")
+    print("| factor | level | " + " | ".join(methods) + " |")
+    print("| --- | --- |" + " --- |" * len(methods))
+    key = jax.random.key(arguments.seed)
+    for factor, values in levels.items():
+        results["factors"][factor] = []
+        for level in values:
+            key, key_here = jax.random.split(key)
+            setting = dataclasses.replace(Setting(), **{factor: level})
+            source = layers(library, setting.thickness)
+            disks, truth = measure(key_here, source, setting, n, network.k_max)
+            row = {"level": level, "disks": float(np.median(np.asarray(disks.mask).sum(1) - 1))}
+            for name, (model, predict) in methods.items():
+                row[name] = summary(*errors(predict, model, disks, np.asarray(truth)))
+            results["factors"][factor].append(row)
+            cells = [f"{row[m]['within_5']} % ({row[m]['within_5_mod_180']} %)" for m in methods]
+            print(f"| {TITLES[factor]} | {level:g} | " + " | ".join(cells) + " |", flush=True)
+    if arguments.quick:
+        return
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results, arguments.out.with_suffix(".png"))
+
+
+jax.tree_util.register_dataclass(
+    Setting, data_fields=[f.name for f in dataclasses.fields(Setting)], meta_fields=[]
+)
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Bragg disks of a whole scan: a data cube in, calibrated disk lists out.
+
+`find_disks` reads a scan a chunk at a time, lets `jaxstem.patterns` search each chunk on the device
+while the next one is read, and smooths the direct beam's centre over the scan, since the drift of
+the beam is smooth and a centre measured in one pattern is not certain. Memory holds a few chunks
+and the disks found. `detect_disks` gives them as the `DiskScan` that mapping takes, `write_bragg`
+stores them for py4DSTEM and for later.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+from scipy import ndimage
+
+from jaxstem import __version__
+from jaxstem.cubes import Cube, chunks, sample
+from jaxstem.errors import InputError
+from jaxstem.io import DiskScan, _calibrate, atomic_path
+from jaxstem.parallel import REPLICATED, SHARDED, pmap
+from jaxstem.patterns import Found, Layout, Plan, detect_patterns
+from jaxstem.probe import DEFAULT, DetectConfig, make_plan
+
+STALE = ("qx0", "qy0", "_root_treepath", "_target_paths")
+"""Entries of a calibration that detection writes anew."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The disks of a scan in detector pixels, flat: position p owns `offsets[p]:offsets[p + 1]`.
+
+    row, column: centre [px]; counts, sigma: in the disk above background, and their standard
+    deviation; significance: standard deviations above a pattern without disks; origin: the direct
+    beam's centre at each position, smoothed; origin_measured: as found, NaN where it was not;
+    cube: the scan; plan: the constants used.
+    """
+
+    row: Float[np.ndarray, " total"]
+    column: Float[np.ndarray, " total"]
+    counts: Float[np.ndarray, " total"]
+    sigma: Float[np.ndarray, " total"]
+    significance: Float[np.ndarray, " total"]
+    offsets: Int[np.ndarray, " positions_plus_1"]
+    origin: Float[np.ndarray, "ny nx 2"]
+    origin_measured: Float[np.ndarray, "ny nx 2"]
+    cube: Cube
+    plan: Plan
+
+
+def find_disks(
+    cube: Cube,
+    config: DetectConfig = DEFAULT,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Detections:
+    """All disks of a scan, read and searched a chunk at a time.
+
+    With a `mesh` each chunk is shared among its devices. `progress(done, total)` counts patterns.
+    Raises InputError for patterns that cannot be read or used.
+    """
+    names = ("row", "column", "counts", "sigma", "significance")
+    parts, counts, origins = [], [], []
+    for found, plan in stream_disks(cube, config, mesh, progress):
+        parts.append([getattr(found, name)[found.mask] for name in names])
+        counts.append(found.mask.sum(1))
+        origins.append(found.origin)
+    flat = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    if not len(flat["row"]):
+        raise InputError(
+            f"{cube.source}: no disk stands out at any position; lower the threshold or check the "
+            "file."
+        )
+    measured = np.concatenate(origins).reshape(*cube.scan_shape, 2).astype(np.float64)
+    return Detections(
+        **flat,
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
+        origin=smooth_origin(measured),
+        origin_measured=measured,
+        cube=cube,
+        plan=plan,
+    )
+
+
+def stream_disks(
+    cube: Cube,
+    config: DetectConfig = DEFAULT,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[Found, Plan]]:
+    """The disks of one chunk of patterns after the other, in scan order, as NumPy arrays.
+
+    Reading and detection overlap; at most a few chunks are in memory.
+    """
+    plan, layout = make_plan(sample(cube, config.n_sample), config, cube.source)
+    size = config.chunk or (16 if jax.default_backend() == "cpu" else 512)
+    if mesh is not None:
+        size = -(-size // mesh.size) * mesh.size
+        detect = _on_mesh(mesh, layout)
+    else:
+        detect = functools.partial(detect_patterns, layout=layout)
+    total, done = math.prod(cube.scan_shape), 0
+
+    def search(patterns):
+        n = len(patterns)
+        if n < size:  # one shape, one compilation
+            patterns = np.concatenate([patterns, np.repeat(patterns[-1:], size - n, axis=0)])
+        found = Found(*(np.asarray(x)[:n] for x in detect(patterns, plan)))
+        full = layout
+        while found.mask.all(1).any() and full.n_disks < 1000:
+            full = full._replace(n_disks=4 * full.n_disks)
+            found = Found(*(np.asarray(x)[:n] for x in detect_patterns(patterns, plan, full)))
+        return found
+
+    for found in _overlapped(search, _pieces(cube, size)):
+        done += len(found.mask)
+        if progress is not None:
+            progress(done, total)
+        yield found, plan
+
+
+def _pieces(cube: Cube, size: int) -> Iterator[np.ndarray]:
+    for _, block in chunks(cube, max(size, 256)):
+        for start in range(0, len(block), size):
+            yield block[start : start + size]
+
+
+def _overlapped(work: Callable, items: Iterator, ahead: int = 8) -> Iterator:
+    """`map(work, items)` in order, two at a time, with `ahead` items read in advance."""
+    with ThreadPoolExecutor(2) as workers:
+        pending: deque = deque()
+        for item in items:
+            pending.append(workers.submit(work, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+@functools.cache
+def _on_mesh(mesh: Mesh, layout: Layout):
+    one = lambda patterns, plan: detect_patterns(patterns, plan, layout)  # noqa: E731
+    return pmap(one, mesh, (SHARDED, REPLICATED), SHARDED)
+
+
+def detect_disks(
+    cube: Cube,
+    config: DetectConfig = DEFAULT,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DiskScan:
+    """The calibrated disks of a scan, as `jaxstem.io.read_disks` would read them from a file.
+
+    Raises InputError where the pixel size is neither in the file nor in `config`, and as
+    `find_disks` does.
+    """
+    return calibrated(find_disks(cube, config, mesh, progress), config.pixel_size)
+
+
+def calibrated(detections: Detections, pixel_size: float | None = None) -> DiskScan:
+    """Scattering vectors [1/Å] from detector pixels, by the calibration of the file.
+
+    `pixel_size` [1/Å] replaces that of the file. Intensities are electrons.
+    """
+    cube = detections.cube
+    if pixel_size is None and cube.pixel_size is None:
+        raise InputError(
+            f"{cube.source} does not state the size of a detector pixel; give it in 1/Å."
+        )
+    disks = np.rec.fromarrays([detections.row, detections.column], names="qx,qy")
+    counts = np.diff(detections.offsets)
+    qx, qy = _calibrate(
+        disks, counts, cube.scan_shape, _calibration(detections, pixel_size), cube.source
+    )
+    return DiskScan(
+        qx=qx.astype(np.float32),
+        qy=qy.astype(np.float32),
+        intensity=detections.counts.astype(np.float32),
+        offsets=detections.offsets,
+        scan_shape=cube.scan_shape,
+        scan_step=cube.scan_step,
+        scan_units=cube.scan_units,
+        voltage_kv=cube.voltage_kv,
+        source=cube.source,
+    )
+
+
+def _calibration(detections: Detections, pixel_size: float | None) -> dict:
+    """The file's calibration with the origin that was found."""
+    calibration = {k: v for k, v in detections.cube.calibration.items() if k not in STALE}
+    calibration |= {"qx0": detections.origin[..., 0], "qy0": detections.origin[..., 1]}
+    if pixel_size is not None:
+        calibration |= {"Q_pixel_size": float(pixel_size), "Q_pixel_units": "A^-1"}
+    return calibration
+
+
+def smooth_origin(measured: Float[np.ndarray, "ny nx 2"]) -> Float[np.ndarray, "ny nx 2"]:
+    """The beam's centre over the scan [px] from its noisy measurements, NaN where missing.
+
+    Planes fitted about each position with normal weights. The width of the weights is the one
+    that predicts measurements best from the others around them; measurements far from their
+    prediction (a strong disk taken for the beam) do not take part.
+    """
+    known = np.isfinite(measured).all(-1)
+    if not known.any():
+        raise InputError("No direct beam was found at any position; give the origin in pixels.")
+    departure = np.nan_to_num(np.abs(measured - _local_median(measured)).max(-1))
+    known &= departure <= 8 * np.median(departure[known]) + 0.02
+    widths = [0.7, 1.0, 1.5, 2.5, 4.0, 7.0, 12.0, 20.0, 40.0]
+    widths = [w for w in widths if w <= max(1.0, max(measured.shape[:2]))]
+    smoothed = np.empty_like(measured)
+    for axis in (0, 1):
+        values = np.where(known, measured[..., axis], 0.0)
+        errors = [
+            np.median(np.abs(values - _local_plane(values, known, w, own=False))[known])
+            for w in widths
+        ]
+        width = widths[int(np.argmin(errors))]
+        while True:  # widen until every position sees a few measurements
+            result, seen = _local_plane(values, known, width, own=True, count=True)
+            if seen.min() >= min(3, known.sum()) or width > 4 * max(measured.shape[:2]):
+                break
+            width *= 2
+        smoothed[..., axis] = result
+    return smoothed
+
+
+def _local_median(values: Float[np.ndarray, "ny nx 2"]) -> Float[np.ndarray, "ny nx 2"]:
+    """Median over the 5 × 5 positions about each one, of those that are known."""
+    padded = np.pad(values, ((2, 2), (2, 2), (0, 0)), constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(0, 1))
+    windows = windows.reshape(*values.shape, 25)
+    lonely = np.isnan(windows).all(-1, keepdims=True)
+    return np.nanmedian(np.where(lonely, 0.0, windows), -1)
+
+
+def _local_plane(values, known, width: float, own: bool, count: bool = False):
+    """Normal-weighted plane fit about each position, without its own value unless `own`."""
+    line = lambda n: np.arange(-min(n - 1, math.ceil(3 * width)), min(n, math.ceil(3 * width) + 1))  # noqa: E731
+    rows, columns = line(values.shape[0])[:, None] / width, line(values.shape[1])[None] / width
+    weight = np.exp(-0.5 * (rows**2 + columns**2))
+    if not own:
+        weight[weight.shape[0] // 2, weight.shape[1] // 2] = 0
+    basis = [np.ones_like(weight), rows + 0 * columns, columns + 0 * rows]
+    convolve = lambda x, k: _convolve(x, k[::-1, ::-1])  # noqa: E731
+    mask = known.astype(float)
+    mean = np.mean(values[known])
+    centred = np.where(known, values - mean, 0.0)
+    normal = np.empty((*values.shape, 3, 3))
+    right = np.empty((*values.shape, 3, 1))
+    for i, j in itertools.product(range(3), repeat=2):
+        normal[..., i, j] = convolve(mask, weight * basis[i] * basis[j])
+    for i in range(3):
+        right[..., i, 0] = convolve(centred, weight * basis[i])
+    # slopes need support on both sides: a ridge of a tenth of a measurement
+    normal += np.diag([1e-6, 0.1, 0.1])
+    fitted = np.linalg.solve(normal, right)[..., 0, 0] + mean
+    return (fitted, convolve(mask, weight)) if count else fitted
+
+
+def _convolve(x, kernel):
+    """Convolution with zeros outside; exact for small kernels, by Fourier transforms for large."""
+    if kernel.size <= 64:
+        return ndimage.convolve(x, kernel, mode="constant")
+    shape = [a + b - 1 for a, b in zip(x.shape, kernel.shape, strict=True)]
+    full = np.fft.irfft2(np.fft.rfft2(x, shape) * np.fft.rfft2(kernel, shape), shape)
+    first = [k // 2 for k in kernel.shape]
+    return full[first[0] : first[0] + x.shape[0], first[1] : first[1] + x.shape[1]]
+
+
+def write_bragg(
+    path: str | Path,
+    detections: Detections,
+    pixel_size: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Store disks as EMD 1.0 `BraggVectors`, which py4DSTEM 0.14 and `jaxstem.io.read_disks` open.
+
+    Positions in detector pixels, intensities in electrons with their standard deviation `sigma`,
+    and the calibration, with the origin at each position. Raises InputError where the file exists
+    and `overwrite` is False.
+    """
+    cube = detections.cube
+    calibration = _calibration(detections, pixel_size)
+    calibration.setdefault("Q_pixel_size", 1)
+    calibration.setdefault("Q_pixel_units", "pixels")
+    calibration |= {"R_pixel_size": cube.scan_step, "R_pixel_units": cube.scan_units}
+    calibration.setdefault("QR_flip", False)
+    for axis, name in enumerate(("qx0", "qy0")):
+        origin = detections.origin[..., axis]
+        calibration[f"{name}_mean"] = float(origin.mean())
+        calibration[f"{name}_meas"] = detections.origin_measured[..., axis]
+        calibration[f"{name}_shift"] = origin - origin.mean()
+    with atomic_path(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(
+            emd_group_type="file",
+            version_major=1,
+            version_minor=0,
+            authoring_program=f"jaxstem {__version__}",
+            authoring_user="",
+            UUID=str(uuid.uuid4()),
+        )
+        root = _emd_group(file, "datacube_root", "root", "Root")
+        bundle = _emd_group(root, "metadatabundle", "metadatabundle", None)
+        stored = _emd_group(bundle, "calibration", "metadata", "Calibration")
+        for key, value in calibration.items():
+            _emd_entry(stored, key, value)
+        _emd_entry(stored, "_root_treepath", "")
+        targets = stored.create_group("_target_paths")
+        targets.attrs.update(type="list_of_strings", length=1)
+        targets["0"] = b"/braggvectors"
+        vectors = _emd_group(root, "braggvectors", "custom", "BraggVectors")
+        shape = _emd_group(
+            _emd_group(vectors, "metadatabundle", "metadatabundle", None),
+            "_braggvectors_shape",
+            "metadata",
+            "Metadata",
+        )
+        _emd_entry(shape, "Rshape", tuple(int(n) for n in cube.scan_shape))
+        _emd_entry(shape, "Qshape", tuple(int(n) for n in cube.detector_shape))
+        lists = _emd_group(vectors, "_v_uncal", "custom_pointlistarray", "PointListArray")
+        kind = np.dtype([(name, np.float64) for name in ("qx", "qy", "intensity")])
+        disks = np.empty(len(detections.row), kind)
+        disks["qx"], disks["qy"] = detections.row, detections.column
+        disks["intensity"] = detections.counts
+        # an array that says it holds lists is stored as such also where they are equally long
+        each = np.empty(math.prod(cube.scan_shape), h5py.vlen_dtype(kind))
+        for position, own in enumerate(np.split(disks, detections.offsets[1:-1])):
+            each[position] = own
+        lists.create_dataset("data", data=each.reshape(cube.scan_shape))
+
+
+def _emd_group(parent, name: str, kind: str, python_class: str | None):
+    group = parent.create_group(name)
+    group.attrs["emd_group_type"] = kind
+    if python_class:
+        group.attrs["python_class"] = python_class
+    return group
+
+
+def _emd_entry(group, name: str, value) -> None:
+    """One entry of an EMD metadata group, with the type by which EMD reads it back."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        kind = "array"
+    elif isinstance(value, bool | np.bool_):
+        kind = "bool"
+    elif isinstance(value, str):
+        value, kind = value.encode(), "string"
+    elif isinstance(value, tuple | list):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+    else:
+        kind = "number"
+    group[name] = value
+    group[name].attrs["type"] = kind

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What disk detection has to know before it starts, estimated from some patterns of the scan.
+
+The image of the probe-forming aperture (its radius, how sharp its edge is), where the direct beam
+falls, how the diffuse background falls off with the radius, which pixels are dead, how many stored
+numbers make an electron, and from these the constants of the compiled program in
+`jaxstem.patterns`. All of it can be given in a `DetectConfig` instead. Runs on the host, in NumPy;
+lengths in detector pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Num
+from scipy import ndimage
+
+from jaxstem.errors import InputError
+from jaxstem.patterns import FAINTEST, TABLE_STEP, Layout, Plan
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """Settings of the detection; None means: estimated from the data.
+
+    radius, edge: of the aperture's image, and the width over which it falls to nothing [px];
+    probe: an image of the beam in vacuum instead, whose radial profile is taken; mask: True for
+    pixels to use (default: all that are alive); false_alarms: false disks a pattern that counting
+    noise alone may make; threshold: smallest significance, instead; min_spacing: between disks
+    [px]; border: disks nearer to the detector's edge are left out [px]; origin: the beam's centre
+    (row, column) [px] where it cannot be seen; search: how far the beam may be from its mean place
+    [px]; background_scale, roughness_scale: standard deviations of the blurs that estimate
+    background and local spread [px]; structure: fit a slope across disks; gain: stored numbers per
+    electron; pixel_size [1/Å] instead of the file's; n_disks: most disks a pattern, more where
+    that is not enough; chunk: patterns at a time (default: 16 on a CPU, whose caches they fill, 512
+    elsewhere); n_sample: patterns for the estimates.
+    """
+
+    radius: float | None = None
+    edge: float | None = None
+    probe: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    false_alarms: float = 0.02
+    threshold: float | None = None
+    min_spacing: float | None = None
+    border: float | None = None
+    origin: tuple[float, float] | None = None
+    search: float | None = None
+    background_scale: float | None = None
+    roughness_scale: float | None = None
+    structure: bool = True
+    gain: float | None = None
+    pixel_size: float | None = None
+    n_disks: int = 64
+    chunk: int | None = None
+    n_sample: int = 128
+
+
+DEFAULT = DetectConfig()
+
+
+def make_plan(
+    patterns: Num[np.ndarray, "n H W"], config: DetectConfig = DEFAULT, source: str = "scan"
+) -> tuple[Plan, Layout]:
+    """Constants of the detection from some patterns of a scan (on the host, NumPy).
+
+    Raises InputError where the patterns hold no counts, no direct beam stands out, or a setting
+    makes no sense.
+    """
+    shape = patterns.shape[1:]
+    good = _good_pixels(patterns, config, source)
+    patterns = np.where(good & np.isfinite(patterns), patterns, 0).astype(np.float32)
+    filled = patterns.sum((1, 2)) > 0
+    if not filled.any():
+        raise InputError(f"{source} holds no counts in the patterns looked at; check the file.")
+    patterns = patterns[filled]
+    gain = config.gain or _gain(patterns, good)
+    if not gain > 0:
+        raise InputError(f"The gain is {gain}; give a positive number.")
+    patterns = patterns / gain
+
+    centre, rough_radius = _beam(patterns, good, config, source)
+    origins = _centroids(patterns, centre, rough_radius + 2, config.origin is not None)
+    radius, edge, table = _probe(patterns, origins, rough_radius, config)
+    reach = (len(table) - 2) * TABLE_STEP
+    radii = np.arange(len(table)) * TABLE_STEP
+    area = 2 * np.pi * np.trapezoid(radii * table, radii)
+    wrapped = [np.minimum(np.arange(n), n - np.arange(n)) for n in shape]
+    kernel = np.interp(np.hypot(*np.meshgrid(*wrapped, indexing="ij")), radii, table, right=0)
+    power = np.sum(kernel**2)
+
+    at, rate = _radial_background(patterns, origins, good, reach + 0.7, max(16.0, area))
+    background_radii = np.arange(0, np.hypot(*shape) + 2, TABLE_STEP)
+    background = np.interp(background_radii, at, rate)
+    line = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
+    weights = np.interp(np.hypot(line[:, None], line), radii, table, right=0)
+    about = np.hypot(background_radii[:, None, None] + line[:, None], line)
+    blurred = np.einsum("rij,ij->r", np.interp(about, background_radii, background), weights)
+
+    border = radius + 1 if config.border is None else config.border
+    threshold = config.threshold or false_alarm_threshold(
+        config.false_alarms, kernel, (shape[0] - 2 * border) * (shape[1] - 2 * border)
+    )
+    touching = 2 * radius + edge
+    spacing = config.min_spacing or touching
+    block = max(2, round(1.75 * radius))
+    smooth = config.background_scale or 2.25 * radius
+    rough = config.roughness_scale or 2.75 * radius
+    blocks = [block * (np.arange(-(-n // block)) + 0.5) - 0.5 for n in shape]
+    blur = lambda to, by, scale: np.exp(-0.5 * ((to[:, None] - by) / scale) ** 2)  # noqa: E731
+    plan = Plan(
+        jnp.asarray(np.fft.rfft2(kernel).conj(), jnp.complex64),
+        *(jnp.asarray(x, jnp.float32) for x in (table, background, blurred)),
+        jnp.asarray(good),
+        jnp.asarray(centre, jnp.float32),
+        *(jnp.asarray(_interpolation(n, block), jnp.float32) for n in shape),
+        *(jnp.asarray(blur(b, b, smooth), jnp.float32) for b in blocks),
+        *(jnp.asarray(blur(b, b, rough), jnp.float32) for b in blocks),
+        *(jnp.asarray(x, jnp.float32) for x in (area, power, gain, threshold)),
+    )
+    search = config.search if config.search is not None else max(3.0, 1.5 * radius)
+    layout = Layout(
+        reach=float(reach + 1.0),
+        block=block,
+        blocks=(len(blocks[0]), len(blocks[1])),
+        spacing=float(spacing),
+        border=math.ceil(border),
+        search=min(math.ceil(search), (min(shape) - 1) // 2),
+        n_disks=config.n_disks,
+        structure=config.structure,
+        overlapping=bool(spacing < touching),
+        fixed_origin=config.origin is not None,
+        all_good=bool(good.all()),
+    )
+    return plan, layout
+
+
+def false_alarm_threshold(rate: float, kernel: Float[np.ndarray, "H W"], n_pixels: float) -> float:
+    """The significance that noise exceeds `rate` times in a pattern of `n_pixels`.
+
+    The maxima of a smooth normal field above a high level t number
+    n |Λ|^(1/2) (2π)^(-3/2) t exp(-t²/2) (R. J. Adler, The Geometry of Random Fields, 1981, chapter
+    6), with the curvatures Λ of its autocorrelation, here that of `kernel` one pixel away. Pixels,
+    the spacing of disks and the estimate of the background leave a fifth of them, found by counting
+    maxima in simulated noise.
+    """
+    lag = [np.sum(kernel * np.roll(kernel, 1, axis)) / np.sum(kernel**2) for axis in (0, 1)]
+    density = 0.2 * n_pixels * 2 * math.sqrt((1 - lag[0]) * (1 - lag[1])) * (2 * math.pi) ** -1.5
+    level = np.linspace(2.0, 12.0, 10001)
+    above = density * level * np.exp(-(level**2) / 2)
+    return float(level[np.argmax(above < rate)])
+
+
+def _interpolation(n: int, block: int) -> Float[np.ndarray, "n blocks"]:
+    """Matrix from values at the middles of blocks to pixels, linear between, constant outside."""
+    n_blocks = -(-n // block)
+    place = np.clip((np.arange(n) + 0.5) / block - 0.5, 0, n_blocks - 1)
+    return np.maximum(1 - np.abs(place[:, None] - np.arange(n_blocks)), 0)
+
+
+def _good_pixels(patterns, config: DetectConfig, source: str) -> Bool[np.ndarray, "H W"]:
+    """Pixels that count: not masked, not dead, stuck at the largest number or bright alone."""
+    shape = patterns.shape[1:]
+    good = np.ones(shape, dtype=bool)
+    if config.mask is not None:
+        if config.mask.shape != shape:
+            raise InputError(
+                f"The mask has shape {config.mask.shape} and the patterns of {source} {shape}; "
+                "give one value for each detector pixel."
+            )
+        good &= config.mask.astype(bool)
+    if patterns.dtype.kind in "iu":
+        good &= ~np.all(patterns == np.iinfo(patterns.dtype).max, axis=0)
+        mean = patterns.mean(0)
+    else:
+        good &= np.isfinite(patterns).any(0)
+        finite = np.isfinite(patterns)
+        mean = np.where(finite, patterns, 0).sum(0) / np.maximum(finite.sum(0), 1)
+    ring = np.ones((3, 3), bool)
+    ring[1, 1] = False
+    around = ndimage.median_filter(np.where(good, mean, 0), footprint=ring, mode="mirror")
+    highest = ndimage.maximum_filter(np.where(good, mean, 0), footprint=ring, mode="mirror")
+    scatter = np.sqrt(np.maximum(around, 1e-9) * max(np.median(mean), 1e-9) / len(patterns))
+    dead = (mean <= 0) & (around * len(patterns) > 30)
+    hot = (mean > 5 * highest) & (mean - highest > 20 * scatter)
+    return good & ~dead & ~hot
+
+
+def _gain(patterns, good) -> float:
+    """Stored numbers per electron: variance over mean of the background, 1 where it is near 1.
+
+    Variances are differences of neighbouring pixels in cells of 2 × 4, counted where the cell below
+    is faint: chosen and measured pixels differ, so that the choice brings no bias. Noise-free
+    patterns count as 1e7 electrons each.
+    """
+    height, width = (4 * (n // 4) for n in patterns.shape[1:])
+    cut = lambda x: x[:, :height, :width].reshape(len(x), height // 4, 2, 2, width // 4, 2, 2)  # noqa: E731
+    counts, usable = cut(patterns), cut(good[None]).all((2, 3, 5, 6))
+    brightness = counts[:, :, 0].sum((2, 4, 5))
+    measured = counts[:, :, 1]
+    variance = 0.5 * ((measured[..., 0] - measured[..., 1]) ** 2).sum((2, 4))
+    mean = 0.5 * measured.sum((2, 4, 5))
+    usable = np.broadcast_to(usable, mean.shape) & (mean > 0)
+    if not usable.any():
+        return 1.0
+    low, high = np.quantile(brightness[usable], [0.2, 0.6])
+    kept = usable & (brightness >= low) & (brightness <= high)
+    gain = np.median(variance[kept] / mean[kept])
+    for _ in range(8):  # edges of disks vary far more than chance
+        near = kept & (variance < 5 * gain * np.maximum(mean, 2 * gain))
+        gain = variance[near].sum() / max(mean[near].sum(), 1e-30)
+    gain = max(float(gain), float(patterns.sum((1, 2)).mean()) / 1e7)
+    return 1.0 if 0.75 < gain < 1.5 else gain
+
+
+def _beam(patterns, good, config: DetectConfig, source: str) -> tuple[np.ndarray, float]:
+    """Mean centre [px] and rough radius of the direct beam: the brightest spot of the mean."""
+    mean = np.where(good, patterns.mean(0), 0.0)
+    blurred = ndimage.gaussian_filter(mean, 1.0)
+    if config.origin is not None:
+        row, column = config.origin
+        if not (0 <= row < mean.shape[0] and 0 <= column < mean.shape[1]):
+            raise InputError(
+                f"The origin {config.origin} lies outside the detector of {mean.shape} pixels; "
+                "give the beam's row and column."
+            )
+        if config.radius is None and config.probe is None:
+            raise InputError(
+                f"{source}: where the direct beam cannot be seen, the radius of a disk must be "
+                "given; set it in pixels."
+            )
+        return np.array(config.origin, float), config.radius or 3.0
+    labels, _ = ndimage.label(blurred > 0.5 * blurred.max())
+    spot = labels == labels[np.unravel_index(blurred.argmax(), mean.shape)]
+    radius = math.sqrt(spot.sum() / math.pi)
+    if radius > 0.25 * min(mean.shape):
+        raise InputError(
+            f"{source}: no direct beam stands out in the mean pattern; give the origin and the "
+            "radius of a disk in pixels."
+        )
+    return np.array(ndimage.center_of_mass(np.where(spot, mean, 0))), radius
+
+
+def _centroids(patterns, centre, reach: float, fixed: bool) -> Float[np.ndarray, "n 2"]:
+    """Centre of mass about the direct beam of each pattern [px]."""
+    origins = np.repeat(centre[None], len(patterns), axis=0)
+    if fixed:
+        return origins
+    size = math.ceil(reach) + 3
+    first = np.clip(np.round(centre).astype(int) - size, 0, None)
+    crop = patterns[:, first[0] : first[0] + 2 * size + 1, first[1] : first[1] + 2 * size + 1]
+    rows, columns = (np.arange(n) + k for n, k in zip(crop.shape[1:], first, strict=True))
+    for _ in range(5):
+        r = np.hypot(rows[:, None] - origins[:, :1, None], columns[None] - origins[:, 1:, None])
+        weight = crop * (r < reach + 0.5) + 1e-9
+        total = weight.sum((1, 2))
+        origins = np.stack(
+            [(weight * rows[:, None]).sum((1, 2)) / total, (weight * columns).sum((1, 2)) / total],
+            axis=1,
+        )
+    return origins
+
+
+def _probe(patterns, origins, rough_radius: float, config: DetectConfig):
+    """Radius, width of the edge [px] and the table T(r) of the aperture's image."""
+    if config.probe is not None:
+        image = np.asarray(config.probe, float)
+        top = image > 0.5 * np.quantile(image, 1 - min(10 / image.size, 0.5))
+        images, centres = image[None], np.array(ndimage.center_of_mass(image * top))[None]
+        rough_radius = math.sqrt(top.sum() / math.pi)
+        centres = _centroids(images, centres[0], rough_radius + 2, False)
+    else:
+        images, centres = patterns, origins
+    if config.probe is not None or config.radius is None or config.edge is None:
+        radii, values = _radial_profile(images, centres, 2.5 * (rough_radius + 2))
+        plateau = np.median(values[radii < 0.6 * rough_radius])
+        falling = np.minimum.accumulate(ndimage.gaussian_filter1d(values, 1.0)) / plateau
+        crossing = lambda level: float(np.interp(-level, -falling, radii))  # noqa: E731
+        radius = config.radius or crossing(0.5)
+        edge = config.edge or min(max(1.0, 1.25 * (crossing(0.1) - crossing(0.9))), 1.5 * radius)
+    else:
+        radius, edge = config.radius, config.edge
+    n = math.ceil((radius + edge / 2) / TABLE_STEP) + 3
+    at = np.arange(n) * TABLE_STEP
+    if config.probe is not None:
+        floor = np.median(values[radii > radius + edge])
+        table = np.clip((np.interp(at, radii, values) - floor) / (plateau - floor), 0, None)
+        table[-2:] = 0
+    else:
+        table = np.clip((radius - at) / edge + 0.5, 0, 1)
+    return radius, edge, table
+
+
+def _radial_profile(images, centres, limit: float):
+    """Mean over images, each scaled to its own sum near the centre, against the radius [px]."""
+    step = 0.2
+    n = int(limit / step)
+    total, number = np.zeros(n), np.zeros(n)
+    rows, columns = np.indices(images.shape[1:])
+    for image, (row, column) in zip(images, centres, strict=True):
+        r = np.hypot(rows - row, columns - column)
+        near = r < n * step - 1e-6
+        place = (r[near] / step).astype(int)
+        scale = max(image[r < 0.5 * limit].sum(), 1e-9)
+        total += np.bincount(place, image[near] / scale, n)
+        number += np.bincount(place, minlength=n)
+    seen = number > 0
+    return ((np.arange(n) + 0.5) * step)[seen], total[seen] / number[seen]
+
+
+def _radial_background(patterns, origins, good, inner: float, cell: float):
+    """Radii [px] and mean counts a pixel between the disks, over all patterns.
+
+    Rings of one pixel are cut into sectors; sectors with far more counts than the ring's mean hold
+    disks and are left out.
+    """
+    n_rings = int(np.hypot(*good.shape)) + 2
+    n_sectors = np.clip(2 * np.pi * np.arange(n_rings) / cell, 4, 64).astype(int)
+    first = np.concatenate([[0], np.cumsum(n_sectors)])
+    rows, columns = np.indices(good.shape)
+    counts, areas = [], []
+    for pattern, (row, column) in zip(patterns, origins, strict=True):
+        dr, dc = (rows - row)[good], (columns - column)[good]
+        ring = np.hypot(dr, dc).astype(int)
+        turn = np.arctan2(dc, dr) / (2 * np.pi) + 0.5
+        sector = first[ring] + np.minimum((turn * n_sectors[ring]).astype(int), n_sectors[ring] - 1)
+        counts.append(np.bincount(sector, pattern[good], first[-1]))
+        areas.append(np.bincount(sector, minlength=first[-1]))
+    counts, areas = np.array(counts), np.array(areas, float)
+    ring = np.repeat(np.arange(n_rings), n_sectors)
+    total = lambda x: np.bincount(ring, x.sum(0), n_rings)  # noqa: E731
+    rate = total(counts) / np.maximum(total(areas), 1)
+    for _ in range(12):
+        expected = rate[ring] * areas
+        kept = (counts - expected < 3 * np.sqrt(expected + 0.25)) & (areas > 0)
+        rate = total(counts * kept) / np.maximum(total(areas * kept), 1e-9)
+    at = np.arange(n_rings) + 0.5
+    seen = (total(areas) > 0) & (at > inner)
+    if not seen.any():
+        return np.array([0.0]), np.array([FAINTEST])
+    return at[seen], np.maximum(rate[seen], FAINTEST)
