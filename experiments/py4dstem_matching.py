@@ -7,7 +7,8 @@ jaxstem's:
     python experiments/py4dstem_matching.py experiments/results/py4dstem.npz
 
 Writes the matched orientation matrices of each set and the seconds they took; sample_scans.py
-scores them with the same code as jaxstem's own.
+scores them with the same code as jaxstem's own. The two-phase scan is matched with each crystal, to
+be scored where that crystal is. Further arguments name the sets to match; the others are kept.
 """
 
 import sys
@@ -23,6 +24,11 @@ SETS = {
     "cu_random": (ROOT / "experiments/data/cu_random_bragg.h5", ROOT / "jaxstem/samples/Cu.cif"),
     "cu2o_random": (
         ROOT / "experiments/data/cu2o_random_bragg.h5",
+        ROOT / "experiments/data/Cu2O.cif",
+    ),
+    "cu_cu2o:Cu": (ROOT / "experiments/data/cu_cu2o_bragg.h5", ROOT / "jaxstem/samples/Cu.cif"),
+    "cu_cu2o:Cu2O": (
+        ROOT / "experiments/data/cu_cu2o_bragg.h5",
         ROOT / "experiments/data/Cu2O.cif",
     ),
 }
@@ -47,10 +53,11 @@ def match(bragg_file: Path, cif: Path):
 
 
 if __name__ == "__main__":
-    results = {}
-    for name, files in SETS.items():
-        matrices, seconds = match(*files)
+    out = Path(sys.argv[1])
+    results = dict(np.load(out)) if out.exists() else {}
+    for name in sys.argv[2:] or SETS:
+        matrices, seconds = match(*SETS[name])
         results[f"{name}/orientation"], results[f"{name}/seconds"] = matrices, seconds
-        print(name, f"{matrices[..., 0, 0].size / seconds:.1f} patterns/s")
+        print(name, f"{matrices[..., 0, 0].size / seconds:.1f} patterns/s", flush=True)
     results["version"] = py4DSTEM.__version__
-    np.savez_compressed(sys.argv[1], **results)
+    np.savez_compressed(out, **results)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Accuracy on the multislice sample scans, beside py4DSTEM's template matching.
 
-    python experiments/sample_scans.py [--cu cu] [--cu2o runs/cu2o]
+    python experiments/sample_scans.py [--full] [--sets cu_random ...]
 
-Expects the packaged model `cu` and, for the Cu2O set, a model trained by
-`jaxstem train --cif experiments/data/Cu2O.cif --out runs/cu2o`. py4DSTEM's answers come from
-experiments/results/py4dstem.npz (py4dstem_matching.py) and are scored by the same code. Prints a
-table and writes experiments/results/sample_scans.json. About three minutes on two cores.
+With the packaged models `cu` and `cu-cu2o`. Each set is mapped from the disks that py4DSTEM found
+and from those that `jaxstem detect` finds in the raw patterns (the two large scans' from
+experiments/data/*_detected.h5, which `jaxstem detect CUBE --out ...` wrote; the others' here from
+their cubes), by the network alone, refined by two-beam theory ("fast") and, with `--full`, by Bloch
+waves. py4DSTEM's answers come from experiments/results/py4dstem.npz (py4dstem_matching.py) and are
+scored by the same code. Prints tables, writes experiments/results/sample_scans.json, and with
+`--maps DIR` keeps the maps for calibration.py. About ten minutes on two cores, `--full` an hour.
 """
 
-import dataclasses
 import json
 import time
 from dataclasses import dataclass
@@ -18,107 +20,106 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from jaxstem.crystal import operations
+from jaxstem.crystal import operations, read_cif
+from jaxstem.disks import read_scan
 from jaxstem.infer import InferConfig, likeliest_cells
-from jaxstem.io import read_disks, read_truth
+from jaxstem.io import NO_CRYSTAL, read_truth, write_map
 from jaxstem.mapping import map_scan
 from jaxstem.metrics import candidate_coverage, grain_bootstrap, misorientations
 from jaxstem.model import load_model
 
 HERE = Path(__file__).resolve().parent
-SAMPLES = HERE.parent / "jaxstem" / "samples"
+SAMPLES, DATA = HERE.parent / "jaxstem" / "samples", HERE / "data"
+CRYSTALS = {"Cu": read_cif(SAMPLES / "Cu.cif"), "Cu2O": read_cif(DATA / "Cu2O.cif")}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A sample scan: its model, its two lists of disks (or a cube), its truth."""
+
+    model: str
+    by_py4dstem: Path
+    own: Path
+    truth: Path
+
+
 SETS = {
-    "cu": (SAMPLES, "cu"),
-    "cu_random": (HERE / "data", "cu"),
-    "cu2o_random": (HERE / "data", "cu2o"),
+    "cu": Scan("cu", SAMPLES / "cu_bragg.h5", DATA / "cu_detected.h5", SAMPLES / "cu_truth.h5"),
+    **{
+        name: Scan(
+            model, DATA / f"{name}_bragg.h5", DATA / f"{name}_{own}.h5", DATA / f"{name}_truth.h5"
+        )
+        for name, model, own in (
+            ("cu_random", "cu", "cube"),
+            ("cu2o_random", "cu-cu2o", "cube"),
+            ("cu_cu2o", "cu-cu2o", "detected"),
+        )
+    },
 }
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """cu, cu2o: models for the two crystals; sets: which scans; out: JSON to write."""
+    """sets: which scans; full: also by Bloch waves, from own disks; matching: py4DSTEM's answers;
+    maps: folder to keep the maps in; out: JSON to write.
+    """
 
-    cu: str = "cu"
-    cu2o: str = "runs/cu2o"
     sets: tuple[str, ...] = tuple(SETS)
+    full: bool = False
     matching: Path = HERE / "results" / "py4dstem.npz"
+    maps: Path | None = None
     out: Path = HERE / "results" / "sample_scans.json"
 
 
-def score(orientation, truth, symmetry, inside) -> dict[str, float]:
-    """Statistics of the pixels `inside`; no answer counts as 180 degrees."""
-    known = np.isfinite(orientation).all((-1, -2))
-    plain, mod_180 = np.full(known.shape, 180.0), np.full(known.shape, 180.0)
-    plain[known], mod_180[known] = misorientations(
-        orientation[known], truth.orientation[known], symmetry
+def errors(orientation, phase, truth, crystal: str) -> tuple[np.ndarray, np.ndarray]:
+    """Misorientations [degrees], plain and modulo 180°, where the truth is this crystal inside a
+    grain; a wrong or missing answer counts as 180.
+    """
+    here = (truth.boundary_weight == 0) & (truth.phase == crystal)
+    right = phase[here] == crystal
+    found = np.isfinite(orientation[here]).all((-1, -2)) & right
+    result = np.full((2, here.sum()), 180.0)
+    result[:, found] = misorientations(
+        orientation[here][found], truth.orientation[here][found], operations(CRYSTALS[crystal])
     )
-    plain, mod_180, grain = plain[inside], mod_180[inside], truth.grain[inside]
+    return result[0], result[1]
+
+
+def score(plain, mod_180, grain) -> dict:
+    """Statistics of errors [degrees]; intervals by bootstrap over grains."""
     interval = lambda a: [round(100 * x, 1) for x in grain_bootstrap(a < 5, grain)]  # noqa: E731
+    right = plain < 5
     return {
-        "n": int(inside.sum()),
-        "median": round(float(np.median(plain)), 2),
-        "within_5": round(100 * float((plain < 5).mean()), 1),
+        "n": len(plain),
+        "median": round(float(np.median(plain)), 3),
+        "within_5": round(100 * float(right.mean()), 1),
         "within_5_interval": interval(plain),
-        "median_mod_180": round(float(np.median(mod_180)), 2),
+        "median_mod_180": round(float(np.median(mod_180)), 3),
         "within_5_mod_180": round(100 * float((mod_180 < 5).mean()), 1),
         "within_5_mod_180_interval": interval(mod_180),
-        "median_of_right": round(float(np.median(plain[plain < 5])), 2),
+        "median_of_right": round(float(np.median(plain[right])), 3) if right.any() else None,
     }
 
 
-def print_row(name: str, method: str, s: dict[str, float]) -> None:
+def print_row(name: str, method: str, s: dict) -> None:
     """One line of the table."""
     low, high = s["within_5_interval"]
     print(
         f"| {name} | {method} | {s['n']} | {s['median']:.2f}° | {s['within_5']:.1f} % "
-        f"({low:.0f}–{high:.0f}) | {s['median_mod_180']:.2f}° | {s['within_5_mod_180']:.1f} % |",
+        f"({low:.0f}–{high:.0f}) | {s['within_5_mod_180']:.1f} % | {s['median_of_right']}° |",
         flush=True,
     )
 
 
-def main(arguments: Arguments) -> None:
-    """Map, score, print, write."""
-    matching = np.load(arguments.matching) if arguments.matching.exists() else None
-    results: dict[str, dict] = {}
-    print("| set | method | n | median | within 5° | median mod 180° | within 5° mod 180° |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name in arguments.sets:
-        folder, model_field = SETS[name]
-        model = load_model(getattr(arguments, model_field))
-        scan = read_disks(folder / f"{name}_bragg.h5")
-        truth = read_truth(folder / f"{name}_truth.h5")
-        symmetry = operations(model.materials[0].crystal)
-        inside = truth.boundary_weight == 0
-        row: dict[str, dict] = {}
-        if matching is not None:
-            row["py4DSTEM"] = score(matching[f"{name}/orientation"], truth, symmetry, inside)
-            print_row(name, "py4DSTEM", row["py4DSTEM"])
-        for method, refine in (("jaxstem", True), ("jaxstem --no-refine", False)):
-            start = time.perf_counter()
-            found = map_scan(scan, model, dataclasses.replace(InferConfig(), refine=refine))
-            row[method] = score(found.orientation, truth, symmetry, inside)
-            row[method]["seconds"] = round(time.perf_counter() - start, 1)
-            print_row(name, method, row[method])
-            if refine:
-                confidence = found.confidence[inside]
-                plain = misorientations(
-                    np.nan_to_num(found.orientation[inside]), truth.orientation[inside], symmetry
-                )[0]
-                row["calibration"] = calibration(confidence, plain < 5)
-        cells = likeliest_cells(model, scan).orientation[inside.ravel()]
-        right = truth.orientation[inside]
-        known = np.isfinite(cells).all((1, 2, 3))
-        coverage = candidate_coverage(cells[known], right[known], symmetry)
-        share = 100 * known.mean()
-        row["candidates"] = {
-            f"best_of_{k}{suffix}": round(float(share * values[k - 1]), 1)
-            for suffix, values in (("", coverage.plain), ("_mod_180", coverage.mod_180))
-            for k in (1, 16, 64)
-        }
-        print(f"  {name}: truth within 5° of a candidate, %: {row['candidates']}")
-        print(f"  {name}: calibration of the confidence: {row['calibration']}")
-        results[name] = row
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+def changes(before: np.ndarray, after: np.ndarray) -> dict[str, int]:
+    """How many answers [degrees of error] refinement put right, spoilt, or left as they were."""
+    was, is_ = before < 5, after < 5
+    return {
+        "right_stayed": int((was & is_).sum()),
+        "put_right": int((~was & is_).sum()),
+        "spoilt": int((was & ~is_).sum()),
+        "wrong_stayed": int((~was & ~is_).sum()),
+    }
 
 
 def calibration(confidence, right, bins: int = 10) -> dict:
@@ -138,6 +139,108 @@ def calibration(confidence, right, bins: int = 10) -> dict:
         "mean_confidence": round(float(confidence.mean()), 3),
         "share_right": round(float(right.mean()), 3),
     }
+
+
+def phases(found, truth) -> dict[str, float]:
+    """Share of right phases inside grains, and of vacuum called vacuum [%]."""
+    inside = truth.boundary_weight == 0
+    names = np.array([*found.phase_names, ""])
+    vacuum, crystal = inside & (truth.phase == "vacuum"), inside & (truth.phase != "vacuum")
+    named = names[np.maximum(found.phase, -1)]
+    right = {"right_phase": 100 * float((named == truth.phase)[crystal].mean())}
+    if vacuum.any():
+        right["vacuum"] = 100 * float((found.phase == NO_CRYSTAL)[vacuum].mean())
+    return {key: round(value, 2) for key, value in right.items()}
+
+
+def coverage(model, disks, truth, crystal: str) -> dict[str, float]:
+    """Share [%] of patterns with the truth within 5° of the network's best cells."""
+    here = ((truth.boundary_weight == 0) & (truth.phase == crystal)).ravel()
+    cells = likeliest_cells(model, disks)
+    index = model.phase_names.index(crystal)
+    own = np.where((cells.phase == index)[..., None, None], cells.orientation, np.eye(3))[here]
+    known = np.isfinite(cells.orientation[here]).all((1, 2, 3))
+    right = truth.orientation.reshape(-1, 3, 3)[here]
+    share = candidate_coverage(own[known], right[known], operations(CRYSTALS[crystal]))
+    return {
+        f"best_of_{k}": round(100 * float(known.mean() * share.plain[k - 1]), 1)
+        for k in (1, 16, 64)
+    }
+
+
+def main(arguments: Arguments) -> None:
+    """Map, score, print, write."""
+    matching = np.load(arguments.matching) if arguments.matching.exists() else {}
+    results: dict[str, dict] = {}
+    if arguments.out.exists():
+        results = json.loads(arguments.out.read_text())
+    print("| set | method | n | median | within 5° | within 5° mod 180° | median of right |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in arguments.sets:
+        files = SETS[name]
+        model, truth = load_model(files.model), read_truth(files.truth)
+        inside = truth.boundary_weight == 0
+        crystals = [c for c in CRYSTALS if (inside & (truth.phase == c)).any()]
+        rows: dict[str, dict] = {crystal: {} for crystal in crystals}
+        label = lambda c: name if len(crystals) == 1 else f"{name}, {c}"  # noqa: E731,B023
+        grain = {c: truth.grain[inside & (truth.phase == c)] for c in crystals}
+        for c in crystals:
+            key = name if len(crystals) == 1 else f"{name}:{c}"
+            if f"{key}/orientation" in matching:
+                all_c = np.full(truth.phase.shape, c)
+                rows[c]["py4DSTEM"] = score(
+                    *errors(matching[f"{key}/orientation"], all_c, truth, c), grain[c]
+                )
+                print_row(label(c), "py4DSTEM", rows[c]["py4DSTEM"])
+        own = read_scan(files.own, progress=False)
+        runs = [
+            ("py4DSTEM's disks, fast", read_scan(files.by_py4dstem), "fast"),
+            ("own disks, none", own, "none"),
+            ("own disks, fast", own, "fast"),
+            *([("own disks, full", own, "full")] if arguments.full else []),
+        ]
+        before: dict[str, np.ndarray] = {}
+        for method, disks, refine in runs:
+            start = time.perf_counter()
+            found = map_scan(disks, model, InferConfig(refine=refine), progress=False)
+            seconds = round(time.perf_counter() - start, 1)
+            if arguments.maps:
+                arguments.maps.mkdir(parents=True, exist_ok=True)
+                file = f"{name}-{method.replace(', ', '-').replace(' ', '_')}.h5"
+                write_map(arguments.maps / file.replace("'", ""), found, overwrite=True)
+            phase = np.array([*found.phase_names, ""])[np.maximum(found.phase, -1)]
+            for c in crystals:
+                plain, mod_180 = errors(found.orientation, phase, truth, c)
+                row = score(plain, mod_180, grain[c]) | {"seconds": seconds} | phases(found, truth)
+                here = inside & (truth.phase == c)
+                if refine != "none":
+                    confidence = np.nan_to_num(found.confidence[here])
+                    row["calibration"] = calibration(confidence, plain < 5)
+                if disks is own and refine == "none":
+                    before[c] = plain
+                elif disks is own:
+                    row["changes"] = changes(before[c], plain)
+                if refine == "full":
+                    ratio = found.thickness[here][plain < 5] / truth.thickness[here][plain < 5]
+                    row["thickness_error"] = round(float(np.nanmedian(np.abs(ratio - 1))), 3)
+                rows[c][method] = row
+                print_row(label(c), method, row)
+        for c in crystals:
+            rows[c]["candidates"] = {
+                "py4DSTEM's disks": coverage(model, runs[0][1], truth, c),
+                "own disks": coverage(model, own, truth, c),
+            }
+            results[label(c)] = results.get(label(c), {}) | rows[c]
+            for method, row in rows[c].items():
+                extra = {
+                    k: row[k]
+                    for k in ("calibration", "changes", "right_phase", "vacuum", "thickness_error")
+                    if k in row
+                }
+                print(
+                    f"  {label(c)}, {method}: {extra or row if method == 'candidates' else extra}"
+                )
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

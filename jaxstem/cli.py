@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: train, map, evaluate, demo.
+"""The command line: train, detect, map, evaluate, demo.
 
 One function for each command; tyro makes the options from its signature and the help from its
 docstring. Whatever imports jax is imported inside the commands, so that `--help` and a mistyped
@@ -131,6 +131,54 @@ def train(
     print(f"use it: jaxstem map SCAN.h5 --model {shlex.quote(str(out))} --out MAP.h5")
 
 
+def detect(
+    cube: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CUBE.h5")],
+    out: Annotated[Path, tyro.conf.arg(metavar="BRAGG.h5")],
+    pixel_size: Annotated[
+        float | None,
+        tyro.conf.arg(metavar="1/Å", help_behavior_hint="(default: what the file states)"),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        tyro.conf.arg(metavar="SIGMA", help_behavior_hint="(default: from --false-alarms)"),
+    ] = None,
+    false_alarms: Annotated[float, tyro.conf.arg(metavar="N")] = 0.02,
+    radius: Annotated[
+        float | None,
+        tyro.conf.arg(metavar="PX", help_behavior_hint="(default: from the direct beam)"),
+    ] = None,
+    overwrite: Flag = False,
+) -> None:
+    """Find the Bragg disks of a raw scan, for `jaxstem map` and for py4DSTEM.
+
+    Args:
+        cube: Raw patterns: an EMD or py4DSTEM data cube.
+        out: Bragg disks to write (EMD 1.0 BraggVectors).
+        pixel_size: Size of a detector pixel in 1/Å.
+        threshold: Least significance of a disk, in standard deviations of the background.
+        false_alarms: Disks a pattern that counting noise alone may give.
+        radius: Radius of the disks in detector pixels.
+        overwrite: Replace BRAGG.h5.
+    """
+    from jaxstem.io import atomic_path
+
+    with atomic_path(out, overwrite) as temporary:
+        from jaxstem import disks
+        from jaxstem.cubes import read_cube
+        from jaxstem.probe import DetectConfig
+
+        raw = read_cube(cube)
+        config = DetectConfig(
+            threshold=threshold, false_alarms=false_alarms, radius=radius, pixel_size=pixel_size
+        )
+        with disks.progress_bar(raw) as advance:
+            found = disks.find_disks(raw, config, progress=advance)
+        disks.write_bragg(temporary, found, pixel_size, overwrite=True)
+    ny, nx = raw.scan_shape
+    print(f"{ny} x {nx} positions, {len(found.row) / (ny * nx):.1f} disks each; wrote {out}")
+    print(f"use them: jaxstem map {shlex.quote(str(out))} --model cu --out MAP.h5")
+
+
 def map_command(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
     out: Annotated[Path, tyro.conf.arg(metavar="MAP.h5")],
@@ -150,10 +198,11 @@ def map_command(
     ] = None,
     overwrite: Flag = False,
 ) -> None:
-    """Map the phases and orientations over a scan of Bragg disks.
+    """Map the phases and orientations over a scan.
 
     Args:
-        scan: Bragg disks as py4DSTEM saves them (EMD 1.0).
+        scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them (EMD 1.0), or a raw data cube,
+            in which disks are found first.
         out: Map to write, with its picture MAP.png beside it.
         model: Folder that `jaxstem train` made, or the name of a packaged model: cu, cu-cu2o.
         method: The trained network, or matching against all orientations of the --cif crystals,
@@ -178,7 +227,7 @@ def map_command(
             "jaxstem map: give either --model, or --method match with --cif and the unit cells."
         )
 
-    from jaxstem.io import atomic_path, read_disks, write_map
+    from jaxstem.io import atomic_path, write_map
 
     picture = out.with_suffix(".png")
     if picture == out:
@@ -188,7 +237,9 @@ def map_command(
     with ExitStack() as files:
         map_file = files.enter_context(atomic_path(out, overwrite))
         picture_file = files.enter_context(atomic_path(picture, overwrite)) if figure else None
-        disks = read_disks(scan)
+        from jaxstem.disks import read_scan
+
+        disks = read_scan(scan)
 
         import dataclasses
 
@@ -289,7 +340,13 @@ def demo(out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxstem-demo
     print("your own scan:    jaxstem map SCAN.h5 --model MODEL_DIR --out MAP.h5")
 
 
-COMMANDS = {"train": train, "map": map_command, "evaluate": evaluate, "demo": demo}
+COMMANDS = {
+    "train": train,
+    "detect": detect,
+    "map": map_command,
+    "evaluate": evaluate,
+    "demo": demo,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

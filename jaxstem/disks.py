@@ -17,6 +17,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +27,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from scipy import ndimage
+from tqdm import tqdm
 
 from jaxstem import __version__
-from jaxstem.cubes import Cube, chunks, sample
+from jaxstem.cubes import Cube, chunks, read_cube, sample
 from jaxstem.errors import InputError
-from jaxstem.io import DiskScan, _calibrate, atomic_path
+from jaxstem.io import DiskScan, _calibrate, atomic_path, read_disks
 from jaxstem.parallel import REPLICATED, SHARDED, pmap
 from jaxstem.patterns import Found, Layout, Plan, detect_patterns
 from jaxstem.probe import DEFAULT, DetectConfig, make_plan
@@ -73,8 +75,10 @@ def find_disks(
     Raises InputError for patterns that cannot be read or used.
     """
     names = ("row", "column", "counts", "sigma", "significance")
+    plan, layout = make_plan(sample(cube, config.n_sample), config, cube.source)
+    size = config.chunk or (16 if jax.default_backend() == "cpu" else 512)
     parts, counts, origins = [], [], []
-    for found, plan in stream_disks(cube, config, mesh, progress):
+    for found in stream_disks(cube, plan, layout, size, mesh, progress):
         parts.append([getattr(found, name)[found.mask] for name in names])
         counts.append(found.mask.sum(1))
         origins.append(found.origin)
@@ -97,21 +101,21 @@ def find_disks(
 
 def stream_disks(
     cube: Cube,
-    config: DetectConfig = DEFAULT,
+    plan: Plan,
+    layout: Layout,
+    size: int,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[Found, Plan]]:
-    """The disks of one chunk of patterns after the other, in scan order, as NumPy arrays.
+) -> Iterator[Found]:
+    """The disks of `size` patterns after the other, in scan order, as NumPy arrays.
 
-    Reading and detection overlap; at most a few chunks are in memory.
+    Reading and detection overlap; at most a few chunks are in memory. Patterns with more disks than
+    `layout` has room for are searched again with more room.
     """
-    plan, layout = make_plan(sample(cube, config.n_sample), config, cube.source)
-    size = config.chunk or (16 if jax.default_backend() == "cpu" else 512)
+    detect = functools.partial(detect_patterns, layout=layout)
     if mesh is not None:
         size = -(-size // mesh.size) * mesh.size
         detect = _on_mesh(mesh, layout)
-    else:
-        detect = functools.partial(detect_patterns, layout=layout)
     total, done = math.prod(cube.scan_shape), 0
 
     def search(patterns):
@@ -122,14 +126,16 @@ def stream_disks(
         full = layout
         while found.mask.all(1).any() and full.n_disks < 1000:
             full = full._replace(n_disks=4 * full.n_disks)
-            found = Found(*(np.asarray(x)[:n] for x in detect_patterns(patterns, plan, full)))
+            found = Found(
+                *(np.asarray(x)[:n] for x in detect_patterns(patterns, plan, layout=full))
+            )
         return found
 
     for found in _overlapped(search, _pieces(cube, size)):
         done += len(found.mask)
         if progress is not None:
             progress(done, total)
-        yield found, plan
+        yield found
 
 
 def _pieces(cube: Cube, size: int) -> Iterator[np.ndarray]:
@@ -168,6 +174,34 @@ def detect_disks(
     `find_disks` does.
     """
     return calibrated(find_disks(cube, config, mesh, progress), config.pixel_size)
+
+
+def read_scan(
+    path: str | Path, config: DetectConfig = DEFAULT, progress: bool | None = None
+) -> DiskScan:
+    """The calibrated disks of a file, which holds Bragg disks or a data cube to find them in.
+
+    `progress`: show a bar while finding them (None: on a terminal). Raises InputError where the
+    file holds neither, and as `read_disks` and `detect_disks` do.
+    """
+    try:
+        return read_disks(path)
+    except InputError as no_disks:
+        try:
+            cube = read_cube(path)
+        except InputError:
+            raise no_disks from None
+    with progress_bar(cube, progress) as advance:
+        return detect_disks(cube, config, progress=advance)
+
+
+@contextmanager
+def progress_bar(cube: Cube, progress: bool | None = None):
+    """A bar over the patterns of a scan, as the `progress(done, total)` that `find_disks` takes."""
+    disable = None if progress is None else not progress
+    total = math.prod(cube.scan_shape)
+    with tqdm(total=total, unit="pattern", desc="disks", disable=disable) as bar:
+        yield lambda done, _: bar.update(done - bar.n)
 
 
 def calibrated(detections: Detections, pixel_size: float | None = None) -> DiskScan:
@@ -289,8 +323,8 @@ def write_bragg(
 ) -> None:
     """Store disks as EMD 1.0 `BraggVectors`, which py4DSTEM 0.14 and `jaxstem.io.read_disks` open.
 
-    Positions in detector pixels, intensities in electrons with their standard deviation `sigma`,
-    and the calibration, with the origin at each position. Raises InputError where the file exists
+    Positions in detector pixels, intensities in electrons, and the calibration, with the origin at
+    each position. Raises InputError where the file exists
     and `overwrite` is False.
     """
     cube = detections.cube

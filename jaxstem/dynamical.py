@@ -49,8 +49,8 @@ class DynamicalConfig:
     n_beams: int = 48
     n_weak: int = 150
     intensity_scatter: float = 0.1
-    n_candidates: int = 6
-    behind: float = 25.0
+    n_candidates: int = 5
+    behind: float = 15.0
 
 
 def climb(

@@ -95,7 +95,7 @@ class InferConfig:
     likelihood_weight: float = 0.25
     prior_weight: float = 0.05
     chance: float = 6.0
-    lengths: tuple[int, ...] = (8, 12, 16, 24)
+    lengths: tuple[int, ...] = (8, 12, 16, 24, 40)
     batch: int = 128
     chunk: int = 8
     least: int = 1024
@@ -238,7 +238,8 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         return verified(disks, exposed, log_probability)
 
     def step(params, disks: Disks, incident, incident_sigma, log_limit) -> Answer:
-        output = network.apply({"params": params}, disks)
+        strongest = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
+        output = network.apply({"params": params}, strongest)
         everywhere = lambda args: one(args[0], Exposure(*args[1], log_limit), args[2])  # noqa: E731
         arguments = (disks, (incident, incident_sigma), output)
         if jax.default_backend() != "cpu":
@@ -276,9 +277,9 @@ def exposure(scan: DiskScan, k_min: float, k_max: float) -> Exposure:
     """Incident intensity of every position of a scan, and its detection limit.
 
     Where the direct beam (a disk within `k_min`, 1/Å) is listed, the incident beam is the sum of
-    all disks; elsewhere the disks are taken to hold 30 % of it, give or take a factor of e. The
-    limit at a radius is the share of the 4 % weakest disks near it, for the diffuse background
-    hides more of them near the direct beam; where disks are few, near it means all.
+    all disks; elsewhere the disks are taken to hold 30 % of it, give or take a factor of
+    twenty. The limit at a radius is the share of the 4 % weakest disks near it, for the diffuse
+    background hides more of them near the direct beam; where disks are few, near it means all.
     """
     positive = np.maximum(scan.intensity, 0.0).astype(np.float64)
     total = np.diff(np.concatenate([[0.0], np.cumsum(positive)])[scan.offsets])
@@ -301,7 +302,7 @@ def exposure(scan: DiskScan, k_min: float, k_max: float) -> Exposure:
             limit[place] = np.percentile(near, 4.0)
     return Exposure(
         incident.astype(np.float32),
-        np.where(has_direct, 0.1, 1.0).astype(np.float32),
+        np.where(has_direct, 0.1, 3.0).astype(np.float32),
         np.log(limit).astype(np.float32),
     )
 

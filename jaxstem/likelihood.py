@@ -11,7 +11,9 @@ excitation error varies by ± α q, the phase of a fringe by x = 2 π t (s / w) 
 the cosine over a disk is 2 J1(x) / x, here exp(-x² / 8) (Hirsch et al., Electron Microscopy of Thin
 Crystals, 1965, ch. 8; J. C. H. Spence & J. M. Zuo, Electron Microdiffraction, 1992, ch. 4).
 Thickness is not known, so the probability is summed over a grid of thicknesses: what counts against
-an orientation is that *no* thickness explains its intensities.
+an orientation is that *no* thickness explains its intensities. Crystals that are thin, bent or
+mosaic have no fringes; for them a few kinematic hypotheses join the sum, intensities
+(π t / ξ)² exp(-s² / 2 σ²) with t = 0.4 / σ.
 
 The measurement: every reflection expected above the detection limit is found with some probability,
 positions scatter a little and log intensities too, both with heavy tails, and any disk may be
@@ -39,6 +41,7 @@ class LikelihoodConfig:
     """The measurement's statistics and the search's steps.
 
     thickness: lowest and highest [Å], `n_thicknesses` between them, evenly in the logarithm;
+    shapes: widths σ [1/Å] of Gaussian shape functions that stand for thin, bent or mosaic crystals;
     semi_angle [mrad] of the illumination; n_reflections: those nearest to excitation that are
     simulated; steps [degrees]: of the tilt lattices, one after the other; position_sigma [1/Å];
     intensity_scatter: of ln I about the forward model; noise_at_limit: relative noise of a disk at
@@ -49,6 +52,7 @@ class LikelihoodConfig:
 
     thickness: tuple[float, float] = (20.0, 400.0)
     n_thicknesses: int = 16
+    shapes: tuple[float, ...] = (0.02, 0.035)
     semi_angle: float = 1.5
     n_reflections: int = 40
     steps: tuple[float, ...] = (0.6, 0.3, 0.15, 0.07)
@@ -83,7 +87,7 @@ class Observed(NamedTuple):
 
 
 class Polished(NamedTuple):
-    """An orientation at the summit of its likelihood [nat], and its likeliest thickness [Å]."""
+    """An orientation at the summit of its likelihood [nat], and its thickness [Å] or NaN."""
 
     orientation: Float[Array, "3 3"]
     log_likelihood: Float[Array, ""]
@@ -106,6 +110,37 @@ def two_beam_intensity(
     spread = 2 * jnp.pi * thickness * (s / width) * (1e-3 * semi_angle) * q
     fringes = 1 - cos_turns(thickness * width) * jnp.exp(-(spread**2) / 8)
     return 0.5 * (inverse_extinction / width) ** 2 * fringes
+
+
+def kinematic_intensity(
+    s: Float[Array, "..."], inverse_extinction: Float[Array, "..."], sigma: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """Kinematic intensity, a share of the incident beam, with a Gaussian shape of width `sigma`.
+
+    s, 1/ξ and σ in 1/Å. The width is that of a foil of thickness t = 0.4 / σ, whose maximum
+    (π t / ξ)² is (Hirsch et al., 1965, ch. 4).
+    """
+    return (0.4 * jnp.pi * inverse_extinction / sigma) ** 2 * jnp.exp(-0.5 * (s / sigma) ** 2)
+
+
+def hypotheses(
+    s: Float[Array, "A M"],
+    inverse_extinction: Float[Array, " M"],
+    q: Float[Array, " M"],
+    config: LikelihoodConfig,
+) -> Float[Array, "A T M"]:
+    """ln I of each reflection by each thickness of the grid, then by each kinematic shape."""
+    s = s[:, None]
+    parts = [
+        two_beam_intensity(
+            s, inverse_extinction, q, config.thicknesses()[:, None], config.semi_angle
+        )
+    ]
+    if config.shapes:
+        parts.append(
+            kinematic_intensity(s, inverse_extinction, jnp.asarray(config.shapes)[:, None])
+        )
+    return jnp.log(jnp.concatenate(parts, axis=1) + 1e-9)
 
 
 def cos_turns(turns: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -238,7 +273,6 @@ def polish(
     extinction of 0). Each step pairs disks and reflections, turns about the beam to the positions'
     least-squares angle, and takes the best of nine tilts, all thicknesses summed.
     """
-    thickness = config.thicknesses()
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
     s = excitation_error(g @ orientation, wavelength)
     likely = inverse_extinction**2 / (s**2 + inverse_extinction**2 + reach**2)
@@ -263,23 +297,20 @@ def polish(
         pairing = pairing._replace(gain=pairing.gain + closer)
         tilt = width * lattice
         s = s + tilt[:, 1:] * x - tilt[:, :1] * y
-        intensity = two_beam_intensity(
-            s[:, None], inverse_extinction, q, thickness[:, None], config.semi_angle
-        )
         value = log_likelihood(
             pairing,
-            jnp.log(intensity + 1e-9),
+            hypotheses(s, inverse_extinction, q, config),
             limit_at(q, observed.log_limit, k_max),
             q <= k_max,
             observed.incident_sigma,
             config,
         )
-        total = jax.nn.logsumexp(value, axis=1) - jnp.log(len(thickness))
+        total = jax.nn.logsumexp(value, axis=1) - jnp.log(value.shape[1])
         best = jnp.argmax(total)
         vector = jnp.append(width * summit(total), turn)
         turned = orientation @ so3.rotation_vector_to_matrix(vector)
-        return turned, (total[best], thickness[jnp.argmax(value[best])])
+        return turned, total[best]
 
     widths = jnp.deg2rad(jnp.asarray(config.steps, orientation.dtype))
-    orientation, (value, t) = jax.lax.scan(step, orientation, widths)
-    return Polished(orientation, value[-1], t[-1])
+    orientation, value = jax.lax.scan(step, orientation, widths)
+    return Polished(orientation, value[-1], jnp.full_like(value[-1], jnp.nan))

@@ -151,10 +151,13 @@ def pattern_of(
     weight = jnp.where(disks.mask, jnp.maximum(disks.intensity, 1e-12) ** power, 0.0)
     norm = jnp.sqrt(jnp.sum(weight**2, axis=-1, keepdims=True))
     relative = weight / jnp.maximum(norm, 1e-12)
-    share = jnp.maximum(disks.intensity / incident, 1e-9)
+    log_share = jnp.log(jnp.maximum(disks.intensity / incident, 1e-9))
+    # where no place is left, weaker disks may have been dropped
+    weakest = jnp.where(disks.mask.all(), log_share.min(), -jnp.inf)
+    log_limit = jnp.maximum(log_limit, weakest)
     return Pattern(
         jnp.where(disks.mask, jnp.log(relative + 1e-12), -1e4),
-        Observed(disks.qx, disks.qy, jnp.log(share), disks.mask, log_limit, incident_sigma),
+        Observed(disks.qx, disks.qy, log_share, disks.mask, log_limit, incident_sigma),
     )
 
 
@@ -388,7 +391,7 @@ def verify(
         jnp.minimum(score, 1.0),
         found.log_likelihood,
         candidates.prior,
-        jnp.full_like(score, jnp.nan),
+        found.thickness,
     )
 
 

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from jaxstem import infer, parallel, so3
 from jaxstem.crystal import operations
+from jaxstem.dynamical import DynamicalConfig
 from jaxstem.grid import joint_space, orientation_space
 from jaxstem.infer import (
     MIN_DISKS,
@@ -160,6 +161,47 @@ def test_any_number_of_devices_answers_the_same(answers, n):
         )
 
 
+def test_two_beam_theory_tells_no_thickness(answers):
+    assert np.isnan(answers[1][0].thickness).all()
+
+
+@pytest.fixture(scope="module")
+def full_answers(model, scan):
+    """Verified by few Bloch waves, on one device and on eight."""
+    rules = DynamicalConfig(
+        thickness=(60.0, 140.0),
+        n_thicknesses=9,
+        steps=(0.1,),
+        n_beams=16,
+        n_weak=20,
+        n_candidates=2,
+        behind=1e3,
+    )
+    score = replace(CONFIG.score, levels=CONFIG.score.levels[:1], n_final=4, dynamical=rules)
+    config = replace(CONFIG, refine="full", score=score)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer, "BEAM_K_MAX", 1.5)
+        return {n: on_devices(model, scan, config, n) for n in (1, 8)}
+
+
+def test_bloch_waves_tell_the_thickness(full_answers, copper):
+    answer, counts = full_answers[1]
+    assigned = counts >= MIN_DISKS
+    assert np.isnan(answer.thickness[~assigned]).all()
+    assert np.all((answer.thickness[assigned] >= 60) & (answer.thickness[assigned] <= 140))
+    r = answer.orientation[assigned]
+    np.testing.assert_allclose(r @ r.transpose(0, 2, 1), np.tile(np.eye(3), (11, 1, 1)), atol=1e-5)
+    for values in (answer.score, answer.confidence, answer.confidence_mod180):
+        assert np.all((values[assigned] >= 0) & (values[assigned] <= 1 + 1e-6))
+
+
+def test_eight_devices_give_the_verdict_of_one(full_answers):
+    for name, one, other in zip(
+        infer.Answer._fields, full_answers[1][0], full_answers[8][0], strict=True
+    ):
+        np.testing.assert_allclose(one, other, atol=2e-4, err_msg=name)
+
+
 def test_direct_beam_of_a_scan_is_no_token(model, scan, likeliest):
     """Without the direct beam the disks, and so the network's candidates, are the same."""
     keep = np.hypot(scan.qx, scan.qy) > 0.01
@@ -176,9 +218,10 @@ def test_direct_beam_of_a_scan_is_no_token(model, scan, likeliest):
 
 
 def test_network_alone(model, scan, copper, likeliest):
-    answer, counts = on_devices(model, scan, replace(CONFIG, refine=False), 8)
+    answer, counts = on_devices(model, scan, replace(CONFIG, refine="none"), 8)
     assigned = counts >= MIN_DISKS
     assert np.isnan(answer.score).all() and np.isnan(answer.second_score).all()
+    assert np.isnan(answer.thickness).all()
     assert np.all(answer.confidence[assigned] > 0)
     # near one of the likeliest cells
     angle = so3.misorientation(
@@ -212,13 +255,13 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
     shapes = []
 
     def make_predict(model, config, mesh):
-        def predict(params, disks, incident, cutoff):
+        def predict(params, disks, exposed):
             shapes.append(disks.qx.shape)
-            first = disks.qx[:, 0] + incident
+            first = disks.qx[:, 0] + exposed.incident
             rotation = np.tile(first[:, None, None], (1, 3, 3))
             n_disks = disks.mask.sum(axis=1)
             return infer.Answer(
-                rotation, n_disks, first, first, first, first, rotation, n_disks, first
+                rotation, n_disks, first, first, first, first, rotation, n_disks, first, 2 * first
             )
 
         return predict
@@ -233,7 +276,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
             continue
         expected = one[np.argmax(one[:, 2]), 0] + one[:, 2].sum() / 0.3
         assert answer.score[i] == pytest.approx(expected, rel=1e-4)
-        assert answer.orientation[i, 2, 1] == answer.score[i]
+        assert answer.orientation[i, 2, 1] == answer.score[i] == answer.thickness[i] / 2
         assert answer.phase[i] == answer.second_phase[i] == min(len(one), 24)
     assert set(shapes) == {(8, 8), (8, 16), (8, 24)}  # six, rounded up to the eight devices
 
@@ -260,17 +303,49 @@ def test_counts_by_hand():
 
 
 def test_exposure_by_hand():
-    """With the direct beam its share counts; without it the disks are 30 % of the beam."""
+    """With the direct beam its share counts; without it the disks are 30 % of the beam, roughly."""
     lists = [
         np.array([[0, 0, 80.0], [0.5, 0, 15], [0, 0.5, 5]]),
         np.array([[0.5, 0, 15.0], [0, 0.5, 15]]),
         np.zeros((0, 3)),
     ]
-    found = exposure(scan_of(lists), 0.3)
+    found = exposure(scan_of(lists), 0.3, 1.5)
     np.testing.assert_allclose(found.incident, [100, 100, 1])
+    sigma = found.incident_sigma
+    assert sigma[0] < 0.3 < 0.7 < sigma[1] == sigma[2]
     shares = [0.15, 0.05, 0.15, 0.15]
-    np.testing.assert_allclose(found.cutoff, np.percentile(shares, 2), rtol=1e-5)
-    assert found.cutoff.shape == (3,)
+    assert found.log_limit.shape == (infer.N_RADII,)
+    np.testing.assert_allclose(np.exp(found.log_limit), np.percentile(shares, 4), rtol=1e-5)
+    part = found.at(np.array([2, 0]))
+    np.testing.assert_array_equal(part.incident, [1, 100])
+    np.testing.assert_array_equal(part.incident_sigma, sigma[[2, 0]])
+    np.testing.assert_array_equal(part.log_limit, found.log_limit)
+
+
+def test_the_detection_limit_follows_the_radius(rng):
+    """Near the direct beam only disks above a hundredth of it are listed, farther out weaker ones;
+    where there are few disks the limit is that of all.
+    """
+    lists = []
+    for _ in range(60):
+        radius, angle = rng.uniform(0.3, 1.2, 30), rng.uniform(0, 2 * np.pi, 30)
+        share = np.exp(rng.uniform(np.log(1e-4), np.log(1e-1), 30))
+        listed = share > np.where(radius < 0.6, 1e-2, 1e-3)
+        disks = np.stack([radius * np.cos(angle), radius * np.sin(angle), share], axis=-1)[listed]
+        lists.append(np.concatenate([[[0.0, 0.0, 1.0 - disks[:, 2].sum()]], disks]))
+    limit = np.exp(exposure(scan_of(lists), 0.25, 1.5).log_limit)
+    radii = np.linspace(0, 1.5, infer.N_RADII)
+    near, far, beyond = (radii > 0.3) & (radii < 0.5), (radii > 0.7) & (radii < 1.1), radii > 1.35
+    assert np.all((limit[near] >= 1e-2) & (limit[near] < 1.6e-2))
+    assert np.all((limit[far] >= 1e-3) & (limit[far] < 1.9e-3))
+    assert len(set(limit[beyond])) == 1 and 1e-3 <= limit[-1] < 2e-3
+
+
+@pytest.mark.parametrize("n_positions", [0, 3])
+def test_exposure_of_nothing(n_positions):
+    found = exposure(scan_of([np.zeros((0, 3))] * n_positions), 0.3, 1.5)
+    assert found.incident.shape == found.incident_sigma.shape == (n_positions,)
+    assert np.isfinite(found.log_limit).all() and np.all(found.incident > 0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -292,7 +367,7 @@ def test_buckets_hold_each_position_once(counts, least):
             assert np.all(counts[positions] > shorter)
 
 
-def ranked_of(orientations, likelihood, prior=None, score=None, phase=None):
+def ranked_of(orientations, likelihood, prior=None, score=None, phase=None, thickness=None):
     n = len(orientations)
     as_float = lambda x, default: jnp.asarray(default if x is None else x, jnp.float32)  # noqa: E731
     return Ranked(
@@ -301,6 +376,7 @@ def ranked_of(orientations, likelihood, prior=None, score=None, phase=None):
         as_float(score, np.linspace(0.9, 0.5, n)),
         as_float(likelihood, None),
         as_float(prior, np.zeros(n)),
+        as_float(thickness, np.full(n, np.nan)),
     )
 
 
@@ -325,9 +401,10 @@ def test_summary_by_hand(summary, copper):
     orientations = [near, far, BASE, operation @ BASE, beam]
     weight = InferConfig().likelihood_weight
     share = np.array([0.2, 0.1, 0.4, 0.4, 0.25])
-    answer = summary(ranked_of(orientations, np.log(share) / weight))
+    thickness = [20, 30, 40, 50, 60]
+    answer = summary(ranked_of(orientations, np.log(share) / weight, thickness=thickness))
     np.testing.assert_allclose(answer.orientation, BASE, atol=1e-6)
-    assert float(answer.score) == pytest.approx(0.7)
+    assert float(answer.score) == pytest.approx(0.7) and float(answer.thickness) == 40
     total = 0.2 + 0.1 + 0.4 + 0.25  # the equivalent is the same candidate again
     assert float(answer.confidence) == pytest.approx(0.6 / total, abs=1e-4)
     assert float(answer.confidence_mod180) == pytest.approx(0.85 / total, abs=1e-4)
@@ -411,14 +488,16 @@ def test_the_likeliest_phase_is_answered_by_its_best_candidate(mixed):
 
 def test_no_crystal_is_an_answer(mixed):
     orientations = [BASE, BASE @ turn(25, [1, 0, 0]), BASE]
-    answer = shares(mixed, [0.2, 0.1, 0.25], 0.45, orientations=orientations, phase=[0, 0, 1])
+    candidates = dict(orientations=orientations, phase=[0, 0, 1], thickness=[90, 90, 90])
+    answer = shares(mixed, [0.2, 0.1, 0.25], 0.45, **candidates)
     assert int(answer.phase) == NO_CRYSTAL
     assert np.isnan(answer.orientation).all() and np.isnan(answer.score)
+    assert np.isnan(answer.thickness)
     found = [answer.confidence, answer.confidence_mod180, answer.phase_confidence]
     np.testing.assert_allclose(found, 0.45, atol=1e-3)
     assert int(answer.second_phase) == 1
-    answer = shares(mixed, [0.35, 0.1, 0.15], 0.4, orientations=orientations, phase=[0, 0, 1])
-    assert int(answer.phase) == 0
+    answer = shares(mixed, [0.35, 0.1, 0.15], 0.4, **candidates)
+    assert int(answer.phase) == 0 and float(answer.thickness) == 90
 
 
 def test_symmetry_is_that_of_the_phase(mixed):
@@ -437,7 +516,7 @@ def test_lone_disks():
     positions = [[direct, *many], [direct], [direct, [0.5, 0, 1.5]], [direct, [0.5, 0, 50.0]]]
     positions += [[direct, [2.5, 0, 1.0], [0, 2.5, 1.0]], np.zeros((0, 3))]
     scan = scan_of([np.array(one) for one in positions])
-    empty = infer.looks_empty(scan, 0.3, exposure(scan, 0.3))
+    empty = infer.looks_empty(scan, 0.3, exposure(scan, 0.3, 1.5))
     np.testing.assert_array_equal(empty, [False, True, True, False, False, True])
 
 
@@ -548,7 +627,7 @@ def test_the_network_alone_says_what_it_thinks(two_phases, monkeypatch):
         logits = logits.at[:, :n_copper].add(shift[0]).at[:, n_copper:-1].add(shift[1])
         logits = logits.at[:, -1].set(3.0 if phase == NO_CRYSTAL else -3.0)
         biased = (scan, truth, replace(model, params=(qx, logits)), both)
-        answer, _ = answers_of(biased, monkeypatch, refine=False)
+        answer, _ = answers_of(biased, monkeypatch, refine="none")
         np.testing.assert_array_equal(answer.phase[:8], phase)
         assert np.isnan(answer.score).all()
         assert answer.phase_confidence[:8].min() > 0.5
