@@ -82,8 +82,8 @@ class ScoreConfig:
 
     measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of each
     phase's distribution that are verified; levels: of the search; n_final: candidates that are
-    judged by likelihood (this and the levels' numbers are for one phase, see `keep_best`);
-    likelihood, dynamical: how they are judged.
+    judged by likelihood, n_summits: of those, that climb to its summit (these and the levels'
+    numbers are for one phase, see `keep_best`); likelihood, dynamical: how they are judged.
     """
 
     measured_power: float = 0.25
@@ -95,6 +95,7 @@ class ScoreConfig:
         Level(0.03, 0.003, 0.4, 5, 0.5, 7, 64, 28),
     )
     n_final: int = 16
+    n_summits: int = 8
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
 
@@ -374,13 +375,22 @@ def verify(
     everything = padded([tables.reflections for tables in phases])
     everything = jax.tree.map(lambda *x: jnp.stack(x), *everything)
 
-    def to_summit(orientation, phase):
-        g, strength = jax.tree.map(lambda x: x[phase], everything)
-        return polish(
-            orientation, pattern.observed, g, strength, wavelength, k_max, config.likelihood
-        )
+    def climbed(candidates, steps):
+        rules = replace(config.likelihood, steps=steps)
 
-    found = jax.vmap(to_summit)(candidates.orientation, candidates.phase)
+        def one(orientation, phase):
+            g, strength = jax.tree.map(lambda x: x[phase], everything)
+            return polish(orientation, pattern.observed, g, strength, wavelength, k_max, rules)
+
+        return jax.vmap(one)(candidates.orientation, candidates.phase)
+
+    # the first step shows who is worth the others
+    steps = config.likelihood.steps
+    found = climbed(candidates, steps[:1])
+    if len(steps) > 1:
+        candidates = candidates._replace(orientation=found.orientation)
+        candidates, _ = keep_best(candidates, found.log_likelihood, config.n_summits, len(phases))
+        found = climbed(candidates, steps[1:])
     final = replace(config.levels[-1], angle=0.0, n_angles=1, tilt=0.0, n_tilts=1)
     score = jax.vmap(lambda r, f: search(r, pattern, f, wavelength, k_max, final, config)[1])(
         found.orientation, candidates.forward

@@ -103,7 +103,7 @@ def tiny():
     network = ModelConfig(width=16, blocks=1, heads=2, feedforward=32, n_disks=12, spacing_deg=12.0)
     return TrainConfig(
         model=network,
-        acquisition=Acquisition(false_rate=(0.0, 0.0)),
+        acquisition=Acquisition(false_rate=(0.0, 0.0), overlap=0.0),
         physics="two_beam",
         steps=40,
         batch=16,

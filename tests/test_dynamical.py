@@ -5,6 +5,7 @@ Patterns are made by more beams and a finer cone than they are judged by.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -53,13 +54,15 @@ def phases(crystals):
 
 @pytest.fixture(scope="module")
 def simulate(phases):
-    """(orientation, thickness) to the disks of copper beyond the direct beam, or with it."""
+    """(orientation, thickness) to the disks of copper beyond the direct beam, or with it; or of
+    the other phase.
+    """
     cone = disk_tilts(SEMI_ANGLE, 2)
 
-    @jax.jit
-    def disks(orientation, thickness, k_min=K_MIN):
+    @partial(jax.jit, static_argnames="phase")
+    def disks(orientation, thickness, k_min=K_MIN, phase=0):
         layers = jnp.stack([0.5 * thickness, thickness])
-        beams = bloch_intensities(orientation, layers, phases[0], 48, 80, None, cone, 6)
+        beams = bloch_intensities(orientation, layers, phases[phase], 48, 80, None, cone, 6)
         q, intensity = jnp.hypot(beams.qx, beams.qy), beams.intensity[1]
         is_found = (q >= k_min) & (q <= K_MAX) & (intensity > LIMIT)
         return strongest(beams.qx, beams.qy, jnp.where(is_found, intensity, 0.0), 40)
@@ -204,6 +207,19 @@ def test_bloch_waves_turn_the_verdict(simulate, verdict, rng):
         right += best == row and angle_deg(found.orientation[row], truth) < 0.1
         assert best == row
     assert right >= 2
+
+
+def test_each_candidate_is_judged_as_its_own_phase(simulate, verdict, rng):
+    for right in (0, 1):
+        truth = random_matrices(rng, 1)[0]
+        pattern = prepared(simulate(truth, 100.0, phase=right))
+        candidates = [truth, truth, *random_matrices(rng, 2)]
+        found = verdict(pattern, ranked_of(candidates, [0, 1, 0, 1], [1, 1, 0, 0]))
+        best = int(np.argmax(found.log_likelihood))
+        assert best == row_of(found, right) and int(found.phase[best]) == right
+        assert float(found.thickness[best]) == pytest.approx(100, rel=0.06)
+        wrong = row_of(found, 1 - right)
+        assert found.log_likelihood[best] > found.log_likelihood[wrong] + 10
 
 
 def test_candidates_far_behind_are_given_no_chance(simulate, verdict, rng):
