@@ -138,7 +138,7 @@ def errors(predict, model: Model, disks: Disks, truth: np.ndarray) -> tuple[np.n
     scan = scan_of(disks, model.voltage_kv)
     everything = np.arange(len(truth))
     padded = Disks(*pad_disks(scan, everything, model.k_max, model.k_min, 24))
-    answer = predict(model.params, padded, *exposure(scan, model.k_min))
+    answer = predict(model.params, padded, exposure(scan, model.k_min, model.k_max))
     orientation = np.array(answer.orientation)
     orientation[padded.mask.sum(axis=1) < MIN_DISKS] = np.nan
     both = misorientations(orientation, truth, material.operations)
@@ -194,7 +194,7 @@ def main(arguments: Arguments) -> None:
     )
     mesh = parallel.make_mesh()
     n = -(-n // mesh.size) * mesh.size
-    refined, alone = InferConfig(), dataclasses.replace(InferConfig(), refine=False)
+    refined, alone = InferConfig(), InferConfig(refine="none")
     methods = {
         "network + refinement": (network, make_predict(network, refined, mesh)),
         "matching + refinement": (matching, make_predict(matching, refined, mesh)),

@@ -69,7 +69,7 @@ def main(arguments: Arguments) -> None:
         scan = Path(folder) / "scan.h5"
         shape = tile(scan, arguments.repeats)
         positions = int(np.prod(shape))
-        for method, option in (("refined", "--refine"), ("network alone", "--no-refine")):
+        for method, option in (("fast", "--refine=fast"), ("network alone", "--refine=none")):
             command = [sys.executable, "-m", "jaxstem", "map", str(scan), "--model"]
             command += [arguments.model, "--out", f"{folder}/map.h5", option, "--overwrite"]
             start = time.perf_counter()

@@ -39,8 +39,10 @@ from jaxstem.likelihood import (
 class DynamicalConfig:
     """thickness: lowest and highest [Å], `n_thicknesses` between them, evenly; steps [degrees] of
     the tilt lattices; n_beams, n_weak: strong beams and Bethe beams; intensity_scatter: of ln I
-    about Bloch waves; n_candidates: the likeliest that are judged; behind: log-likelihood [nat] by
-    which a candidate may trail the best by two-beam theory and still be judged.
+    about Bloch waves; damping [Å^2]: values of c in exp(-c q^2), by which intensities may be
+    weakened, summed over, for vibrations and blur are not known; n_candidates: the likeliest that
+    are judged; behind: log-likelihood [nat] by which a candidate may trail the best by two-beam
+    theory and still be judged.
     """
 
     thickness: tuple[float, float] = (20.0, 400.0)
@@ -49,6 +51,7 @@ class DynamicalConfig:
     n_beams: int = 48
     n_weak: int = 150
     intensity_scatter: float = 0.1
+    damping: tuple[float, ...] = (0.0, 0.08, 0.16, 0.24)
     n_candidates: int = 5
     behind: float = 15.0
 
@@ -79,14 +82,16 @@ def climb(
         inside = (q > k_min) & (q <= k_max)
         log_intensity = jnp.where(inside, jnp.log(beams.intensity + 1e-9), -20.0)
         pairing = pair(observed, beams.qx, beams.qy, log_intensity.max(axis=0), k_max, statistics)
-        return log_likelihood(
+        damped = log_intensity - jnp.asarray(config.damping)[:, None, None] * q**2
+        value = log_likelihood(
             pairing._replace(paired=pairing.paired & inside),
-            log_intensity,
+            damped,
             limit_at(q, observed.log_limit, k_max),
             inside,
             observed.incident_sigma,
             statistics,
         )
+        return jax.nn.logsumexp(value, axis=0) - jnp.log(len(config.damping))
 
     def step(orientation, width):
         tilt = jnp.pad(width * jnp.asarray(LATTICE, orientation.dtype), ((0, 0), (0, 1)))

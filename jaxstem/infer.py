@@ -115,13 +115,17 @@ def summarise(
     n_phases = len(operations)
     log_odds = config.likelihood_weight * ranked.log_likelihood + config.prior_weight * ranked.prior
     of_none = config.likelihood_weight * config.chance + config.prior_weight * no_crystal
-    # a candidate that polished to the same place as an earlier one is that one
+    # of candidates that climbed to the same place the likeliest stands for all
     apart = jax.vmap(
         lambda r, p: jnp.where(
             ranked.phase == p, so3.misorientation(r, ranked.orientation, operations[p]), jnp.inf
         )
     )(ranked.orientation, ranked.phase)
-    again = jnp.tril(apart < 0.02, -1).any(axis=1)
+    index = jnp.arange(len(log_odds))
+    likelier = (log_odds > log_odds[:, None]) | (
+        (log_odds == log_odds[:, None]) & (index < index[:, None])
+    )
+    again = ((apart < 0.02) & likelier).any(axis=1)
     share = jax.nn.softmax(jnp.append(jnp.where(again, -jnp.inf, log_odds), of_none))
     member = jnp.append(ranked.phase, n_phases) == jnp.arange(n_phases + 1)[:, None]
     of_phase = jnp.sum(jnp.where(member, share, 0.0), axis=1)
@@ -360,6 +364,8 @@ def predict_scan(
     up by repetition, so that each length compiles once.
     """
     config = config or InferConfig()
+    if config.refine not in ("none", "fast", "full"):
+        raise ValueError(f'refine is {config.refine!r}: give "none", "fast" or "full"')
     mesh = mesh or parallel.make_mesh()
     k_min, k_max = model.k_min, model.k_max
     counts = count_disks(scan, k_min, k_max)
@@ -431,7 +437,7 @@ def likeliest_cells(
         np.full((len(counts), n_cells), UNASSIGNED),
     )
     chosen = np.flatnonzero(counts >= MIN_DISKS)
-    longest = InferConfig().lengths[-1]
+    longest = model.config.n_disks
     for start in range(0, len(chosen), batch):
         index = chosen[start : start + batch]
         padded = np.resize(index, batch)

@@ -165,6 +165,10 @@ def log_student(deviation: Float[Array, "..."]) -> Float[Array, "..."]:
     return -2.0 * jnp.log1p(deviation**2 / 3.0) - 1.0
 
 
+REACH = 5.0
+"""How far from its reflection, in position sigmas, a disk may be measured."""
+
+
 class Pairing(NamedTuple):
     """The measured disk that each reflection explains, if any.
 
@@ -202,7 +206,9 @@ def pair(
     false = jnp.log(config.false_rate / (jnp.pi * k_max**2)) + decay
     gain = position - false[:, None]
     worth = gain + log_student(observed.log_share[:, None] - log_expected)
-    worth = jnp.where((qx**2 + qy**2 <= k_max**2) & observed.mask[:, None], worth, -1e3)
+    near = dx**2 + dy**2 < (REACH * config.position_sigma) ** 2
+    inside = qx**2 + qy**2 <= k_max**2
+    worth = jnp.where(near & inside & observed.mask[:, None], worth, -1e3)
     best = jnp.argmax(worth, axis=1)
     chosen = (best[:, None] == jnp.arange(len(qx))) & (worth > -12.0)
     worth = jnp.where(chosen, worth, -1e4)
