@@ -95,7 +95,7 @@ class ScoreConfig:
         Level(0.03, 0.003, 0.4, 5, 0.5, 7, 64, 28),
     )
     n_final: int = 16
-    n_summits: int = 8
+    n_summits: int = 16
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
 
