@@ -6,7 +6,7 @@
 
 Each crystal is written as a CIF from its space group, lattice and atoms, and read back as a user's
 would be. Its patterns are indexed by matching, which needs no training, and by a small network
-trained for `minutes` on two-beam patterns; both are refined. Five of the crystals have no
+trained for `minutes` on two-beam patterns; both are refined. Four of the crystals have no
 inversion centre: patterns without dynamical effects cannot tell g from -g (Friedel), so that
 orientations are told apart, and scored, modulo the Laue group. Patterns have exact kinematic
 positions and intensities (shape function of 0.02 1/Å), at most 48 disks above 1/1000 of the
