@@ -15,10 +15,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import tyro
+from simulated import scan_of
 
 from jaxstem import so3
 from jaxstem.infer import predict_scan
-from jaxstem.io import DiskScan
 from jaxstem.kinematic import simulate
 from jaxstem.metrics import misorientations
 from jaxstem.model import load_model
@@ -46,18 +46,7 @@ def main(arguments: Arguments) -> None:
         material = model.materials[0]
         truth = so3.random_rotations(jax.random.key(arguments.seed), (arguments.n,))
         disks = simulate(truth, material.reflectors(), material.wavelength, n_disks=48)
-        mask = np.asarray(disks.mask)
-        scan = DiskScan(
-            np.asarray(disks.qx)[mask],
-            np.asarray(disks.qy)[mask],
-            np.asarray(disks.intensity)[mask],
-            np.concatenate([[0], np.cumsum(mask.sum(axis=1))]),
-            (1, arguments.n),
-            1.0,
-            "pixels",
-            material.voltage_kv,
-            "simulated",
-        )
+        scan = scan_of(disks, material.voltage_kv)
         answer, _ = predict_scan(model, scan)
         plain, mod_180 = misorientations(answer.orientation, np.asarray(truth), material.operations)
         plain, mod_180 = np.nan_to_num(plain, nan=180.0), np.nan_to_num(mod_180, nan=180.0)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from calibration import reliability
 
 from jaxstem.crystal import operations, read_cif
 from jaxstem.disks import read_scan
@@ -122,25 +123,6 @@ def changes(before: np.ndarray, after: np.ndarray) -> dict[str, int]:
     }
 
 
-def calibration(confidence, right, bins: int = 10) -> dict:
-    """Expected calibration error: mean over bins of |mean confidence - share right|, weighted."""
-    place = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    rows = [
-        (
-            float((place == b).mean()),
-            float(confidence[place == b].mean()),
-            float(right[place == b].mean()),
-        )
-        for b in range(bins)
-        if (place == b).any()
-    ]
-    return {
-        "expected_calibration_error": round(sum(w * abs(c - r) for w, c, r in rows), 3),
-        "mean_confidence": round(float(confidence.mean()), 3),
-        "share_right": round(float(right.mean()), 3),
-    }
-
-
 def phases(found, truth) -> dict[str, float]:
     """Share of right phases inside grains, and of vacuum called vacuum [%]."""
     inside = truth.boundary_weight == 0
@@ -215,7 +197,8 @@ def main(arguments: Arguments) -> None:
                 here = inside & (truth.phase == c)
                 if refine != "none":
                     confidence = np.nan_to_num(found.confidence[here])
-                    row["calibration"] = calibration(confidence, plain < 5)
+                    row["calibration"] = reliability(confidence, plain < 5)
+                    del row["calibration"]["bins"]
                 if disks is own and refine == "none":
                     before[c] = plain
                 elif disks is own:

@@ -176,7 +176,7 @@ def detect(
         disks.write_bragg(temporary, found, pixel_size, overwrite=True)
     ny, nx = raw.scan_shape
     print(f"{ny} x {nx} positions, {len(found.row) / (ny * nx):.1f} disks each; wrote {out}")
-    print(f"use them: jaxstem map {shlex.quote(str(out))} --model cu --out MAP.h5")
+    print(f"use them: jaxstem map {shlex.quote(str(out))} --model DIR|NAME --out MAP.h5")
 
 
 def map_command(
@@ -223,9 +223,7 @@ def map_command(
     if voltage_kv is not None:
         _require_between("--voltage-kv", voltage_kv, 1.0, 10_000.0, "kV")
     if (method == "match") != bool(cif) or (method == "network") != bool(model):
-        raise InputError(
-            "jaxstem map: give either --model, or --method match with --cif and the unit cells."
-        )
+        raise InputError("Give either --model, or --method match with --cif and the unit cells.")
 
     from jaxstem.io import atomic_path, write_map
 
@@ -251,7 +249,10 @@ def map_command(
         from jaxstem.refine import ScoreConfig
 
         if method == "match":
-            loaded = _matching_model(cif, disks.voltage_kv if voltage_kv is None else voltage_kv)
+            stated = disks.voltage_kv if voltage_kv is None else voltage_kv
+            if stated is None:
+                raise InputError(f"{scan}: states no voltage; give --voltage-kv.")
+            loaded = _matching_model(cif, stated)
         else:
             loaded = load_model(model)
         check_voltage(disks, loaded, voltage_kv)
@@ -278,11 +279,8 @@ def map_command(
     print(f"wrote {out}" + (f" and {picture}" if figure else ""))
 
 
-def _matching_model(cif: Sequence[Path], voltage_kv: float | None):
+def _matching_model(cif: Sequence[Path], voltage_kv: float):
     """What maps by matching, from CIFs alone."""
-    if voltage_kv is None:
-        raise InputError("--method match: the scan's file states no voltage; give --voltage-kv.")
-
     from jaxstem import crystal, match
 
     crystals = [crystal.read_cif(path) for path in cif]

@@ -23,14 +23,15 @@ from jaxtyping import Num
 
 from jaxstem.errors import InputError
 from jaxstem.io import (
-    _attribute,
-    _calibration,
-    _emd_root,
-    _is_number,
-    _metadata,
-    _open_hdf5,
-    _pixel_size,
-    _voltage_kv,
+    emd_attribute,
+    emd_calibration,
+    emd_metadata,
+    emd_root,
+    holds_disks,
+    open_hdf5,
+    stated_pixel_size,
+    stated_scan_step,
+    stated_voltage_kv,
 )
 
 SMALLEST_DETECTOR = 8
@@ -81,31 +82,30 @@ def read_cube(path: str | Path) -> Cube:
     cannot be read.
     """
     path = Path(path)
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         dataset = _cube_dataset(file, path)
         name, shape, dtype = dataset.name, dataset.shape, dataset.dtype
-        root = _emd_root(dataset.parent)
-        calibration = _calibration(root)
+        root = emd_root(dataset.parent)
+        calibration = emd_calibration(root)
         if not calibration and "calibration" in file:
-            calibration = _metadata(file["calibration"])
-        voltage_kv = _voltage_kv(root, path)
+            calibration = emd_metadata(file["calibration"])
+        voltage_kv = stated_voltage_kv(root, path)
         stated = "Q_pixel_size" in calibration and calibration.get("Q_pixel_units") != "pixels"
-        pixel_size = _pixel_size(calibration, path) if stated else None
+        pixel_size = stated_pixel_size(calibration, path) if stated else None
 
     def read(rows: slice, columns: slice) -> np.ndarray:
-        with _open_hdf5(path) as file:
+        with open_hdf5(path) as file:
             return file[name][rows, columns]
 
-    step = calibration.get("R_pixel_size")
-    has_step = _is_number(step) and np.isfinite(step) and step > 0
+    scan_step, scan_units = stated_scan_step(calibration)
     return Cube(
         shape=shape,
         dtype=dtype,
         read=read,
         pixel_size=pixel_size,
         calibration=calibration,
-        scan_step=float(step) if has_step else 1.0,
-        scan_units=str(calibration.get("R_pixel_units") or "pixels") if has_step else "pixels",
+        scan_step=scan_step,
+        scan_units=scan_units,
         voltage_kv=voltage_kv,
         source=str(path),
     )
@@ -173,7 +173,7 @@ def _cube_dataset(file: h5py.File, path: Path) -> h5py.Dataset:
         if not isinstance(node, h5py.Dataset) or node.dtype.kind not in "iuf":
             return
         if node.ndim == 4:
-            is_cube = _attribute(node.parent, "python_class") == "DataCube"
+            is_cube = emd_attribute(node.parent, "python_class") == "DataCube"
             (marked if is_cube else plain).append(node)
         elif node.ndim >= 2:
             other.append(node)
@@ -183,9 +183,10 @@ def _cube_dataset(file: h5py.File, path: Path) -> h5py.Dataset:
     if not found:
         largest = max(other, key=lambda node: node.size, default=None)
         held = f"; its largest array has {largest.ndim} axes" if largest is not None else ""
+        either = "" if holds_disks(path) else " and no Bragg vectors"
         raise InputError(
-            f"{path} holds no 4D-STEM data cube{held}; give a file with one array of numbers over "
-            "(scan rows, scan columns, detector rows, detector columns)."
+            f"{path} holds no 4D-STEM data cube{either}{held}; give a file with one array of "
+            "numbers over (scan rows, scan columns, detector rows, detector columns)."
         )
     if len(found) > 1:
         names = ", ".join(node.name for node in found)

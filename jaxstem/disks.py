@@ -32,7 +32,7 @@ from tqdm import tqdm
 from jaxstem import __version__
 from jaxstem.cubes import Cube, chunks, read_cube, sample
 from jaxstem.errors import InputError
-from jaxstem.io import DiskScan, _calibrate, atomic_path, read_disks
+from jaxstem.io import DiskScan, atomic_path, calibrate_disks, holds_disks, read_disks
 from jaxstem.parallel import REPLICATED, SHARDED, pmap
 from jaxstem.patterns import Found, Layout, Plan, detect_patterns
 from jaxstem.probe import DEFAULT, DetectConfig, make_plan
@@ -181,16 +181,12 @@ def read_scan(
 ) -> DiskScan:
     """The calibrated disks of a file, which holds Bragg disks or a data cube to find them in.
 
-    `progress`: show a bar while finding them (None: on a terminal). Raises InputError where the
-    file holds neither, and as `read_disks` and `detect_disks` do.
+    `progress`: show a bar while finding them (None: on a terminal). Raises InputError as
+    `read_disks` does where the file holds disks, and elsewhere as `read_cube` and `detect_disks`.
     """
-    try:
+    if holds_disks(path):
         return read_disks(path)
-    except InputError as no_disks:
-        try:
-            cube = read_cube(path)
-        except InputError:
-            raise no_disks from None
+    cube = read_cube(path)
     with progress_bar(cube, progress) as advance:
         return detect_disks(cube, config, progress=advance)
 
@@ -216,7 +212,7 @@ def calibrated(detections: Detections, pixel_size: float | None = None) -> DiskS
         )
     disks = np.rec.fromarrays([detections.row, detections.column], names="qx,qy")
     counts = np.diff(detections.offsets)
-    qx, qy = _calibrate(
+    qx, qy = calibrate_disks(
         disks, counts, cube.scan_shape, _calibration(detections, pixel_size), cube.source
     )
     return DiskScan(
@@ -324,8 +320,7 @@ def write_bragg(
     """Store disks as EMD 1.0 `BraggVectors`, which py4DSTEM 0.14 and `jaxstem.io.read_disks` open.
 
     Positions in detector pixels, intensities in electrons, and the calibration, with the origin at
-    each position. Raises InputError where the file exists
-    and `overwrite` is False.
+    each position. Raises InputError where the file exists and `overwrite` is False.
     """
     cube = detections.cube
     calibration = _calibration(detections, pixel_size)

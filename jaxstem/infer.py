@@ -30,7 +30,9 @@ from jaxstem.model import NEVER, Model, phases_space
 from jaxstem.refine import (
     Ranked,
     ScoreConfig,
+    angles_between,
     candidate_tables,
+    outdone,
     pattern_of,
     propose,
     verify,
@@ -115,17 +117,8 @@ def summarise(
     n_phases = len(operations)
     log_odds = config.likelihood_weight * ranked.log_likelihood + config.prior_weight * ranked.prior
     of_none = config.likelihood_weight * config.chance + config.prior_weight * no_crystal
-    # of candidates that climbed to the same place the likeliest stands for all
-    apart = jax.vmap(
-        lambda r, p: jnp.where(
-            ranked.phase == p, so3.misorientation(r, ranked.orientation, operations[p]), jnp.inf
-        )
-    )(ranked.orientation, ranked.phase)
-    index = jnp.arange(len(log_odds))
-    likelier = (log_odds > log_odds[:, None]) | (
-        (log_odds == log_odds[:, None]) & (index < index[:, None])
-    )
-    again = ((apart < 0.02) & likelier).any(axis=1)
+    apart = angles_between(ranked, operations)
+    again = outdone(apart, log_odds)
     share = jax.nn.softmax(jnp.append(jnp.where(again, -jnp.inf, log_odds), of_none))
     member = jnp.append(ranked.phase, n_phases) == jnp.arange(n_phases + 1)[:, None]
     of_phase = jnp.sum(jnp.where(member, share, 0.0), axis=1)

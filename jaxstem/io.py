@@ -148,23 +148,22 @@ def read_disks(path: str | Path) -> DiskScan:
     several, whose origin or pixel size is missing or unusable, or whose disks are none or not
     finite.
     """
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         group = _bragg_group(file, path)
-        root = _emd_root(group)
-        calibration = _calibration(root)
+        root = emd_root(group)
+        calibration = emd_calibration(root)
         disks, counts, scan_shape = _raw_disks(group, path)
-        voltage_kv = _voltage_kv(root, path)
-    qx, qy = _calibrate(disks, counts, scan_shape, calibration, path)
-    step = calibration.get("R_pixel_size")
-    has_step = _is_number(step) and np.isfinite(step) and step > 0
+        voltage_kv = stated_voltage_kv(root, path)
+    qx, qy = calibrate_disks(disks, counts, scan_shape, calibration, path)
+    scan_step, scan_units = stated_scan_step(calibration)
     return DiskScan(
         qx=qx.astype(np.float32),
         qy=qy.astype(np.float32),
         intensity=disks["intensity"].astype(np.float32),
         offsets=np.concatenate([[0], np.cumsum(counts)]),
         scan_shape=scan_shape,
-        scan_step=float(step) if has_step else 1.0,
-        scan_units=str(calibration.get("R_pixel_units") or "pixels") if has_step else "pixels",
+        scan_step=scan_step,
+        scan_units=scan_units,
         voltage_kv=voltage_kv,
         source=str(path),
     )
@@ -211,7 +210,7 @@ def read_truth(path: str | Path) -> Truth:
     Needs the datasets `orientation` (…, 3, 3) and `phase` (…); takes `boundary_weight`, `grain` and
     `thickness` (Å) where present. Raises InputError where they are missing or of unequal shape.
     """
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         for name in ("orientation", "phase"):
             if not isinstance(file.get(name), h5py.Dataset):
                 raise InputError(
@@ -311,7 +310,7 @@ def read_map(path: str | Path) -> OrientationMap:
     Raises InputError for a file that is missing, damaged, no jaxstem map, or made by a newer
     jaxstem.
     """
-    with _open_hdf5(path) as file:
+    with open_hdf5(path) as file:
         attributes = {name: _plain(value) for name, value in file.attrs.items()}
         if attributes.pop("format", None) != MAP_FORMAT:
             raise InputError(f"{path} is not a jaxstem map; give a file that 'jaxstem map' wrote.")
@@ -366,7 +365,7 @@ def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) ->
 
 
 @contextmanager
-def _open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
     """The file open for reading; failures of HDF5, also while it is read, become InputError."""
     path = Path(path)
     if not path.exists():
@@ -388,7 +387,8 @@ def _open_hdf5(path: str | Path) -> Iterator[h5py.File]:
         raise InputError(f"{path} is cut short or damaged; copy or save it again.") from error
 
 
-def _attribute(node: h5py.HLObject, name: str) -> str | None:
+def emd_attribute(node: h5py.HLObject, name: str) -> str | None:
+    """An attribute of a group or dataset as text, None where it is not there."""
     return _plain(node.attrs.get(name))
 
 
@@ -411,20 +411,31 @@ def _numbers(dataset: h5py.Dataset, path: str | Path) -> np.ndarray:
     return np.asarray(dataset[()])
 
 
-def _bragg_group(file: h5py.File, path: str | Path) -> h5py.Group:
-    """The only BraggVectors of a file, whatever its name and depth."""
+def holds_disks(path: str | Path) -> bool:
+    """Whether an HDF5 file holds BraggVectors. Raises InputError for a file it cannot read."""
+    with open_hdf5(path) as file:
+        return bool(_bragg_groups(file))
+
+
+def _bragg_groups(file: h5py.File) -> list[h5py.Group]:
     found = []
 
     def collect(_, node):
         is_group = isinstance(node, h5py.Group)
-        if is_group and _attribute(node, "python_class") == "BraggVectors":
+        if is_group and emd_attribute(node, "python_class") == "BraggVectors":
             found.append(node)
 
     file.visititems(collect)
+    return found
+
+
+def _bragg_group(file: h5py.File, path: str | Path) -> h5py.Group:
+    """The only BraggVectors of a file, whatever its name and depth."""
+    found = _bragg_groups(file)
     if not found:
         raise InputError(
-            f"{path} holds no Bragg vectors; detect disks with py4DSTEM's find_Bragg_disks and "
-            "save them to EMD 1.0."
+            f"{path} holds no Bragg vectors; find disks with 'jaxstem detect', or with py4DSTEM's "
+            "find_Bragg_disks and save them to EMD 1.0."
         )
     if len(found) > 1:
         names = ", ".join(group.name for group in found)
@@ -432,24 +443,24 @@ def _bragg_group(file: h5py.File, path: str | Path) -> h5py.Group:
     return found[0]
 
 
-def _emd_root(group: h5py.Group) -> h5py.Group:
+def emd_root(group: h5py.Group) -> h5py.Group:
     """The root of the EMD tree that holds the group; the file itself where none is marked."""
-    while group.name != "/" and _attribute(group, "emd_group_type") != "root":
+    while group.name != "/" and emd_attribute(group, "emd_group_type") != "root":
         group = group.parent
     return group
 
 
-def _calibration(root: h5py.Group) -> dict:
+def emd_calibration(root: h5py.Group) -> dict:
     """The values and arrays of the calibration of an EMD tree, {} where there is none."""
     group = root.get("metadatabundle/calibration")
-    return _metadata(group) if isinstance(group, h5py.Group) else {}
+    return emd_metadata(group) if isinstance(group, h5py.Group) else {}
 
 
-def _metadata(group: h5py.Group) -> dict:
+def emd_metadata(group: h5py.Group) -> dict:
     """The entries of an EMD metadata group: arrays stay arrays; entries stored as None left out."""
     values = {}
     for key, node in group.items():
-        if isinstance(node, h5py.Dataset) and _attribute(node, "type") != "None":
+        if isinstance(node, h5py.Dataset) and emd_attribute(node, "type") != "None":
             values[key] = node[()] if node.shape else _plain(node[()])
     return values
 
@@ -488,7 +499,7 @@ def _raw_disks(
     return disks, counts, dataset.shape
 
 
-def _calibrate(
+def calibrate_disks(
     disks: np.ndarray,
     counts: Int[np.ndarray, "positions"],
     scan_shape: tuple[int, int],
@@ -528,7 +539,7 @@ def _calibrate(
             f"{path} has no origin of the diffraction patterns; fit it in py4DSTEM "
             "(braggvectors.fit_origin) and save it again."
         )
-    scale = _pixel_size(calibration, path)
+    scale = stated_pixel_size(calibration, path)
     qx = disks["qx"].astype(np.float64) - each_disk("qx0")
     qy = disks["qy"].astype(np.float64) - each_disk("qy0")
     if {"a", "b", "theta"} <= calibration.keys():
@@ -548,7 +559,15 @@ def _calibrate(
     return qx, qy
 
 
-def _pixel_size(calibration: dict, path: str | Path) -> float:
+def stated_scan_step(calibration: dict) -> tuple[float, str]:
+    """Distance of neighbouring positions and its unit; (1.0, "pixels") where none is stated."""
+    step = calibration.get("R_pixel_size")
+    if _is_number(step) and np.isfinite(step) and step > 0:
+        return float(step), str(calibration.get("R_pixel_units") or "pixels")
+    return 1.0, "pixels"
+
+
+def stated_pixel_size(calibration: dict, path: str | Path) -> float:
     """Size of a detector pixel in 1/Å."""
     units = str(calibration.get("Q_pixel_units", "pixels"))
     factor = RECIPROCAL_UNITS.get(unicodedata.normalize("NFC", units).replace(" ", ""))
@@ -568,7 +587,7 @@ def _pixel_size(calibration: dict, path: str | Path) -> float:
     return factor * size
 
 
-def _voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
+def stated_voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
     """Accelerating voltage in kV that any metadata of the EMD tree states, or None.
 
     py4DSTEM has no fixed place for it. Entries are known by name (voltage, beam_energy and the

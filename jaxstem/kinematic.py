@@ -184,6 +184,18 @@ def excited(
     return averaged(shape, orientation, reflectors.g, wavelength, tilts)
 
 
+def expected_intensity(
+    s: Float[Array, "..."], inverse_extinction: Float[Array, "..."], floor: float
+) -> Float[Array, "..."]:
+    """Two-beam intensity averaged over thickness, a share of the incident beam.
+
+    (1/ξ)^2 / 2 / (s^2 + 1/ξ^2 + floor^2): the mean of sin^2 is one half; `floor` [1/Å] stands for
+    the finite thickness (about 1/(π t)), or for a coarse search (Hirsch et al., Electron Microscopy
+    of Thin Crystals, 1965, ch. 8).
+    """
+    return 0.5 * inverse_extinction**2 / (s**2 + inverse_extinction**2 + floor**2)
+
+
 def two_beam(
     orientation: Float[Array, "... 3 3"],
     reflectors: Reflectors,

@@ -33,7 +33,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxstem import so3
-from jaxstem.kinematic import excitation_error
+from jaxstem.kinematic import excitation_error, expected_intensity
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,10 @@ def cos_turns(turns: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.polyval(jnp.asarray(terms[::-1], square.dtype), square)
 
 
-def limit_at(q: Float[Array, "..."], log_limit: Float[Array, " n_radii"], k_max: float):
-    """ln of the detection limit at radius q [1/Å], interpolated."""
+def limit_at(
+    q: Float[Array, "..."], log_limit: Float[Array, " n_radii"], k_max: float
+) -> Float[Array, "..."]:
+    """ln of the detection limit at radius q, interpolated; `q`, `k_max` in 1/Å."""
     place = jnp.clip(q / k_max, 0.0, 1.0) * (len(log_limit) - 1)
     below = jnp.clip(jnp.floor(place).astype(jnp.int32), 0, len(log_limit) - 2)
     share = place - below
@@ -163,6 +165,18 @@ def limit_at(q: Float[Array, "..."], log_limit: Float[Array, " n_radii"], k_max:
 def log_student(deviation: Float[Array, "..."]) -> Float[Array, "..."]:
     """Log-density of Student's t with three degrees of freedom at unit scale (constant rounded)."""
     return -2.0 * jnp.log1p(deviation**2 / 3.0) - 1.0
+
+
+def log_position(
+    dx: Float[Array, "..."], dy: Float[Array, "..."], config: LikelihoodConfig
+) -> Float[Array, "..."]:
+    """Log-density [log(1 / 1/Å²)] of a disk measured this far [1/Å] from its reflection.
+
+    Student's t in two dimensions with three degrees of freedom (S. Kotz & S. Nadarajah,
+    Multivariate t Distributions, 2004, ch. 1): uneven filling shifts the centre of some disks.
+    """
+    sigma2 = config.position_sigma**2
+    return -2.5 * jnp.log1p((dx**2 + dy**2) / (3 * sigma2)) - jnp.log(2 * jnp.pi * sigma2)
 
 
 REACH = 5.0
@@ -197,14 +211,11 @@ def pair(
     at the same place.
     """
     dx, dy = observed.qx[:, None] - qx, observed.qy[:, None] - qy
-    sigma2 = config.position_sigma**2
-    # two-dimensional t: heavy tails hold disks whose filling shifts their centre
-    position = -2.5 * jnp.log1p((dx**2 + dy**2) / (3 * sigma2)) - jnp.log(2 * jnp.pi * sigma2)
     limit = limit_at(jnp.hypot(observed.qx, observed.qy), observed.log_limit, k_max)
     above = jnp.maximum(observed.log_share - limit, 0.0) / config.false_decay
     decay = jnp.logaddexp(-above - jnp.log(config.false_decay), jnp.log(config.rare_false))
     false = jnp.log(config.false_rate / (jnp.pi * k_max**2)) + decay
-    gain = position - false[:, None]
+    gain = log_position(dx, dy, config) - false[:, None]
     worth = gain + log_student(observed.log_share[:, None] - log_expected)
     near = dx**2 + dy**2 < (REACH * config.position_sigma) ** 2
     inside = qx**2 + qy**2 <= k_max**2
@@ -281,7 +292,7 @@ def polish(
     """
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
     s = excitation_error(g @ orientation, wavelength)
-    likely = inverse_extinction**2 / (s**2 + inverse_extinction**2 + reach**2)
+    likely = expected_intensity(s, inverse_extinction, reach)
     _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
     g, inverse_extinction = g[near], inverse_extinction[near]
     lattice = jnp.asarray(LATTICE, orientation.dtype)
@@ -290,16 +301,14 @@ def polish(
         g_lab = g @ orientation
         x, y, q = g_lab[:, 0], g_lab[:, 1], jnp.hypot(g_lab[:, 0], g_lab[:, 1])
         s = excitation_error(g_lab, wavelength)
-        envelope = 0.5 * inverse_extinction**2 / (s**2 + inverse_extinction**2 + 0.003**2)
+        envelope = expected_intensity(s, inverse_extinction, 0.003)
         pairing = pair(observed, x, y, jnp.log(envelope + 1e-9), k_max, config)
         far = (pairing.dx**2 + pairing.dy**2) / (3 * config.position_sigma**2)
         weight = jnp.where(pairing.paired, 1.0 / (1.0 + far), 0.0)
         turn = (weight * (pairing.dx * y - pairing.dy * x)).sum()
         turn /= (weight * q**2).sum() + 1e-6
         dx, dy = pairing.dx - turn * y, pairing.dy + turn * x
-        closer = 2.5 * (
-            jnp.log1p(far) - jnp.log1p((dx**2 + dy**2) / (3 * config.position_sigma**2))
-        )
+        closer = log_position(dx, dy, config) - log_position(pairing.dx, pairing.dy, config)
         pairing = pairing._replace(gain=pairing.gain + closer)
         tilt = width * lattice
         s = s + tilt[:, 1:] * x - tilt[:, :1] * y

@@ -49,9 +49,8 @@ from scipy.stats import norm, qmc
 
 from jaxstem import so3
 from jaxstem.crystal import Crystal
-from jaxstem.kinematic import Disks, Reflectors, excitation_error
+from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
 from jaxstem.model import Material, Model, check_materials, material
-from jaxstem.refine import expected_intensity
 from jaxstem.transformer import ModelConfig
 
 MOST_TEMPLATES = 40_000

@@ -37,13 +37,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxstem import so3
 from jaxstem.bloch import BlochTables
 from jaxstem.dynamical import DynamicalConfig, climb
 from jaxstem.grid import nearest_cells
-from jaxstem.kinematic import Disks, Reflectors, excitation_error
+from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
 from jaxstem.likelihood import LikelihoodConfig, Observed, Polished, polish
 
 FAR = 1e3
@@ -52,7 +52,7 @@ FAR = 1e3
 SIBLING_REACH = 15.0
 """How far [degrees] a zone axis may lie from the beam for a turn about it to go unnoticed."""
 
-SAME_SUMMIT = 0.01
+SAME_SUMMIT = 0.02
 """How close [rad] two polished candidates lie that have climbed the same summit."""
 
 VISIBLE_REACH = 3.0
@@ -162,18 +162,6 @@ def pattern_of(
     )
 
 
-def expected_intensity(
-    s: Float[Array, "..."], inverse_extinction: Float[Array, "..."], floor: float
-) -> Float[Array, "..."]:
-    """Two-beam intensity averaged over thickness, a share of the incident beam.
-
-    (1/ξ)^2 / 2 / (s^2 + 1/ξ^2 + floor^2): the mean of sin^2 is one half; `floor` [1/Å] stands for
-    the finite thickness (about 1/(π t)), or for a coarse search (Hirsch et al., Electron Microscopy
-    of Thin Crystals, 1965, ch. 8).
-    """
-    return 0.5 * inverse_extinction**2 / (s**2 + inverse_extinction**2 + floor**2)
-
-
 def cosine(
     pattern: Pattern,
     qx: Float[Array, "A M"],
@@ -239,6 +227,29 @@ class Ranked(NamedTuple):
     log_likelihood: Float[Array, " C"]
     prior: Float[Array, " C"]
     thickness: Float[Array, " C"]
+
+
+def angles_between(ranked: Ranked, operations: Float[Array, "P n 3 3"]) -> Float[Array, "C C"]:
+    """Misorientations [rad] of all pairs of candidates, infinite between phases; `operations` are
+    each phase's symmetry.
+    """
+    from_one = lambda r, p: jnp.where(  # noqa: E731
+        ranked.phase == p, so3.misorientation(r, ranked.orientation, operations[p]), jnp.inf
+    )
+    return jax.vmap(from_one)(ranked.orientation, ranked.phase)
+
+
+def ahead(worth: Float[Array, " C"]) -> Bool[Array, "C C"]:
+    """For each candidate (row) which others are worth more, or as much and come before."""
+    index = jnp.arange(len(worth))
+    return (worth > worth[:, None]) | ((worth == worth[:, None]) & (index < index[:, None]))
+
+
+def outdone(apart: Float[Array, "C C"], worth: Float[Array, " C"]) -> Bool[Array, " C"]:
+    """Which candidates have climbed the same summit as one that is `ahead`; `apart` are the angles
+    between them [rad].
+    """
+    return ((apart < SAME_SUMMIT) & ahead(worth)).any(axis=1)
 
 
 def modes(
@@ -321,9 +332,8 @@ def keep_best(
     size = n + (n_phases - 1) * (n // 2)
     if size >= len(score):
         return candidates, score
-    index, phase = jnp.arange(len(score)), candidates.phase
-    ahead = (score > score[:, None]) | ((score == score[:, None]) & (index < index[:, None]))
-    rank = jnp.sum(ahead & (phase == phase[:, None]), axis=1)
+    phase = candidates.phase
+    rank = jnp.sum(ahead(score) & (phase == phase[:, None]), axis=1)
     keep = jax.lax.top_k(jnp.where(rank < n // 2, jnp.inf, score), size)[1]
     return jax.tree.map(lambda x: x[keep], (candidates, score))
 
@@ -421,20 +431,15 @@ def verify_dynamically(
     given no chance.
     """
     rules = config.dynamical
-    best, order = jax.lax.top_k(ranked.log_likelihood, len(ranked.prior))
-    ranked = jax.tree.map(lambda x: x[order], ranked)
-    apart = jax.vmap(
-        lambda r, p: jnp.where(
-            ranked.phase == p, so3.misorientation(r, ranked.orientation, operations[p]), jnp.inf
-        )
-    )(ranked.orientation, ranked.phase)
-    again = jnp.tril(apart < SAME_SUMMIT, -1).any(axis=1)
-    behind = jnp.where(again, jnp.inf, best[0] - best)
-    behind, order = jax.lax.top_k(-behind, min(rules.n_candidates, len(behind)))
-    ranked = jax.tree.map(lambda x: x[order], ranked)
+    lead = ranked.log_likelihood - ranked.log_likelihood.max()
+    again = outdone(angles_between(ranked, operations), lead)
+    lead, chosen = jax.lax.top_k(
+        jnp.where(again, -jnp.inf, lead), min(rules.n_candidates, len(lead))
+    )
+    ranked = jax.tree.map(lambda x: x[chosen], ranked)
 
     def judge(args):
-        orientation, phase, trailing = args
+        orientation, phase, lead = args
         branches = [
             lambda r, tables=tables: climb(
                 r, pattern.observed, tables, k_min, k_max, rules, config.likelihood
@@ -444,10 +449,10 @@ def verify_dynamically(
         unknown = jnp.asarray(jnp.nan, orientation.dtype)
         lost = lambda r: Polished(r, jnp.full_like(unknown, -1e4), unknown)  # noqa: E731
         return jax.lax.switch(
-            jnp.where(trailing < rules.behind, phase, len(phases)), [*branches, lost], orientation
+            jnp.where(lead > -rules.behind, phase, len(phases)), [*branches, lost], orientation
         )
 
-    found = jax.lax.map(judge, (ranked.orientation, ranked.phase, -behind))
+    found = jax.lax.map(judge, (ranked.orientation, ranked.phase, lead))
     return ranked._replace(
         orientation=found.orientation,
         log_likelihood=found.log_likelihood,
