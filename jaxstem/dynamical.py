@@ -25,6 +25,7 @@ from jaxstem.bloch import BlochTables, bloch_intensities, cone_steps
 from jaxstem.kinematic import disk_tilts
 from jaxstem.likelihood import (
     LATTICE,
+    Expected,
     LikelihoodConfig,
     Observed,
     Polished,
@@ -80,16 +81,16 @@ def climb(
         )
         q = jnp.hypot(beams.qx, beams.qy)
         inside = (q > k_min) & (q <= k_max)
-        log_intensity = jnp.where(inside, jnp.log(beams.intensity + 1e-9), -20.0)
-        pairing = pair(observed, beams.qx, beams.qy, log_intensity.max(axis=0), k_max, statistics)
-        damped = log_intensity - jnp.asarray(config.damping)[:, None, None] * q**2
+        intensity = jnp.where(inside, beams.intensity + 1e-9, 1e-9)
+        log_expected = jnp.log(intensity.max(axis=0))
+        pairing = pair(observed, beams.qx, beams.qy, log_expected, k_max, statistics)
+        damping = jnp.asarray(config.damping)[:, None, None]
+        everything = Expected(
+            intensity * jnp.exp(-damping * q**2), limit_at(q, observed.log_limit, k_max), inside
+        )
+        own = jax.tree.map(lambda x: x[..., pairing.reflection], everything)
         value = log_likelihood(
-            pairing._replace(paired=pairing.paired & inside),
-            damped,
-            limit_at(q, observed.log_limit, k_max),
-            inside,
-            observed.incident_sigma,
-            statistics,
+            pairing, observed.log_share, own, everything, observed.incident_sigma, statistics
         )
         return jax.nn.logsumexp(value, axis=0) - jnp.log(len(config.damping))
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxstem import so3
 from jaxstem.kinematic import excitation_error, expected_intensity
@@ -41,9 +41,10 @@ class LikelihoodConfig:
     """The measurement's statistics and the search's steps.
 
     thickness: lowest and highest [Å], `n_thicknesses` between them, evenly in the logarithm;
-    shapes: widths σ [1/Å] of Gaussian shape functions that stand for thin, bent or mosaic crystals;
-    semi_angle [mrad] of the illumination; n_reflections: those nearest to excitation that are
-    simulated; steps [degrees]: of the tilt lattices, one after the other; position_sigma [1/Å];
+    n_likely: how many of them the later steps follow; shapes: widths σ [1/Å] of Gaussian shape
+    functions that stand for thin, bent or mosaic crystals; semi_angle [mrad] of the illumination;
+    n_reflections: those nearest to excitation that are simulated; steps [degrees]: of the tilt
+    lattices, one after the other, two at least; position_sigma [1/Å];
     intensity_scatter: of ln I about the forward model; noise_at_limit: relative noise of a disk at
     the detection limit; false_rate: false disks a pattern; false_decay: by how much ln I of a false
     disk exceeds the limit on average; rare_false: density per nat of false disks far above it;
@@ -52,6 +53,7 @@ class LikelihoodConfig:
 
     thickness: tuple[float, float] = (20.0, 400.0)
     n_thicknesses: int = 16
+    n_likely: int = 8
     shapes: tuple[float, ...] = (0.02, 0.035)
     semi_angle: float = 1.5
     n_reflections: int = 40
@@ -127,20 +129,20 @@ def hypotheses(
     s: Float[Array, "A M"],
     inverse_extinction: Float[Array, " M"],
     q: Float[Array, " M"],
+    thickness: Float[Array, " T"],
     config: LikelihoodConfig,
-) -> Float[Array, "A T M"]:
-    """ln I of each reflection by each thickness of the grid, then by each kinematic shape."""
+) -> Float[Array, "A H M"]:
+    """Intensity of each reflection by each thickness [Å], then by each kinematic shape.
+
+    Shares of the incident beam, at least 1e-9.
+    """
     s = s[:, None]
-    parts = [
-        two_beam_intensity(
-            s, inverse_extinction, q, config.thicknesses()[:, None], config.semi_angle
-        )
-    ]
+    parts = [two_beam_intensity(s, inverse_extinction, q, thickness[:, None], config.semi_angle)]
     if config.shapes:
         parts.append(
             kinematic_intensity(s, inverse_extinction, jnp.asarray(config.shapes)[:, None])
         )
-    return jnp.log(jnp.concatenate(parts, axis=1) + 1e-9)
+    return jnp.concatenate(parts, axis=1) + 1e-9
 
 
 def cos_turns(turns: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -184,17 +186,17 @@ REACH = 5.0
 
 
 class Pairing(NamedTuple):
-    """The measured disk that each reflection explains, if any.
+    """The reflection that explains each measured disk, if any.
 
-    gain: log-probability of its position over that of a false disk [nat]; log_share of the disk;
-    paired; dx, dy: measured minus predicted position [1/Å].
+    reflection: its index; gain: log-probability of the disk's position over that of a false disk
+    [nat]; paired; dx, dy: measured minus predicted position [1/Å].
     """
 
-    gain: Float[Array, " M"]
-    log_share: Float[Array, " M"]
-    paired: Bool[Array, " M"]
-    dx: Float[Array, " M"]
-    dy: Float[Array, " M"]
+    reflection: Int[Array, " K"]
+    gain: Float[Array, " K"]
+    paired: Bool[Array, " K"]
+    dx: Float[Array, " K"]
+    dy: Float[Array, " K"]
 
 
 def pair(
@@ -208,7 +210,7 @@ def pair(
     """Give each disk to the reflection that explains it best; a reflection explains one disk.
 
     `log_expected` is a rough ln I, known to a factor of e: it decides between reflections that lie
-    at the same place.
+    at the same place. Reflections beyond `k_max` [1/Å] explain nothing.
     """
     dx, dy = observed.qx[:, None] - qx, observed.qy[:, None] - qy
     limit = limit_at(jnp.hypot(observed.qx, observed.qy), observed.log_limit, k_max)
@@ -221,42 +223,73 @@ def pair(
     inside = qx**2 + qy**2 <= k_max**2
     worth = jnp.where(near & inside & observed.mask[:, None], worth, -1e3)
     best = jnp.argmax(worth, axis=1)
-    chosen = (best[:, None] == jnp.arange(len(qx))) & (worth > -12.0)
-    worth = jnp.where(chosen, worth, -1e4)
-    disk = jnp.argmax(worth, axis=0)
-    take = lambda values: jnp.take_along_axis(values, disk[None], axis=0)[0]  # noqa: E731
-    return Pairing(take(gain), observed.log_share[disk], chosen.any(axis=0), take(dx), take(dy))
+    take = lambda values: jnp.take_along_axis(values, best[:, None], axis=1)[:, 0]  # noqa: E731
+    own = take(worth)
+    index = jnp.arange(len(own))
+    ahead = (own > own[:, None]) | ((own == own[:, None]) & (index < index[:, None]))
+    outdone = (ahead & (best == best[:, None])).any(axis=1)
+    return Pairing(best, take(gain), (own > -12.0) & ~outdone, take(dx), take(dy))
+
+
+class Expected(NamedTuple):
+    """What a forward model says of some reflections.
+
+    intensity: shares of the incident beam, above 0; log_limit: ln of the weakest share that is
+    found where the reflection lies; inside: whether it lies within the detector's range.
+    """
+
+    intensity: Float[Array, "... M"]
+    log_limit: Float[Array, " M"]
+    inside: Bool[Array, " M"]
 
 
 def log_likelihood(
     pairing: Pairing,
-    log_intensity: Float[Array, "... M"],
-    log_limit: Float[Array, " M"],
-    inside: Bool[Array, " M"],
+    log_share: Float[Array, " K"],
+    own: Expected,
+    everything: Expected,
     incident_sigma: Float[Array, ""],
     config: LikelihoodConfig,
 ) -> Float[Array, "..."]:
     """Log-probability [nat] of a pattern relative to all its disks being false.
 
-    `log_intensity` is the forward model's ln I of each reflection, `log_limit` the detection limit
-    where it lies; reflections that are not `inside` the detector's range are not counted. The
-    incident intensity is known to `incident_sigma` in its logarithm; within that the factor that
-    fits the pairs best is taken, and paid for.
+    `log_share` is measured of each disk; `own` are the reflections paired with the disks (K),
+    `everything` all that count (M); those not inside the detector's range do not. The incident
+    intensity is known to `incident_sigma` in its logarithm; within that the factor that fits the
+    pairs best is taken, and paid for.
+
+    A sum over everything that would be absent, and one over the pairs of what being found instead
+    is worth: the many reflections without a disk cost one logarithm each.
     """
-    margin = jnp.minimum(log_intensity - log_limit, 20.0)
-    noise = config.noise_at_limit**2 * jnp.exp(-margin)
-    sigma = jnp.sqrt(config.intensity_scatter**2 + jnp.minimum(noise, 1.0))
-    deviation = (pairing.log_share - log_intensity) / sigma
-    weight = jnp.where(pairing.paired, 1.0 / (sigma**2 * (1.0 + deviation**2 / 3.0)), 0.0)
-    pull = (weight * (pairing.log_share - log_intensity)).sum(-1, keepdims=True)
-    offset = pull / (weight.sum(-1, keepdims=True) + 1.0 / incident_sigma**2)
-    deviation -= offset / sigma
-    found = jax.nn.sigmoid(1.702 * (margin + offset) / sigma)
-    absent = jnp.log1p(-jnp.minimum(found, config.detection))
-    present = pairing.gain + log_student(deviation) - jnp.log(sigma)
-    each = jnp.where(pairing.paired, jnp.maximum(present, absent), absent)
+    margin = jnp.minimum(jnp.log(own.intensity) - own.log_limit, 20.0)
+    noise = config.noise_at_limit**2 * jnp.exp(own.log_limit) / own.intensity
+    precision = jax.lax.rsqrt(config.intensity_scatter**2 + jnp.minimum(noise, 1.0))
+    paired = pairing.paired & own.inside
+    deviation = (log_share - own.log_limit - margin) * precision
+    weight = jnp.where(paired, precision / (1.0 + deviation**2 / 3.0), 0.0)
+    pull = (weight * deviation).sum(-1, keepdims=True)
+    offset = pull / ((weight * precision).sum(-1, keepdims=True) + 1.0 / incident_sigma**2)
+
+    # Student's density of the deviation times the odds against absence, in one logarithm
+    rest = deviation - offset * precision
+    density = precision / jnp.square(1.0 + rest**2 / 3.0)
+    instead = pairing.gain - 1.0 + jnp.log(density * (1.0 + found_odds(own, offset, config)))
+    found = jnp.where(paired, jnp.maximum(instead, 0.0), 0.0)
+    odds = found_odds(everything, offset, config)
+    absent = -jnp.log1p(jnp.where(everything.inside, odds, 0.0))
     penalty = 0.5 * (offset[..., 0] / incident_sigma) ** 2
-    return jnp.where(inside, each, 0.0).sum(-1) - penalty
+    return absent.sum(-1) + found.sum(-1) - penalty
+
+
+def found_odds(
+    expected: Expected, offset: Float[Array, "..."], config: LikelihoodConfig
+) -> Float[Array, "... M"]:
+    """Odds that reflections are found, with `offset` added to their ln I: a logistic curve, whose
+    slope of four is that of a normal one where the noise is as large as at the limit.
+    """
+    ratio = expected.intensity * jnp.exp(offset - expected.log_limit)
+    odds = jnp.square(jnp.square(jnp.minimum(ratio, 1e4)))
+    return jnp.minimum(odds, config.detection / (1.0 - config.detection))
 
 
 LATTICE = tuple((x, y) for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0))
@@ -287,45 +320,81 @@ def polish(
     """Climb the two-beam likelihood from `orientation`, at most about a degree away.
 
     `g` [1/Å] and `inverse_extinction` [1/Å] are all reflections of the crystal (padding: an inverse
-    extinction of 0). Each step pairs disks and reflections, turns about the beam to the positions'
-    least-squares angle, and takes the best of nine tilts, all thicknesses summed.
+    extinction of 0). Each step takes the best of nine tilts: the first two over all thicknesses,
+    the others over the few that are likeliest by then; the verdict is over all again. Positions
+    hardly move with the tilt, so that disks and reflections are paired before the first step and
+    before the second, the crystal being turned about the beam to fit them.
     """
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
-    s = excitation_error(g @ orientation, wavelength)
-    likely = expected_intensity(s, inverse_extinction, reach)
+    likely = expected_intensity(
+        excitation_error(g @ orientation, wavelength), inverse_extinction, reach
+    )
     _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
     g, inverse_extinction = g[near], inverse_extinction[near]
     lattice = jnp.asarray(LATTICE, orientation.dtype)
 
-    def step(orientation, width):
+    def paired(orientation):
+        """The likelihood of tilts and thicknesses about an orientation turned to fit."""
         g_lab = g @ orientation
         x, y, q = g_lab[:, 0], g_lab[:, 1], jnp.hypot(g_lab[:, 0], g_lab[:, 1])
         s = excitation_error(g_lab, wavelength)
-        envelope = expected_intensity(s, inverse_extinction, 0.003)
-        pairing = pair(observed, x, y, jnp.log(envelope + 1e-9), k_max, config)
-        far = (pairing.dx**2 + pairing.dy**2) / (3 * config.position_sigma**2)
-        weight = jnp.where(pairing.paired, 1.0 / (1.0 + far), 0.0)
-        turn = (weight * (pairing.dx * y - pairing.dy * x)).sum()
-        turn /= (weight * q**2).sum() + 1e-6
-        dx, dy = pairing.dx - turn * y, pairing.dy + turn * x
-        closer = log_position(dx, dy, config) - log_position(pairing.dx, pairing.dy, config)
-        pairing = pairing._replace(gain=pairing.gain + closer)
-        tilt = width * lattice
-        s = s + tilt[:, 1:] * x - tilt[:, :1] * y
-        value = log_likelihood(
-            pairing,
-            hypotheses(s, inverse_extinction, q, config),
-            limit_at(q, observed.log_limit, k_max),
-            q <= k_max,
-            observed.incident_sigma,
-            config,
-        )
-        total = jax.nn.logsumexp(value, axis=1) - jnp.log(value.shape[1])
-        best = jnp.argmax(total)
-        vector = jnp.append(width * summit(total), turn)
-        turned = orientation @ so3.rotation_vector_to_matrix(vector)
-        return turned, total[best]
+        log_envelope = jnp.log(expected_intensity(s, inverse_extinction, 0.003) + 1e-9)
+        pairing, turn = aligned(pair(observed, x, y, log_envelope, k_max, config), x, y, config)
+        own, limit = pairing.reflection, limit_at(q, observed.log_limit, k_max)
 
-    widths = jnp.deg2rad(jnp.asarray(config.steps, orientation.dtype))
-    orientation, value = jax.lax.scan(step, orientation, widths)
-    return Polished(orientation, value[-1], jnp.full_like(value[-1], jnp.nan))
+        def value(tilt, thickness):
+            tilted = s + tilt[:, 1:] * x - tilt[:, :1] * y
+            expect = lambda s, of: Expected(  # noqa: E731
+                hypotheses(s, inverse_extinction[of], q[of], thickness, config),
+                limit[of],
+                q[of] <= k_max,
+            )
+            return log_likelihood(
+                pairing,
+                observed.log_share,
+                expect(tilted[:, own], own),
+                expect(tilted, slice(None)),
+                observed.incident_sigma,
+                config,
+            )
+
+        def orientation_at(tilt):
+            return orientation @ so3.rotation_vector_to_matrix(jnp.append(tilt, turn))
+
+        return value, orientation_at
+
+    def step(value, thickness, tilt, width):
+        values = value(tilt + width * lattice, thickness)
+        total = jax.nn.logsumexp(values, axis=1)
+        return tilt + width * summit(total), values.max(axis=0)
+
+    widths = [math.radians(width) for width in config.steps]
+    start, everything = jnp.zeros(2, orientation.dtype), config.thicknesses()
+    value, orientation_at = paired(orientation)
+    tilt, _ = step(value, everything, start, widths[0])
+    value, orientation_at = paired(orientation_at(tilt))
+    tilt, by_hypothesis = step(value, everything, start, widths[1])
+    _, likely = jax.lax.top_k(by_hypothesis[: len(everything)], config.n_likely)
+    for width in widths[2:]:
+        tilt, _ = step(value, everything[likely], tilt, width)
+    by_hypothesis = value(tilt[None], everything)
+    total = jax.nn.logsumexp(by_hypothesis) - jnp.log(by_hypothesis.size)
+    return Polished(orientation_at(tilt), total, jnp.full_like(total, jnp.nan))
+
+
+def aligned(
+    pairing: Pairing, x: Float[Array, " M"], y: Float[Array, " M"], config: LikelihoodConfig
+) -> tuple[Pairing, Float[Array, ""]]:
+    """Pairs after the crystal is turned about the beam to fit them best, and the angle [rad].
+
+    `x`, `y` [1/Å] are where the reflections lie; least squares with Student's weights.
+    """
+    own = pairing.reflection
+    x, y = x[own], y[own]
+    far = (pairing.dx**2 + pairing.dy**2) / (3 * config.position_sigma**2)
+    weight = jnp.where(pairing.paired, 1.0 / (1.0 + far), 0.0)
+    turn = (weight * (pairing.dx * y - pairing.dy * x)).sum()
+    turn /= (weight * (x**2 + y**2)).sum() + 1e-6
+    dx, dy = pairing.dx - turn * y, pairing.dy + turn * x
+    closer = log_position(dx, dy, config) - log_position(pairing.dx, pairing.dy, config)
+    return pairing._replace(gain=pairing.gain + closer, dx=dx, dy=dy), turn

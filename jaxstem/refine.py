@@ -11,9 +11,9 @@ sphere than weak ones.
 
 *A search without derivatives.* Turning a crystal about the beam turns the pattern; tilting it
 changes excitation errors and hardly moves a disk. The partners therefore depend on the in-plane
-angle alone and the predicted intensities on the tilt alone, so that all in-plane angles times all
-tilts around a candidate are one small matrix product. A few such levels, ever finer, polish a
-candidate from several degrees to a tenth.
+angle alone and the predicted intensities on the tilt alone: the angle comes from least squares
+over the positions, and then one small table of intensities scores all tilts around a candidate. A
+few such levels, ever finer, polish a candidate from several degrees to a tenth.
 
 *A likelihood for the verdict.* The best candidates climb to the summit of the probability of the
 pattern and are compared by it: by two-beam theory with the thickness free (`likelihood.py`,
@@ -24,8 +24,7 @@ the beam, or about a low-index zone axis near the beam; those siblings of each c
 verified too. What depends on the crystal alone is tabulated once for each cell of its orientation
 grid (`CandidateTables`, one for each phase). Every phase proposes candidates of its own; from there
 on a candidate is an orientation with the reflections worth simulating near it, whatever its phase.
-Shapes: `K` measured disks, `M` reflections that a cell can excite, `C` candidates, `A` in-plane
-angles, `T` tilts.
+Shapes: `K` measured disks, `M` reflections that a cell can excite, `C` candidates, `T` tilts.
 """
 
 from __future__ import annotations
@@ -62,14 +61,15 @@ VISIBLE_REACH = 3.0
 @dataclass(frozen=True)
 class Level:
     """One level of the search: kernel width σ [1/Å], width of the excitation-error floor [1/Å],
-    half-range [degrees] and number of in-plane angles and of tilts along each axis, how many of the
-    cell's reflections are simulated, and how many candidates enter the level.
+    most [degrees] that the crystal is turned in-plane, in `n_turns` steps of least squares,
+    half-range [degrees] and number of tilts along each axis, how many of the cell's reflections are
+    simulated, and how many candidates enter the level.
     """
 
     kernel: float
     floor: float
     angle: float
-    n_angles: int
+    n_turns: int
     tilt: float
     n_tilts: int
     n_visible: int
@@ -81,21 +81,20 @@ class ScoreConfig:
     """What counts as agreement, and how it is searched.
 
     measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of each
-    phase's distribution that are verified; levels: of the search; n_final: candidates that are
-    judged by likelihood, n_summits: of those, that climb to its summit (these and the levels'
-    numbers are for one phase, see `keep_best`); likelihood, dynamical: how they are judged.
+    phase's distribution that are verified; levels: of the search; n_final: candidates that climb to
+    the summit of their likelihood (this and the levels' numbers are for one phase, see
+    `keep_best`); likelihood, dynamical: how they are judged.
     """
 
     measured_power: float = 0.25
     predicted_power: float = 0.5
-    n_modes: int = 16
+    n_modes: int = 12
     levels: tuple[Level, ...] = (
-        Level(0.06, 0.02, 3.0, 7, 3.2, 5, 40, 128),
-        Level(0.04, 0.008, 1.0, 5, 1.5, 7, 64, 40),
-        Level(0.03, 0.003, 0.4, 5, 0.5, 7, 64, 28),
+        Level(0.06, 0.02, 4.0, 2, 3.2, 5, 40, 96),
+        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 20),
+        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 12),
     )
-    n_final: int = 16
-    n_summits: int = 16
+    n_final: int = 8
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
 
@@ -162,24 +161,38 @@ def pattern_of(
     )
 
 
+def agreement(
+    pattern: Pattern, x: Float[Array, " M"], y: Float[Array, " M"], kernel: float
+) -> tuple[Float[Array, "K M"], Float[Array, "K M"], Float[Array, "K M"]]:
+    """How far each disk lies from each predicted position [1/Å], along x and y, and the logarithm
+    of its weight within a Gaussian `kernel` of σ in 1/Å.
+    """
+    dx, dy = pattern.observed.qx[:, None] - x, pattern.observed.qy[:, None] - y
+    return dx, dy, pattern.log_weight[:, None] - (dx**2 + dy**2) * (0.5 / kernel**2)
+
+
 def cosine(
     pattern: Pattern,
-    qx: Float[Array, "A M"],
-    qy: Float[Array, "A M"],
+    x: Float[Array, " M"],
+    y: Float[Array, " M"],
     predicted: Float[Array, "T M"],
     kernel: float,
-) -> Float[Array, "A T"]:
-    """Cosine score, 0 … 1, of all in-plane angles (predicted positions, 1/Å) times all tilts
-    (predicted intensities to their power); `kernel` σ in 1/Å. Where overlapping reflections share
-    a measured disk it can exceed one.
+) -> Float[Array, " T"]:
+    """Cosine score, 0 … 1, of predicted intensities (to their power) at these positions [1/Å].
+
+    Where overlapping reflections share a measured disk it can exceed one.
     """
-    # disks come first, so that the maximum over them runs along whole vectors of reflections
-    dx = qx - pattern.observed.qx[:, None, None]
-    dy = qy - pattern.observed.qy[:, None, None]
-    agreement = pattern.log_weight[:, None, None] - (dx**2 + dy**2) * (0.5 / kernel**2)
-    partner = jnp.exp(jnp.max(agreement, axis=0))
-    norm = jnp.sqrt(jnp.sum(predicted**2, axis=-1) + 1e-12)
-    return (partner @ predicted.T) / norm
+    partner = jnp.exp(agreement(pattern, x, y, kernel)[2].max(axis=0))
+    norm = jnp.sqrt((predicted**2).sum(-1) + 1e-12)
+    return (predicted * partner).sum(-1) / norm
+
+
+def turned_about_beam(
+    x: Float[Array, " M"], y: Float[Array, " M"], angle: Float[Array, ""]
+) -> tuple[Float[Array, " M"], Float[Array, " M"]]:
+    """Positions in the pattern of a crystal turned about the beam by `angle` [rad]."""
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return cos * x + sin * y, cos * y - sin * x
 
 
 def search(
@@ -194,23 +207,33 @@ def search(
     """The best orientation on one level's lattice around `orientation`, and its cosine score.
 
     A small rotation vector ω in the lab frame turns g_lab by -ω × g_lab: its z part turns positions
-    in-plane, its x and y parts change s by ω_y q_x - ω_x q_y.
+    in-plane, its x and y parts change s by ω_y q_x - ω_x q_y. The in-plane angle is that of least
+    squares over the distances between disks and reflections, weighted by their agreement.
     """
+    strength = forward.inverse_extinction[: level.n_visible]
     g_lab = forward.g[: level.n_visible] @ orientation
-    x, y = g_lab[:, 0], g_lab[:, 1]
-    angles = jnp.deg2rad(jnp.linspace(-level.angle, level.angle, level.n_angles))
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    x, y, s = g_lab[:, 0], g_lab[:, 1], excitation_error(g_lab, wavelength)
+    inside = x**2 + y**2 <= k_max**2
+    expected = jnp.sqrt(expected_intensity(s, strength, level.floor)) * inside
+
+    angle, most = jnp.zeros((), s.dtype), jnp.deg2rad(level.angle)
+    for _ in range(level.n_turns):
+        now = turned_about_beam(x, y, angle)
+        dx, dy, agrees = agreement(pattern, *now, level.kernel)
+        weight = jnp.exp(agrees) * expected
+        pull = (weight * (dx * now[1] - dy * now[0])).sum()
+        angle += pull / ((weight * (x**2 + y**2)).sum() + 1e-9)
+        angle = jnp.clip(angle, -most, most)
+
     axis = jnp.deg2rad(jnp.linspace(-level.tilt, level.tilt, level.n_tilts))
     tilt_x, tilt_y = (t.reshape(-1, 1) for t in jnp.meshgrid(axis, axis, indexing="ij"))
-    s = excitation_error(g_lab, wavelength) + tilt_y * x - tilt_x * y
-    strength = forward.inverse_extinction[: level.n_visible]
-    intensity = expected_intensity(s, strength, level.floor)
-    predicted = jnp.power(intensity, config.predicted_power) * (x**2 + y**2 <= k_max**2)
-    scores = cosine(pattern, cos * x + sin * y, cos * y - sin * x, predicted, level.kernel)
+    tilted = s + tilt_y * x - tilt_x * y
+    intensity = expected_intensity(tilted, strength, level.floor)
+    predicted = jnp.power(intensity, config.predicted_power) * inside
+    scores = cosine(pattern, *turned_about_beam(x, y, angle), predicted, level.kernel)
     best = jnp.argmax(scores)
-    i, j = best // scores.shape[1], best % scores.shape[1]
-    vector = jnp.stack([tilt_x[j, 0], tilt_y[j, 0], angles[i]])
-    return orientation @ so3.rotation_vector_to_matrix(vector), scores[i, j]
+    vector = jnp.stack([tilt_x[best, 0], tilt_y[best, 0], angle])
+    return orientation @ so3.rotation_vector_to_matrix(vector), scores[best]
 
 
 class Ranked(NamedTuple):
@@ -342,16 +365,13 @@ def propose(
     log_probability: Float[Array, " n_cells"],
     phases: Sequence[CandidateTables],
     n_modes: int,
-    siblings: bool = True,
 ) -> Candidates:
     """The modes of each phase's part of the distribution, and their siblings, phase after phase."""
     found, forwards, start = [], [], 0
     for phase, tables in enumerate(phases):
         part = log_probability[start : start + len(tables.cells)]
         start += len(tables.cells)
-        cell, orientation, prior = modes(part, tables, n_modes)
-        if siblings:
-            cell, orientation, prior = with_siblings(cell, orientation, prior, tables)
+        cell, orientation, prior = with_siblings(*modes(part, tables, n_modes), tables)
         found.append((orientation, jnp.full(len(cell), phase), prior))
         near = tables.visible[cell]
         forwards.append(jax.tree.map(lambda x, near=near: x[near], tables.reflections))
@@ -385,23 +405,14 @@ def verify(
     everything = padded([tables.reflections for tables in phases])
     everything = jax.tree.map(lambda *x: jnp.stack(x), *everything)
 
-    def climbed(candidates, steps):
-        rules = replace(config.likelihood, steps=steps)
+    def climbed(orientation, phase):
+        g, strength = jax.tree.map(lambda x: x[phase], everything)
+        return polish(
+            orientation, pattern.observed, g, strength, wavelength, k_max, config.likelihood
+        )
 
-        def one(orientation, phase):
-            g, strength = jax.tree.map(lambda x: x[phase], everything)
-            return polish(orientation, pattern.observed, g, strength, wavelength, k_max, rules)
-
-        return jax.vmap(one)(candidates.orientation, candidates.phase)
-
-    # the first step shows who is worth the others
-    steps = config.likelihood.steps
-    found = climbed(candidates, steps[:1])
-    if len(steps) > 1:
-        candidates = candidates._replace(orientation=found.orientation)
-        candidates, _ = keep_best(candidates, found.log_likelihood, config.n_summits, len(phases))
-        found = climbed(candidates, steps[1:])
-    final = replace(config.levels[-1], angle=0.0, n_angles=1, tilt=0.0, n_tilts=1)
+    found = jax.vmap(climbed)(candidates.orientation, candidates.phase)
+    final = replace(config.levels[-1], angle=0.0, n_turns=0, tilt=0.0, n_tilts=1)
     score = jax.vmap(lambda r, f: search(r, pattern, f, wavelength, k_max, final, config)[1])(
         found.orientation, candidates.forward
     )

@@ -16,6 +16,7 @@ from jaxstem.crystal import operations, reflections
 from jaxstem.kinematic import excitation_error, strongest
 from jaxstem.likelihood import (
     LATTICE,
+    Expected,
     LikelihoodConfig,
     Observed,
     Pairing,
@@ -142,7 +143,7 @@ def test_hypotheses_are_thicknesses_then_shapes(rng):
         thickness = config.thicknesses()
         np.testing.assert_allclose(thickness[jnp.array([0, -1])], config.thickness, rtol=1e-5)
         np.testing.assert_allclose(thickness[1:] / thickness[:-1], thickness[1] / 20, rtol=1e-4)
-        found = np.exp(hypotheses(tilts, strength, q, config))
+        found = hypotheses(tilts, strength, q, thickness, config)
         assert found.shape == (2, n + len(config.shapes), 30)
         for a in range(2):
             for number in (0, n - 1):
@@ -212,11 +213,14 @@ def judge(cu):
     def value(orientation, observed):
         g_lab = g @ orientation
         x, y, q = g_lab[:, 0], g_lab[:, 1], jnp.hypot(g_lab[:, 0], g_lab[:, 1])
-        log_intensity = hypotheses(excitation_error(g_lab, WAVELENGTH)[None], strength, q, CONFIG)
-        pairing = pair(observed, x, y, log_intensity[0].max(axis=0), K_MAX, CONFIG)
-        limit = limit_at(q, observed.log_limit, K_MAX)
+        s = excitation_error(g_lab, WAVELENGTH)[None]
+        intensity = hypotheses(s, strength, q, CONFIG.thicknesses(), CONFIG)
+        log_expected = jnp.log(intensity[0].max(axis=0))
+        pairing = pair(observed, x, y, log_expected, K_MAX, CONFIG)
+        everything = Expected(intensity, limit_at(q, observed.log_limit, K_MAX), q <= K_MAX)
+        own = jax.tree.map(lambda x: x[..., pairing.reflection], everything)
         found = log_likelihood(
-            pairing, log_intensity, limit, q <= K_MAX, observed.incident_sigma, CONFIG
+            pairing, observed.log_share, own, everything, observed.incident_sigma, CONFIG
         )
         return jax.nn.logsumexp(found)
 
@@ -364,19 +368,22 @@ def test_each_disk_has_one_reflection_and_each_reflection_one_disk(seed):
     found = paired_with(observed, reflection)
     paired = np.asarray(found.paired)
     assert 12 <= paired.sum() <= 18
-    position = reflection + np.stack([found.dx, found.dy], axis=-1)
-    apart = np.linalg.norm(position[:, None] - disk, axis=-1)
-    owner = apart.argmin(axis=1)[paired]
-    assert apart.min(axis=1)[paired].max() < 1e-5
+    owner = np.asarray(found.reflection)[paired]
     assert len(set(owner)) == len(owner)
-    np.testing.assert_allclose(found.log_share[paired], share[owner], atol=1e-6)
+    position = reflection[owner] + np.stack([found.dx, found.dy], axis=-1)[paired]
+    np.testing.assert_allclose(position, disk[paired], atol=1e-5)
     # the order of the disks, and padding, do not matter
-    for other in (reordered(observed, rng.permutation(len(disk))), lengthened(observed, 5)):
-        again = paired_with(other, reflection)
-        np.testing.assert_array_equal(again.paired, paired)
-        for name in ("gain", "log_share", "dx", "dy"):
-            one, two = (np.asarray(getattr(p, name))[paired] for p in (found, again))
-            np.testing.assert_allclose(one, two, atol=1e-5)
+    order = rng.permutation(len(disk))
+    again = paired_with(reordered(observed, order), reflection)
+    longer = jax.tree.map(
+        lambda x: x[: len(disk)], paired_with(lengthened(observed, 5), reflection)
+    )
+    for other, own in ((again, order), (longer, np.arange(len(disk)))):
+        np.testing.assert_array_equal(other.paired, paired[own])
+        for name in ("reflection", "gain", "dx", "dy"):
+            one, two = np.asarray(getattr(found, name))[own], np.asarray(getattr(other, name))
+            np.testing.assert_allclose(one[paired[own]], two[paired[own]], atol=1e-5)
+    assert not paired_with(lengthened(observed, 5), reflection).paired[len(disk) :].any()
 
 
 def test_the_better_explanation_gets_the_disk():
@@ -385,16 +392,20 @@ def test_the_better_explanation_gets_the_disk():
     """
     near, far = [0.5, 0.0], [0.53, 0.0]
     disk = observed_at([[0.502, 0.0], [0.0, 0.9]])
-    np.testing.assert_array_equal(paired_with(disk, [far, near]).paired, [False, True])
-    overlapping = paired_with(disk, [near, near], [-9.0, -3.2])
-    np.testing.assert_array_equal(overlapping.paired, [False, True])
+    for found in (
+        paired_with(disk, [far, near]),
+        paired_with(disk, [near, near], [-9.0, -3.2]),
+    ):
+        np.testing.assert_array_equal(found.paired, [True, False])
+        assert found.reflection[0] == 1
     weak = observed_at([[0.5, 0.0]], LIMIT + 0.5)
     assert not paired_with(weak, [[-0.9, 0.0], [-0.5, -1.2]]).paired.any()
     assert float(paired_with(weak, [[0.5, 0.3]]).gain[0]) < -2
     assert float(paired_with(weak, [[0.5, 0.01]]).gain[0]) > 5
     # of two disks the nearer one
     two = paired_with(observed_at([[0.51, 0.0], [0.501, 0.0]]), [near])
-    np.testing.assert_allclose([two.dx[0], two.dy[0]], [0.001, 0.0], atol=1e-6)
+    np.testing.assert_array_equal(two.paired, [False, True])
+    np.testing.assert_allclose([two.dx[1], two.dy[1]], [0.001, 0.0], atol=1e-6)
     # a reflection beyond the detector's range has none
     assert not paired_with(observed_at([[2.1, 0.0]]), [[2.1, 0.0]]).paired.any()
 
@@ -412,9 +423,9 @@ def test_a_bright_disk_is_rarely_false():
 def of_one_reflection(log_intensity, paired=True, limit=LIMIT, inside=True, config=CONFIG):
     """Log-likelihood of one reflection whose disk, if any, has ln I = -3."""
     one = jnp.ones(1)
-    pairing = Pairing(5 * one, -3 * one, jnp.full(1, paired), 0 * one, 0 * one)
-    arguments = pairing, log_intensity * one, limit * one, jnp.full(1, inside), jnp.float32(0.1)
-    return float(log_likelihood(*arguments, config))
+    pairing = Pairing(jnp.zeros(1, int), 5 * one, jnp.full(1, paired), 0 * one, 0 * one)
+    expected = Expected(jnp.exp(log_intensity * one), limit * one, jnp.full(1, inside))
+    return float(log_likelihood(pairing, -3 * one, expected, expected, jnp.float32(0.1), config))
 
 
 def test_one_reflection_by_hand():
