@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: train, detect, map, evaluate, demo.
+"""The command line: train, detect, convert, map, evaluate, demo.
 
 One function for each command; tyro makes the options from its signature and the help from its
 docstring. Whatever imports jax is imported inside the commands, so that `--help` and a mistyped
@@ -29,6 +29,7 @@ from jaxstem.errors import InputError
 
 if TYPE_CHECKING:
     from jaxstem.io import OrientationMap
+    from jaxstem.mapping import Overview
 
 DESCRIPTION = """Example: jaxstem map scan.h5 --model cu --out map.h5
 
@@ -38,6 +39,11 @@ More on a command: jaxstem map --help. The version: jaxstem --version."""
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 command_line: ContextVar[str] = ContextVar("command_line")
 OF_PRESET = "(default: the preset's)"
+PICTURE = 1024
+"""Positions along a side of a map's picture; of a larger scan only every other one is drawn, or
+every third, and so on."""
+STOPPED = 143
+"""Exit code of a run that SIGTERM ended early: 128 + 15, as shells report that signal."""
 
 
 def train(
@@ -90,6 +96,7 @@ def train(
     from jaxstem import crystal, library, model, parallel
     from jaxstem import train as training
 
+    parallel.start_cluster()
     unit_cells = [crystal.read_cif(path) for path in cif]
     config = training.preset(preset)
     mesh = parallel.make_mesh()
@@ -119,9 +126,24 @@ def train(
         model.check_materials(materials)
     except InputError as error:
         raise InputError(f"--cif {shlex.join(map(str, cif))}: {error}") from None
-    trained = training.train(
-        materials, config, out, mesh=mesh, overwrite=overwrite, cache=library.default_cache()
-    )
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            trained = training.train(
+                materials,
+                config,
+                out,
+                mesh=mesh,
+                overwrite=overwrite,
+                cache=library.default_cache(),
+            )
+    except training.Stopped as stop:
+        if parallel.is_first():
+            resume = "the same command without --overwrite resumes it."
+            _complain(f"{out}: checkpointed and {stop}, by SIGTERM; {resume}", STOPPED)
+        raise SystemExit(STOPPED) from None
+    if not parallel.is_first():
+        return
     record = trained.record
     print(
         f"{out}: model of {', '.join(trained.phase_names)}, {record['total_steps']} steps of "
@@ -179,6 +201,34 @@ def detect(
     print(f"use them: jaxstem map {shlex.quote(str(out))} --model DIR|NAME --out MAP.h5")
 
 
+def convert(
+    scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
+    out: Annotated[Path, tyro.conf.arg(metavar="DISKS.h5")],
+    overwrite: Flag = False,
+) -> None:
+    """Pack the Bragg disks of a scan into a table that `jaxstem map` reads at the disk's speed.
+
+    Args:
+        scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them (EMD 1.0), or a raw data cube,
+            in which disks are found first.
+        out: Packed table to write (layout: docs/file-formats.md).
+        overwrite: Replace DISKS.h5.
+    """
+    from jaxstem.io import check_target
+
+    check_target(out, overwrite)
+    if out.exists() and scan.exists() and out.samefile(scan):
+        raise InputError(f"{out} is the scan itself; give the table another name.")
+
+    from jaxstem.disks import open_scan
+    from jaxstem.packed import write_packed
+
+    source = open_scan(scan)
+    n_disks = write_packed(out, source, overwrite)
+    ny, nx = source.scan_shape
+    print(f"{ny} x {nx} positions, {n_disks / (ny * nx):.1f} disks each; wrote {out}")
+
+
 def map_command(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
     out: Annotated[Path, tyro.conf.arg(metavar="MAP.h5")],
@@ -196,13 +246,14 @@ def map_command(
     batch: Annotated[
         int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: jaxstem's choice)")
     ] = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
     overwrite: Flag = False,
 ) -> None:
     """Map the phases and orientations over a scan.
 
     Args:
-        scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them (EMD 1.0), or a raw data cube,
-            in which disks are found first.
+        scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them (EMD 1.0), the table that
+            `jaxstem convert` makes of them, or a raw data cube, in which disks are found first.
         out: Map to write, with its picture MAP.png beside it.
         model: Folder that `jaxstem train` made, or the name of a packaged model: cu, cu-cu2o.
         method: The trained network, or matching against all orientations of the --cif crystals,
@@ -215,6 +266,7 @@ def map_command(
         least_confidence: Leave positions unassigned whose answer is less likely right than this.
         voltage_kv: The scan's accelerating voltage in kV, if its file states none or a wrong one.
         batch: Patterns to work on at once.
+        precision: Of the network; verification is always in float32.
         overwrite: Replace MAP.h5 and MAP.png.
     """
     _require_between("--batch", 1 if batch is None else batch, 1, 10**6)
@@ -225,26 +277,32 @@ def map_command(
     if (method == "match") != bool(cif) or (method == "network") != bool(model):
         raise InputError("Give either --model, or --method match with --cif and the unit cells.")
 
-    from jaxstem.io import atomic_path, write_map
+    from jaxstem.io import atomic_path, check_target, read_map
 
     picture = out.with_suffix(".png")
     if picture == out:
         raise InputError(f"{out}: is the picture's name; name the map MAP.h5 or the like.")
     if out.exists() and scan.exists() and out.samefile(scan):
         raise InputError(f"{out} is the scan itself; give the map another name.")
+    for target in (out, picture)[: 2 if figure else 1]:
+        check_target(target, overwrite)
+
+    from jaxstem import parallel
+
+    parallel.start_cluster()
     with ExitStack() as files:
-        map_file = files.enter_context(atomic_path(out, overwrite))
-        picture_file = files.enter_context(atomic_path(picture, overwrite)) if figure else None
-        from jaxstem.disks import read_scan
+        map_file, picture_file = out, picture
+        if parallel.is_first():
+            map_file = files.enter_context(atomic_path(out, overwrite))
+            if figure:
+                picture_file = files.enter_context(atomic_path(picture, overwrite))
+        from jaxstem.disks import open_scan
 
-        disks = read_scan(scan)
+        disks = open_scan(scan)
 
-        import dataclasses
-
-        from jaxstem import maps
         from jaxstem.infer import InferConfig
         from jaxstem.likelihood import LikelihoodConfig
-        from jaxstem.mapping import check_voltage, map_scan
+        from jaxstem.mapping import check_voltage, map_to_file
         from jaxstem.model import load_model
         from jaxstem.refine import ScoreConfig
 
@@ -257,13 +315,11 @@ def map_command(
             loaded = load_model(model)
         check_voltage(disks, loaded, voltage_kv)
         score = ScoreConfig(likelihood=LikelihoodConfig(semi_angle=semiangle_mrad))
-        config = InferConfig(refine=refine, score=score)
-        if batch is not None:
-            config = dataclasses.replace(config, batch=batch)
-        found = map_scan(
+        found = map_to_file(
+            map_file,
             disks,
             loaded,
-            config,
+            InferConfig(refine=refine, score=score, batch=batch, precision=precision),
             least_confidence=least_confidence,
             voltage_kv=voltage_kv,
             attributes={
@@ -272,9 +328,13 @@ def map_command(
                 "model": model or ", ".join(path.name for path in cif),
             },
         )
-        write_map(map_file, found)
-        if picture_file:
-            maps.figure(found, picture_file)
+        if not parallel.is_first():
+            return
+        if figure:
+            from jaxstem import maps
+
+            every = -(-max(disks.scan_shape) // PICTURE)
+            maps.figure(read_map(map_file, every), picture_file)
     print(_summary(found))
     print(f"wrote {out}" + (f" and {picture}" if figure else ""))
 
@@ -341,6 +401,7 @@ def demo(out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxstem-demo
 COMMANDS = {
     "train": train,
     "detect": detect,
+    "convert": convert,
     "map": map_command,
     "evaluate": evaluate,
     "demo": demo,
@@ -380,7 +441,8 @@ def settle_jax() -> None:
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     kept = os.path.join(caches, "jaxstem", f"compiled-{_processor()}")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", kept)
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    # small programs are many, and compiling them anew takes longer than all else at the start
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     for name in ("jax._src.xla_bridge", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -411,12 +473,13 @@ def _check_model_folder(out: Path) -> None:
         raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give the name of a folder for the model.")
-    if out.is_dir() and any(out.iterdir()):
+    # a run that was killed in its first moments leaves run.json.part alone
+    if out.is_dir() and any(path.name != "run.json.part" for path in out.iterdir()):
         if not any((out / name).exists() for name in ("run.json", "model.json")):
             raise InputError(f"{out} holds other files; give a new folder for the model.")
 
 
-def _summary(found: OrientationMap) -> str:
+def _summary(found: OrientationMap | Overview) -> str:
     """One line about a map, with a warning where no crystal was found."""
     import numpy as np
 
@@ -443,6 +506,11 @@ def _summary(found: OrientationMap) -> str:
         parts.append(f"median confidence {median:.2f}")
         parts.append(f"{found.ambiguous_180.sum()} ambiguous by 180°")
     return ", ".join(parts)
+
+
+def _warn(message, *_, **__) -> None:
+    """A warning as one line, without the place in the code."""
+    print(f"jaxstem: {message}", file=sys.stderr)
 
 
 def _complain(sentence: str, code: int) -> int:

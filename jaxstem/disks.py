@@ -32,7 +32,17 @@ from tqdm import tqdm
 from jaxstem import __version__
 from jaxstem.cubes import Cube, chunks, read_cube, sample
 from jaxstem.errors import InputError
-from jaxstem.io import DiskScan, atomic_path, calibrate_disks, holds_disks, read_disks
+from jaxstem.io import (
+    DiskScan,
+    DiskSource,
+    atomic_path,
+    bragg_source,
+    calibrate_disks,
+    holds_disks,
+    no_disk_at_all,
+    source_of,
+)
+from jaxstem.packed import is_packed, packed_source
 from jaxstem.parallel import REPLICATED, SHARDED, pmap
 from jaxstem.patterns import Found, Layout, Plan, detect_patterns
 from jaxstem.probe import DEFAULT, DetectConfig, make_plan
@@ -176,19 +186,37 @@ def detect_disks(
     return calibrated(find_disks(cube, config, mesh, progress), config.pixel_size)
 
 
+def open_scan(
+    path: str | Path, config: DetectConfig = DEFAULT, progress: bool | None = None
+) -> DiskSource:
+    """The calibrated disks of a file, read when asked for: Bragg vectors, a packed table, or a data
+    cube, in which disks are found first.
+
+    `progress`: show a bar while finding them (None: on a terminal). Raises InputError as
+    `bragg_source` or `packed_source` does where the file holds disks, and elsewhere as `read_cube`
+    and `detect_disks`.
+    """
+    if is_packed(path):
+        return packed_source(path)
+    if holds_disks(path):
+        return bragg_source(path)
+    cube = read_cube(path)
+    with progress_bar(cube, progress) as advance:
+        return source_of(detect_disks(cube, config, progress=advance))
+
+
 def read_scan(
     path: str | Path, config: DetectConfig = DEFAULT, progress: bool | None = None
 ) -> DiskScan:
-    """The calibrated disks of a file, which holds Bragg disks or a data cube to find them in.
+    """All calibrated disks of a file that `open_scan` opens, in memory.
 
-    `progress`: show a bar while finding them (None: on a terminal). Raises InputError as
-    `read_disks` does where the file holds disks, and elsewhere as `read_cube` and `detect_disks`.
+    Raises InputError as `open_scan` does, for disks that cannot be used, and where there are none.
     """
-    if holds_disks(path):
-        return read_disks(path)
-    cube = read_cube(path)
-    with progress_bar(cube, progress) as advance:
-        return detect_disks(cube, config, progress=advance)
+    source = open_scan(path, config, progress)
+    scan = source.read(0, source.scan_shape[0])
+    if not len(scan.qx):
+        raise no_disk_at_all(source)
+    return scan
 
 
 @contextmanager

@@ -6,13 +6,25 @@ and each length runs through one jitted program (network, candidates, verificati
 static shape, sharded over the mesh. The verdict is one distribution over the verified candidates of
 all phases and "no crystal": the likeliest phase is reported, its best candidate, and as confidence
 the probability of those within five degrees of it.
+
+A scan streams through (`stream_answers`): one thread reads pieces of it and sorts their patterns
+into batches, several feed the devices, and the answers come out piece by piece in the scan's order.
+What concerns the scan as a whole, its lengths and its detection limit, is taken from a sample of
+its pieces before (`survey`). Patterns of one length wait for others of later pieces, so that
+batches are full, but not for long: memory does not grow with the scan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+import contextlib
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +35,23 @@ from tqdm import tqdm
 
 from jaxstem import parallel, so3
 from jaxstem.bloch import prepare
-from jaxstem.grid import OrientationSpace, half_angle_cosine
-from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, pad_disks
+from jaxstem.grid import OrientationSpace, half_angle_cosine, nearest_cells
+from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, DiskSource, joined, pad_disks, source_of
 from jaxstem.kinematic import Disks
-from jaxstem.model import NEVER, Model, phases_space
+from jaxstem.match import MatchConfig, Matcher, MatchingModel, Raster, templates
+from jaxstem.model import NEVER, Material, Model, phases_space
 from jaxstem.refine import (
+    CandidateTables,
     Ranked,
     ScoreConfig,
-    angles_between,
     candidate_tables,
+    modes,
     outdone,
     pattern_of,
-    propose,
     verify,
     verify_dynamically,
 )
+from jaxstem.transformer import OrientationTransformer
 
 MIN_DISKS = 2
 """A pattern with fewer disks fits too many orientations to be given any."""
@@ -52,6 +66,18 @@ BEAM_K_MAX = 3.0
 """Reflections [1/Å] that take part in dynamical scattering."""
 
 WITHIN = np.deg2rad(5.0)
+
+PIECE = 1 << 14
+"""Positions that are read at once."""
+
+SAMPLE = 1 << 18
+"""Positions from which lengths and detection limit of a scan are taken: all, if there are fewer."""
+
+OPEN = 64
+"""Pieces that may wait for the last of their answers; then batches go out partly filled."""
+
+ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128}
+"""Patterns a step where the devices are no CPUs."""
 
 
 class Answer(NamedTuple):
@@ -87,9 +113,10 @@ class InferConfig:
     log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
-    numbers of disks to which patterns are padded; batch: patterns a step; chunk: patterns verified
-    at once within it (what fits a processor's cache); least: patterns for which a length of their
-    own is compiled.
+    numbers of disks to which patterns may be padded; batch: patterns a step (None: 128, or
+    `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits a processor's cache);
+    least: patterns whose work a length of their own must save to be worth a compilation; precision:
+    of the network, "float32" or "bfloat16" (verification is in float32).
     """
 
     refine: str = "fast"
@@ -97,10 +124,17 @@ class InferConfig:
     likelihood_weight: float = 0.25
     prior_weight: float = 0.05
     chance: float = 6.0
-    lengths: tuple[int, ...] = (8, 12, 16, 24, 40)
-    batch: int = 128
+    lengths: tuple[int, ...] = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40)
+    batch: int | None = None
     chunk: int = 8
-    least: int = 1024
+    least: int = 2048
+    precision: str = "float32"
+
+    def batch_on(self, mesh: Mesh) -> int:
+        """Patterns a step, a multiple of the number of devices."""
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        batch = self.batch or (128 if on_cpu else ON_ACCELERATOR[self.refine])
+        return -(-batch // mesh.size) * mesh.size
 
 
 def summarise(
@@ -115,9 +149,9 @@ def summarise(
     to which those of the candidates are relative.
     """
     n_phases = len(operations)
+    apart, turned_from = angles(ranked, operations)
     log_odds = config.likelihood_weight * ranked.log_likelihood + config.prior_weight * ranked.prior
     of_none = config.likelihood_weight * config.chance + config.prior_weight * no_crystal
-    apart = angles_between(ranked, operations)
     again = outdone(apart, log_odds)
     share = jax.nn.softmax(jnp.append(jnp.where(again, -jnp.inf, log_odds), of_none))
     member = jnp.append(ranked.phase, n_phases) == jnp.arange(n_phases + 1)[:, None]
@@ -127,14 +161,9 @@ def summarise(
 
     best = jnp.argmax(jnp.where(ranked.phase == phase, log_odds, -jnp.inf))
     answer = ranked.orientation[best]
-    turned = so3.misorientation(
-        answer @ jnp.asarray(so3.HALF_TURN_ABOUT_BEAM, answer.dtype),
-        ranked.orientation,
-        operations[ranked.phase[best]],
-    )
     right_phase = ranked.phase == phase
     same = (apart[best] < WITHIN) & right_phase
-    same_mod180 = same | ((turned < WITHIN) & right_phase)
+    same_mod180 = same | ((turned_from(best) < WITHIN) & right_phase)
 
     def probability(which):
         return jnp.where(none, of_phase[phase], jnp.sum(jnp.where(which, share[:-1], 0.0)))
@@ -154,6 +183,29 @@ def summarise(
         jnp.where(has_second, ranked.score[second], nan),
         jnp.where(none, nan, ranked.thickness[best]),
     )
+
+
+def angles(
+    ranked: Ranked, operations: Float[Array, "P n 3 3"]
+) -> tuple[Float[Array, "C C"], Callable[[Int[Array, ""]], Float[Array, " C"]]]:
+    """Misorientations [rad] of all pairs of candidates, infinite between phases; and a function
+    that gives those from candidate `i`, turned by 180° about the beam, to all of its phase.
+
+    By quaternions, which is a fraction of the work with matrices, and good to 0.001 rad.
+    """
+    q = so3.matrix_to_quaternion(ranked.orientation)
+    turns = so3.matrix_to_quaternion(operations)[ranked.phase]
+    equivalents = so3.quaternion_multiply(turns, q[:, None])
+
+    def to_all(q):
+        # in full precision: close to a turn of zero the cosine is all but one
+        cosine = jnp.einsum("...k,cnk->...nc", q, equivalents, precision="highest")
+        cosine = jnp.abs(cosine).max(axis=-2)
+        return 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
+
+    about_beam = jnp.asarray([0.0, 0.0, 0.0, 1.0], q.dtype)
+    apart = jnp.where(ranked.phase[:, None] == ranked.phase, to_all(q), jnp.inf)
+    return apart, lambda i: to_all(so3.quaternion_multiply(q[i], about_beam))
 
 
 def spread(
@@ -177,19 +229,79 @@ def spread(
     return jnp.append(jnp.stack(parts).max(axis=0), NEVER)
 
 
+def joint_operations(materials: Sequence[Material]) -> Float[Array, "P n 3 3"]:
+    """Each phase's symmetry, repeated to one number of operations for all."""
+    n = max(len(m.operations) for m in materials)
+    return jnp.asarray(
+        np.stack([np.resize(m.operations, (n, 3, 3)) for m in materials]), jnp.float32
+    )
+
+
+@jax.jit
+def _offsets(cells, neighbours, operations):
+    near = operations @ cells[neighbours]
+    return so3.matrix_to_rotation_vector(jnp.swapaxes(cells, -1, -2)[:, None] @ near)
+
+
+def mode_tables(material: Material, n_neighbours: int = 15) -> CandidateTables:
+    """What of `candidate_tables` the modes of a distribution need: cells, neighbours, offsets."""
+    grid = np.asarray(material.grid, np.float32)
+    operations = jnp.asarray(material.operations, jnp.float32)
+    turns = jax.jit(so3.matrix_to_quaternion)(operations)
+    neighbours, operation = nearest_cells(grid, grid, turns, n_neighbours)
+    cells = jax.jit(so3.quaternion_to_matrix)(grid)
+    neighbours = jnp.asarray(neighbours, jnp.int32)
+    offsets = _offsets(cells, neighbours, operations[operation])
+    return CandidateTables(cells, None, None, neighbours, offsets, None, None)
+
+
+def phase_tables(model: Model, refine: str) -> list[CandidateTables]:
+    """What is tabulated of each phase's grid for this kind of refinement."""
+    if refine == "none":
+        return [mode_tables(m) for m in model.materials]
+    return [
+        candidate_tables(m.grid, m.operations, m.reflectors(), m.wavelength, m.crystal.lattice)
+        for m in model.materials
+    ]
+
+
+def network_of(model: Model, precision: str):
+    """The model's network, computing in this precision; a matcher stays as it is."""
+    network = model.network
+    if precision == "bfloat16" and isinstance(network, OrientationTransformer):
+        return network.clone(dtype=jnp.bfloat16)
+    return network
+
+
+def matcher_beside(model: Model) -> Matcher | None:
+    """What proposes candidates together with the model's network; None where there is nothing to
+    add: a model that matches already, or a head without cells.
+
+    Their log-probabilities are summed: on simulated and sample patterns the truth was among the
+    best eight cells of the sum more often than among those of either.
+    """
+    if isinstance(model, MatchingModel) or model.config.head != "grid":
+        return None
+    config = MatchConfig()
+    return Matcher(
+        tuple(len(m.grid) for m in model.materials), Raster(model.k_max, config.pitch), config
+    )
+
+
 def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[..., Answer]:
     """The jitted `(params, disks (B, K), exposed) -> Answer`, sharded over B.
 
     `exposed` is the `Exposure` of the B positions. B must divide among the devices. One compilation
     for each K.
     """
-    network = model.network
+    network = network_of(model, config.precision)
     matrix = model.config.head == "matrix"
-    space = phases_space(model.materials)
-    phases = [
-        candidate_tables(m.grid, m.operations, m.reflectors(), m.wavelength, m.crystal.lattice)
-        for m in model.materials
-    ]
+    space = phases_space(model.materials) if matrix else None
+    operations = joint_operations(model.materials)
+    matcher = matcher_beside(model) if config.refine != "none" else None
+    matched = templates(model.materials, matcher.config) if matcher else None
+    # as an argument, for a program that holds tables as constants is slow to compile and to load
+    tables = parallel.replicate((phase_tables(model, config.refine), matched), mesh)
 
     dynamical = (
         [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
@@ -197,24 +309,29 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         else None
     )
 
-    def verified(disks: Disks, exposed: Exposure, log_probability) -> Answer:
+    def verified(disks: Disks, exposed: Exposure, log_probability, phases) -> Answer:
         pattern = pattern_of(disks, *exposed, config.score.measured_power)
         ranked = verify(
             pattern, log_probability, phases, model.wavelength, model.k_max, config.score
         )
         if dynamical is not None:
             ranked = verify_dynamically(
-                pattern, ranked, dynamical, space.operations, model.k_min, model.k_max, config.score
+                pattern, ranked, dynamical, operations, model.k_min, model.k_max, config.score
             )
-        return summarise(ranked, log_probability[-1], space.operations, config)
+        return summarise(ranked, log_probability[-1], operations, config)
 
-    def network_alone(output, log_probability) -> Answer:
-        modes = propose(log_probability, phases, config.score.n_modes, siblings=False)
-        nothing = jnp.zeros_like(modes.prior)
-        unknowns = jnp.full_like(modes.prior, jnp.nan)
-        ranked = Ranked(modes.orientation, modes.phase, nothing, nothing, modes.prior, unknowns)
+    def network_alone(output, log_probability, phases) -> Answer:
+        ends = np.cumsum([len(tables.cells) for tables in phases])
+        found = [
+            modes(part, tables, config.score.n_modes)[1:]
+            for part, tables in zip(jnp.split(log_probability[:-1], ends[:-1]), phases, strict=True)
+        ]
+        phase = np.concatenate([np.full(len(r), p) for p, (r, _) in enumerate(found)])
+        orientation, prior = (jnp.concatenate(x) for x in zip(*found, strict=True))
+        nothing, unknowns = jnp.zeros_like(prior), jnp.full_like(prior, jnp.nan)
+        ranked = Ranked(orientation, jnp.asarray(phase), nothing, nothing, prior, unknowns)
         by_prior = replace(config, likelihood_weight=0.0, prior_weight=1.0)
-        answer = summarise(ranked, log_probability[-1], space.operations, by_prior)
+        answer = summarise(ranked, log_probability[-1], operations, by_prior)
         unknown = jnp.full_like(answer.score, jnp.nan)
         answer = answer._replace(score=unknown, second_score=unknown)
         if not matrix:
@@ -228,18 +345,24 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             second_phase=jnp.full_like(answer.second_phase, UNASSIGNED),
         )
 
-    def one(disks: Disks, exposed: Exposure, output) -> Answer:
+    def one(disks: Disks, exposed: Exposure, output, phases) -> Answer:
         log_probability = spread(output, space) if matrix else jax.nn.log_softmax(output)
         if config.refine == "none":
-            return network_alone(output, log_probability)
-        return verified(disks, exposed, log_probability)
+            return network_alone(output, log_probability, phases)
+        return verified(disks, exposed, log_probability, phases)
 
-    def step(params, disks: Disks, incident, incident_sigma, log_limit) -> Answer:
+    def step(given, disks: Disks, incident, incident_sigma, log_limit) -> Answer:
+        params, (phases, matched) = given
         strongest = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
         output = network.apply({"params": params}, strongest)
-        everywhere = lambda args: one(args[0], Exposure(*args[1], log_limit), args[2])  # noqa: E731
+        if matcher:
+            output = jax.nn.log_softmax(output) + matcher.apply({"params": matched}, strongest)
+
+        def everywhere(args):
+            return one(args[0], Exposure(*args[1], log_limit), args[2], phases)
+
         arguments = (disks, (incident, incident_sigma), output)
-        if jax.default_backend() != "cpu":
+        if jax.default_backend() != "cpu" or config.refine == "none":
             return jax.vmap(everywhere)(arguments)
         if config.refine == "full":  # one by one, so that lost candidates cost nothing
             return jax.lax.map(everywhere, arguments)
@@ -248,7 +371,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     specs = (replicated, sharded, sharded, sharded, replicated)
     program = parallel.pmap(step, mesh, specs, sharded)
-    return lambda params, disks, exposed: program(params, disks, *exposed)
+    return lambda params, disks, exposed: program((params, tables), disks, *exposed)
 
 
 class Exposure(NamedTuple):
@@ -270,25 +393,46 @@ class Exposure(NamedTuple):
         )
 
 
-def exposure(scan: DiskScan, k_min: float, k_max: float) -> Exposure:
-    """Incident intensity of every position of a scan, and its detection limit.
+def exposure(
+    scan: DiskScan,
+    k_min: float,
+    k_max: float,
+    log_limit: Float[np.ndarray, " n_radii"] | None = None,
+) -> Exposure:
+    """Incident intensity of every position of a scan, and its detection limit if none is given.
 
     Where the direct beam (a disk within `k_min`, 1/Å) is listed, the incident beam is the sum of
     all disks; elsewhere the disks are taken to hold 30 % of it, give or take a factor of
     twenty. The limit at a radius is the share of the 4 % weakest disks near it, for the diffuse
     background hides more of them near the direct beam; where disks are few, near it means all.
     """
+    counts = np.diff(scan.offsets)
+    position = np.repeat(np.arange(len(counts)), counts)
     positive = np.maximum(scan.intensity, 0.0).astype(np.float64)
-    total = np.diff(np.concatenate([[0.0], np.cumsum(positive)])[scan.offsets])
+    # each position by itself: what is read with it must not change its last digit
+    total = np.bincount(position, positive, minlength=len(counts))
     radius = np.hypot(scan.qx, scan.qy)
     direct = radius <= k_min
-    has_direct = np.diff(np.concatenate([[0], np.cumsum(direct)])[scan.offsets]) > 0
+    has_direct = np.bincount(position[direct], minlength=len(counts)) > 0
     incident = np.where(has_direct, total, total / 0.3)
     incident = np.where(incident > 0, incident, 1.0)
-    share = positive / np.repeat(incident, np.diff(scan.offsets))
-    usable = ~direct & (share > 0)
-    order = np.argsort(radius[usable])
-    radius, share = radius[usable][order], share[usable][order]
+    if log_limit is None:
+        share = positive / incident[position]
+        usable = ~direct & (share > 0)
+        log_limit = detection_limit(radius[usable], share[usable], k_max)
+    return Exposure(
+        incident.astype(np.float32),
+        np.where(has_direct, 0.1, 3.0).astype(np.float32),
+        log_limit,
+    )
+
+
+def detection_limit(
+    radius: Float[np.ndarray, " n"], share: Float[np.ndarray, " n"], k_max: float
+) -> Float[np.ndarray, " n_radii"]:
+    """Logarithm of the share of the beam below which 4 % of the disks near a radius lie."""
+    order = np.argsort(radius)
+    radius, share = radius[order], share[order]
     overall = np.percentile(share, 4.0) if len(share) else 1e-3
     limit = np.full(N_RADII, overall)
     for place, centre in enumerate(np.linspace(0.0, k_max, N_RADII)):
@@ -297,29 +441,42 @@ def exposure(scan: DiskScan, k_min: float, k_max: float) -> Exposure:
         ]
         if len(near) >= 50:
             limit[place] = np.percentile(near, 4.0)
-    return Exposure(
-        incident.astype(np.float32),
-        np.where(has_direct, 0.1, 3.0).astype(np.float32),
-        np.log(limit).astype(np.float32),
-    )
+    return np.log(limit).astype(np.float32)
 
 
-def buckets(
-    counts: Int[np.ndarray, " positions"], lengths: tuple[int, ...], least: int = 1
-) -> list[tuple[int, Int[np.ndarray, " n"]]]:
-    """Positions sorted into padded lengths: (length, flat indices) pairs, empty ones left out.
+def choose_lengths(
+    counts: Int[np.ndarray, " positions"], lengths: Sequence[int], least: float, spare: int = 0
+) -> tuple[int, ...]:
+    """Those of the ascending `lengths` to which patterns are best padded.
 
-    A position goes to the shortest length that holds its disks, or to the longest one (which then
-    keeps its strongest); positions with fewer than `MIN_DISKS` go nowhere. Fewer than `least`
-    positions are not worth a compilation and go to the next longer length in use.
+    They make the work least, taken as the number of places in all padded patterns, where a length
+    in use costs as much as `least` patterns more. `spare` places stay free unless the longest
+    length is too short. Empty where no position has `MIN_DISKS`.
     """
-    place = np.minimum(np.searchsorted(lengths, counts), len(lengths) - 1)
-    place[counts < MIN_DISKS] = -1
-    for i in range(len(lengths) - 1):
-        if (place == i).sum() < least and (place > i).any():
-            place[place == i] = place[place > i].min()
-    pairs = [(length, np.flatnonzero(place == i)) for i, length in enumerate(lengths)]
-    return [(length, index) for length, index in pairs if len(index)]
+    place = np.minimum(np.searchsorted(lengths, counts + spare), len(lengths) - 1)
+    number = np.bincount(place[counts >= MIN_DISKS], minlength=len(lengths))
+    # cheapest way to serve all patterns up to each length, it being the last in use
+    best: list[tuple[float, tuple[int, ...]]] = []
+    for i, length in enumerate(lengths):
+        options = [((number[: i + 1].sum() + least) * length, (length,))]
+        for j, (cost, used) in enumerate(best):
+            more = (number[j + 1 : i + 1].sum() + least) * length
+            options.append((cost + more, (*used, length)))
+        best.append(min(options))
+    occupied = np.flatnonzero(number)
+    return best[occupied[-1]][1] if len(occupied) else ()
+
+
+def length_of(
+    counts: Int[np.ndarray, " positions"], lengths: Sequence[int], spare: int = 0
+) -> Int[np.ndarray, " positions"]:
+    """Which of the `lengths` each position is padded to; -1 where it has less than `MIN_DISKS`.
+
+    The shortest that holds its disks and `spare` more, or the longest one, which then keeps its
+    strongest.
+    """
+    place = np.minimum(np.searchsorted(lengths, counts + spare), len(lengths) - 1)
+    return np.where(counts >= MIN_DISKS, place, -1)
 
 
 def count_disks(scan: DiskScan, k_min: float, k_max: float) -> Int[np.ndarray, " positions"]:
@@ -342,66 +499,325 @@ def looks_empty(scan: DiskScan, k_min: float, exposed: Exposure) -> Bool[np.ndar
     return (counts <= 1) & (np.diff(bright[scan.offsets]) == 0)
 
 
-def predict_scan(
-    model: Model,
-    scan: DiskScan,
-    config: InferConfig | None = None,
-    *,
-    mesh: Mesh | None = None,
-    progress: bool | None = None,
-) -> tuple[Answer, Int[np.ndarray, " positions"]]:
-    """Answers for all positions of a scan (flat), and disk counts.
+class Survey(NamedTuple):
+    """What is known of a scan as a whole before it is worked on.
 
-    Positions with fewer than `MIN_DISKS` have no crystal where they look empty and are unassigned
-    elsewhere, their confidence being NaN and 0. Every batch has the same size, the last one filled
-    up by repetition, so that each length compiles once.
+    log_limit: the detection limit, as in `Exposure`; lengths: to which patterns are padded; pieces:
+    those read for it, by first and last row.
     """
-    config = config or InferConfig()
-    if config.refine not in ("none", "fast", "full"):
-        raise ValueError(f'refine is {config.refine!r}: give "none", "fast" or "full"')
-    mesh = mesh or parallel.make_mesh()
-    k_min, k_max = model.k_min, model.k_max
-    counts = count_disks(scan, k_min, k_max)
-    n = len(counts)
-    exposed = exposure(scan, k_min, k_max)
-    empty = looks_empty(scan, k_min, exposed)
+
+    log_limit: Float[np.ndarray, " n_radii"]
+    lengths: tuple[int, ...]
+    pieces: dict[tuple[int, int], DiskScan]
+
+
+def survey(source: DiskSource, model: Model, config: InferConfig) -> Survey:
+    """Lengths and detection limit from `SAMPLE` positions in pieces spread evenly over the scan.
+
+    From all positions of a smaller scan. Raises InputError as `source.read` does.
+    """
+    ranges = source.pieces(PIECE)
+    n_positions = int(np.prod(source.scan_shape))
+    n_read = max(1, min(len(ranges), len(ranges) * SAMPLE // max(n_positions, 1)))
+    chosen = np.unique(np.linspace(0, len(ranges) - 1, n_read).round().astype(int))
+    pieces = {ranges[i]: source.read(*ranges[i]) for i in chosen}
+    scan = joined(list(pieces.values()))
+    counts = count_disks(scan, model.k_min, model.k_max)
+    lengths, spare = ladder(model, config)
+    share = max(n_positions, 1) / max(len(counts), 1)
+    return Survey(
+        exposure(scan, model.k_min, model.k_max).log_limit,
+        choose_lengths(counts, lengths, config.least / share, spare) or lengths[:1],
+        pieces,
+    )
+
+
+def ladder(model: Model, config: InferConfig) -> tuple[tuple[int, ...], int]:
+    """Lengths to choose from, and how many places of them stay free.
+
+    The network alone has no use for more disks than it knows. Verification takes a pattern without
+    a free place for one whose weaker disks were dropped.
+    """
+    if config.refine != "none":
+        return config.lengths, 1
+    longest = model.config.n_disks
+    return (*(n for n in config.lengths if n < longest), min(longest, config.lengths[-1])), 0
+
+
+@dataclass(eq=False)
+class Piece:
+    """Some rows of a scan on their way: which piece and its first flat position, the answers so
+    far, the number of disks, and how many positions lack their answers.
+    """
+
+    number: int
+    first: int
+    answer: Answer
+    counts: Int[np.ndarray, " positions"]
+    left: int
+
+
+Where = list[tuple[Piece, Int[np.ndarray, " n"]]]
+"""Where patterns belong that come one after the other: pieces and the positions within each."""
+
+
+class Batch(NamedTuple):
+    """Patterns of one length, the last one repeated to fill it up, and where they belong."""
+
+    disks: Disks
+    exposed: Exposure
+    where: Where
+
+
+@dataclass
+class Shelf:
+    """Patterns of one length that wait for a batch: arrays in parts, and where they belong."""
+
+    number: int = 0
+    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    where: Where = field(default_factory=list)
+
+    def put(self, arrays: tuple, piece: Piece, index: Int[np.ndarray, " n"]) -> None:
+        """Add the patterns at these positions of a piece."""
+        self.parts.append(arrays)
+        self.where.append((piece, index))
+        self.number += len(index)
+
+    def take(self, size: int, rest: bool) -> list[tuple[tuple[np.ndarray, ...], Where]]:
+        """Lots of `size` patterns, and with `rest` a last one of what is left over."""
+        arrays = tuple(np.concatenate(x) for x in zip(*self.parts, strict=True))
+        ends = np.cumsum([len(index) for _, index in self.where])
+
+        def lot(start: int, stop: int):
+            where = [
+                (piece, index[max(start - end + len(index), 0) : stop - end + len(index)])
+                for (piece, index), end in zip(self.where, ends, strict=True)
+                if end > start and end - len(index) < stop
+            ]
+            return tuple(x[start:stop] for x in arrays), where
+
+        taken = self.number if rest else self.number // size * size
+        lots = [lot(start, min(start + size, taken)) for start in range(0, taken, size)]
+        left, self.where = lot(taken, self.number)
+        self.parts, self.number = [left], self.number - taken
+        return lots
+
+
+def unanswered(number: int, first: int, scan: DiskScan, model: Model, exposed: Exposure) -> Piece:
+    """A piece before its patterns are looked at: no crystal where the count of disks says so."""
+    n = len(scan.offsets) - 1
+    counts = count_disks(scan, model.k_min, model.k_max)
+    empty = looks_empty(scan, model.k_min, exposed)
     no_rotation, unknown = np.full((2, n, 3, 3), np.nan, np.float32), np.full(n, np.nan, np.float32)
     confidence = np.where(empty, np.nan, 0.0).astype(np.float32)
-    result = Answer(
+    answer = Answer(
         orientation=no_rotation[0],
-        phase=np.where(empty, NO_CRYSTAL, UNASSIGNED),
+        phase=np.where(empty, NO_CRYSTAL, UNASSIGNED).astype(np.int32),
         score=unknown.copy(),
         confidence=confidence.copy(),
         confidence_mod180=confidence.copy(),
         phase_confidence=confidence.copy(),
         second_orientation=no_rotation[1],
-        second_phase=np.full(n, UNASSIGNED),
+        second_phase=np.full(n, UNASSIGNED, np.int32),
         second_score=unknown.copy(),
         thickness=unknown.copy(),
     )
-    predict = make_predict(model, config, mesh)
-    batch = -(-config.batch // mesh.size) * mesh.size
+    return Piece(number, first, answer, counts, int((counts >= MIN_DISKS).sum()))
+
+
+def batches(
+    source: DiskSource,
+    model: Model,
+    config: InferConfig,
+    known: Survey,
+    rows: tuple[int, int],
+    batch: int,
+) -> Iterator[Piece | Batch]:
+    """The pieces between two rows in order, and the batches that hold their patterns.
+
+    A piece comes before any batch with patterns of it. Batches are full, but for the last of each
+    length and for those that would keep a piece waiting longer than `OPEN` others.
+    """
+    k_min, k_max = model.k_min, model.k_max
+    spare = ladder(model, config)[1]
+    shelves = [Shelf() for _ in known.lengths]
+    ranges = replace(source, scan_shape=(rows[1] - rows[0], source.scan_shape[1])).pieces(PIECE)
+
+    def filled(shelf: Shelf, rest: bool) -> Iterator[Batch]:
+        for arrays, where in shelf.take(batch, rest):
+            missing = batch - len(arrays[0])
+            *disks, incident, sigma = (
+                np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x for x in arrays
+            )
+            yield Batch(Disks(*disks), Exposure(incident, sigma, known.log_limit), where)
+
+    for number, (start, stop) in enumerate(ranges):
+        start, stop = start + rows[0], stop + rows[0]
+        scan = known.pieces.pop((start, stop), None) or source.read(start, stop)
+        exposed = exposure(scan, k_min, k_max, known.log_limit)
+        first = (start - rows[0]) * source.scan_shape[1]
+        piece = unanswered(number, first, scan, model, exposed)
+        yield piece
+        place = length_of(piece.counts, known.lengths, spare)
+        for i, (length, shelf) in enumerate(zip(known.lengths, shelves, strict=True)):
+            index = np.flatnonzero(place == i)
+            if len(index):
+                disks = pad_disks(scan, index, k_max, k_min, length)
+                beam = exposed.incident[index], exposed.incident_sigma[index]
+                shelf.put((*disks, *beam), piece, index)
+            if shelf.number and shelf.where[0][0].number < number - OPEN:
+                yield from filled(shelf, rest=True)
+            elif shelf.number >= batch:
+                yield from filled(shelf, rest=False)
+    for shelf in shelves:
+        if shelf.number:
+            yield from filled(shelf, rest=True)
+
+
+def stream_answers(
+    model: Model,
+    source: DiskSource,
+    config: InferConfig | None = None,
+    *,
+    rows: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> Iterator[tuple[int, Answer, Int[np.ndarray, " positions"]]]:
+    """Answers for all positions of a scan, or of its rows from `rows[0]` to `rows[1] - 1`, piece by
+    piece in order: first flat position (counted from the first row asked for), answers, disk
+    counts.
+
+    Positions with fewer than `MIN_DISKS` have no crystal where they look empty and are unassigned
+    elsewhere, their confidence being NaN and 0. Each length compiles once. Reading, work and what
+    the caller does overlap. Raises InputError as `source.read` does.
+    """
+    config = config or InferConfig()
+    if config.refine not in ("none", "fast", "full"):
+        raise ValueError(f'refine is {config.refine!r}: give "none", "fast" or "full"')
+    if config.precision not in ("float32", "bfloat16"):
+        raise ValueError(f'precision is {config.precision!r}: give "float32" or "bfloat16"')
+    mesh = mesh or parallel.make_mesh(jax.local_devices())
+    rows = rows or (0, source.scan_shape[0])
+    total = (rows[1] - rows[0]) * source.scan_shape[1]
     disable = None if progress is None else not progress
-    with tqdm(total=int((counts >= MIN_DISKS).sum()), unit="pattern", disable=disable) as bar:
-        pending: list[tuple[np.ndarray, Answer]] = []
-        for length, index in buckets(counts, config.lengths, config.least):
-            for start in range(0, len(index), batch):
-                chosen = index[start : start + batch]
-                padded = np.resize(chosen, batch)
-                disks = Disks(*pad_disks(scan, padded, k_max, k_min, length))
-                answer = predict(model.params, disks, exposed.at(padded))
-                pending.append((chosen, answer))
-                if len(pending) > 1:
-                    _collect(result, *pending.pop(0), bar)
-        for chosen, answer in pending:
-            _collect(result, chosen, answer, bar)
-    return result, counts
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(ThreadPoolExecutor(1))
+        surveyed = reader.submit(survey, source, model, config)
+        predict = make_predict(model, config, mesh)
+        params = parallel.replicate(model.params, mesh)
+        n_workers = workers(mesh)
+        crew = stack.enter_context(ThreadPoolExecutor(n_workers))
+        bar = stack.enter_context(tqdm(total=total, unit="position", disable=disable))
+        known = surveyed.result()
+        found = batches(source, model, config, known, rows, config.batch_on(mesh))
+        coming = stack.enter_context(contextlib.closing(read_ahead(found, 2 * n_workers)))
+
+        compiled: set[int] = set()
+        compiling = {length: threading.Lock() for length in known.lengths}
+
+        def work(batch: Batch) -> Answer:
+            length = batch.disks.qx.shape[1]
+            with contextlib.nullcontext() if length in compiled else compiling[length]:
+                answer = predict(params, batch.disks, batch.exposed)
+            compiled.add(length)
+            return jax.tree.map(np.asarray, answer)
+
+        pieces: deque[Piece] = deque()
+        pending: deque = deque()
+
+        def collect() -> None:
+            where, future = pending.popleft()
+            answer, start = future.result(), 0
+            for piece, index in where:
+                for into, values in zip(piece.answer, answer, strict=True):
+                    into[index] = values[start : start + len(index)]
+                start += len(index)
+                piece.left -= len(index)
+
+        for item in coming:
+            if isinstance(item, Piece):
+                pieces.append(item)
+            else:
+                pending.append((item.where, crew.submit(work, item)))
+            while len(pending) > 2 * n_workers:
+                collect()
+            # the newest piece may still be waiting for its batches to be made up
+            while len(pieces) > 1 and not pieces[0].left:
+                yield _done(pieces.popleft(), bar)
+        while pending:
+            collect()
+        while pieces:
+            yield _done(pieces.popleft(), bar)
 
 
-def _collect(result: Answer, chosen: np.ndarray, answer: Answer, bar: tqdm) -> None:
-    for into, values in zip(result, answer, strict=True):
-        into[chosen] = np.asarray(values)[: len(chosen)]
-    bar.update(len(chosen))
+def _done(piece: Piece, bar: tqdm) -> tuple[int, Answer, Int[np.ndarray, " positions"]]:
+    bar.update(len(piece.counts))
+    return piece.first, piece.answer, piece.counts
+
+
+def workers(mesh: Mesh) -> int:
+    """Threads that feed a mesh: one for each core of a CPU, for XLA leaves most of a program to a
+    single one; enough elsewhere that a batch waits while another is worked on.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return 3
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // mesh.size)
+
+
+def read_ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
+    """The same items, made up to `depth` ahead by a thread of their own.
+
+    Its exceptions are raised here. Closing the iterator ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(entry, timeout=0.1)
+                return True
+        return False
+
+    def run() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # whatever it is, the reader must hear of it
+            put((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def predict_scan(
+    model: Model,
+    scan: DiskScan | DiskSource,
+    config: InferConfig | None = None,
+    *,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> tuple[Answer, Int[np.ndarray, " positions"]]:
+    """Answers for all positions of a scan (flat), and disk counts: `stream_answers`, in memory."""
+    source = scan if isinstance(scan, DiskSource) else source_of(scan)
+    found = list(stream_answers(model, source, config, mesh=mesh, progress=progress))
+    _, answers, counts = zip(*found, strict=True)
+    return Answer(*map(np.concatenate, zip(*answers, strict=True))), np.concatenate(counts)
 
 
 class RankedCells(NamedTuple):

@@ -9,11 +9,13 @@ and owns the disks `offsets[p]:offsets[p + 1]`. `pad_disks` turns chosen positio
 rectangular arrays with a mask that the network takes.
 
 Files hold disks in detector pixels beside a calibration. `read_disks` applies it as py4DSTEM does
-and hands back scattering vectors in 1/Å: qx along lab x (detector axis 0), qy along lab y.
+and hands back scattering vectors in 1/Å: qx along lab x (detector axis 0), qy along lab y. A scan
+of millions of positions need not lie in memory: a `DiskSource` knows its shape and reads some scan
+rows at a time, `bragg_source` from a file, `source_of` from a `DiskScan`.
 
-Results are an `OrientationMap`, stored by `write_map` in the layout of docs/file-formats.md. All
-files are written under a temporary name and renamed when complete (`atomic_path`), so that an
-interrupted program leaves nothing half-written.
+Results are an `OrientationMap`, stored by `write_map` in the layout of docs/file-formats.md, or row
+by row by `map_writer`. All files are written under a temporary name and renamed when complete
+(`atomic_path`), so that an interrupted program leaves nothing half-written.
 """
 
 import os
@@ -21,9 +23,9 @@ import re
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import h5py
@@ -74,6 +76,66 @@ class DiskScan:
 
 
 @dataclass(frozen=True)
+class DiskSource:
+    """A scan whose disks are read when asked for, and what is known of it before.
+
+    read: `read(start, stop)` gives the scan rows `start` to `stop - 1` as a `DiskScan` of their own
+    and raises InputError for disks that cannot be used. Nothing is kept. The rest is as in
+    `DiskScan`.
+    """
+
+    scan_shape: tuple[int, int]
+    scan_step: float
+    scan_units: str
+    voltage_kv: float | None
+    source: str
+    read: Callable[[int, int], DiskScan]
+
+    def pieces(self, n_positions: int) -> list[tuple[int, int]]:
+        """The scan cut into ranges of rows, each of about `n_positions` positions and one row at
+        least.
+        """
+        n_rows, n_columns = self.scan_shape
+        rows = max(1, n_positions // max(n_columns, 1))
+        return [(start, min(start + rows, n_rows)) for start in range(0, n_rows, rows)]
+
+
+def source_of(scan: DiskScan) -> DiskSource:
+    """A scan in memory as a source; what it reads are views."""
+    n_columns = scan.scan_shape[1]
+
+    def read(start: int, stop: int) -> DiskScan:
+        offsets = scan.offsets[start * n_columns : stop * n_columns + 1]
+        own = slice(offsets[0], offsets[-1])
+        return replace(
+            scan,
+            qx=scan.qx[own],
+            qy=scan.qy[own],
+            intensity=scan.intensity[own],
+            offsets=offsets - offsets[0],
+            scan_shape=(stop - start, n_columns),
+        )
+
+    return DiskSource(
+        scan.scan_shape, scan.scan_step, scan.scan_units, scan.voltage_kv, scan.source, read
+    )
+
+
+def joined(scans: list[DiskScan]) -> DiskScan:
+    """Scans of the same number of columns, one below the other, as one."""
+    ends = np.cumsum([0, *(len(scan.qx) for scan in scans)])
+    offsets = [scan.offsets[1:] + end for scan, end in zip(scans, ends[:-1], strict=True)]
+    return replace(
+        scans[0],
+        qx=np.concatenate([scan.qx for scan in scans]),
+        qy=np.concatenate([scan.qy for scan in scans]),
+        intensity=np.concatenate([scan.intensity for scan in scans]),
+        offsets=np.concatenate([np.zeros(1, np.int64), *offsets]),
+        scan_shape=(sum(scan.scan_shape[0] for scan in scans), scans[0].scan_shape[1]),
+    )
+
+
+@dataclass(frozen=True)
 class Truth:
     """What a scan really holds, over its positions; orientation NaN where there is no crystal.
 
@@ -120,8 +182,16 @@ class OrientationMap:
     @property
     def ambiguous_180(self) -> Bool[np.ndarray, "ny nx"]:
         """Where the orientation is known but for a turn by 180° about the beam."""
-        sure = (self.confidence_mod180 >= SURE) & (self.confidence < UNSURE)
-        return sure & (self.phase >= 0)
+        return ambiguous_by_180(self.phase, self.confidence, self.confidence_mod180)
+
+
+def ambiguous_by_180(
+    phase: Int[np.ndarray, "..."],
+    confidence: Float[np.ndarray, "..."],
+    confidence_mod180: Float[np.ndarray, "..."],
+) -> Bool[np.ndarray, "..."]:
+    """Where an answer is sure modulo a turn by 180° about the beam, and only so."""
+    return (confidence_mod180 >= SURE) & (confidence < UNSURE) & (phase >= 0)
 
 
 # where each array of an OrientationMap lives in the file, and as what
@@ -141,32 +211,65 @@ MAP_DATASETS = {
 
 
 def read_disks(path: str | Path) -> DiskScan:
-    """Calibrated Bragg disks of an EMD 1.0 file as py4DSTEM 0.14 writes it.
+    """Calibrated Bragg disks of an EMD 1.0 file as py4DSTEM 0.14 writes it, all at once.
+
+    Raises InputError as `bragg_source` and its `read` do, and for a file without any disk.
+    """
+    source = bragg_source(path)
+    scan = source.read(0, source.scan_shape[0])
+    if not len(scan.qx):
+        raise no_disk_at_all(source)
+    return scan
+
+
+def no_disk_at_all(source: DiskSource) -> InputError:
+    """The complaint about a scan whose lists of disks are all empty."""
+    return InputError(f"{source.source} holds no disk at any position; repeat the disk detection.")
+
+
+def bragg_source(path: str | Path) -> DiskSource:
+    """Calibrated Bragg disks of an EMD 1.0 file as py4DSTEM 0.14 writes it, read when asked for.
 
     The vectors are those of py4DSTEM's `braggvectors.cal` after `setcal()`, in 1/Å. Raises
     InputError for a file that is missing, damaged or not HDF5, that holds no BraggVectors or
-    several, whose origin or pixel size is missing or unusable, or whose disks are none or not
-    finite.
+    several, or whose origin or pixel size is missing or unusable; `read` raises it for disks that
+    are not finite.
     """
     with open_hdf5(path) as file:
         group = _bragg_group(file, path)
         root = emd_root(group)
         calibration = emd_calibration(root)
-        disks, counts, scan_shape = _raw_disks(group, path)
+        lists = _bragg_lists(group, path)
+        name, scan_shape, kind = lists.name, lists.shape, h5py.check_vlen_dtype(lists.dtype)
         voltage_kv = stated_voltage_kv(root, path)
-    qx, qy = calibrate_disks(disks, counts, scan_shape, calibration, path)
     scan_step, scan_units = stated_scan_step(calibration)
-    return DiskScan(
-        qx=qx.astype(np.float32),
-        qy=qy.astype(np.float32),
-        intensity=disks["intensity"].astype(np.float32),
-        offsets=np.concatenate([[0], np.cumsum(counts)]),
-        scan_shape=scan_shape,
-        scan_step=scan_step,
-        scan_units=scan_units,
-        voltage_kv=voltage_kv,
-        source=str(path),
-    )
+    # without disks this judges the calibration alone
+    nothing = np.zeros(int(np.prod(scan_shape)), np.int64)
+    calibrate_disks(np.zeros(0, kind), nothing, scan_shape, calibration, path)
+
+    def read(start: int, stop: int) -> DiskScan:
+        with open_hdf5(path) as file:
+            disks, counts = _joined_lists(list(file[name][start:stop].ravel()), kind)
+        _check_finite(disks, counts, start, scan_shape, path)
+        here = {
+            key: value[start:stop] if np.shape(value) == tuple(scan_shape) else value
+            for key, value in calibration.items()
+        }
+        shape = (stop - start, scan_shape[1])
+        qx, qy = calibrate_disks(disks, counts, shape, here, path)
+        return DiskScan(
+            qx=qx.astype(np.float32),
+            qy=qy.astype(np.float32),
+            intensity=disks["intensity"].astype(np.float32),
+            offsets=np.concatenate([[0], np.cumsum(counts)]),
+            scan_shape=shape,
+            scan_step=scan_step,
+            scan_units=scan_units,
+            voltage_kv=voltage_kv,
+            source=str(path),
+        )
+
+    return DiskSource(scan_shape, scan_step, scan_units, voltage_kv, str(path), read)
 
 
 def pad_disks(
@@ -254,13 +357,7 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     folder does not exist or cannot be written, or `path` exists and `overwrite` is False.
     """
     path = Path(path)
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the name of a file to write.")
-    if not os.access(path.parent, os.W_OK):
-        raise InputError(f"{path}: the folder {path.parent} cannot be written; choose another.")
-    _refuse_existing(path, overwrite)
+    check_target(path, overwrite)
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield temporary
@@ -271,6 +368,18 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def check_target(path: str | Path, overwrite: bool = False) -> None:
+    """Raise InputError where a file could not be written to `path`, as `atomic_path` says."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file to write.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path}: the folder {path.parent} cannot be written; choose another.")
+    _refuse_existing(path, overwrite)
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
@@ -290,22 +399,73 @@ def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False)
     problem = _map_problem(arrays, result.phase_names)
     if problem or len(result.crystals) != len(result.phase_names):
         raise ValueError(problem or "a map needs one crystal for each phase name")
+    about = MapHeader(
+        result.phase.shape,
+        result.phase_names,
+        result.crystals,
+        result.scan_step,
+        result.scan_units,
+        result.attributes,
+    )
+    with map_writer(path, about, overwrite) as write:
+        write(0, arrays)
+
+
+@dataclass(frozen=True)
+class MapHeader:
+    """What a map says besides its arrays; as in `OrientationMap`."""
+
+    scan_shape: tuple[int, int]
+    phase_names: tuple[str, ...]
+    crystals: tuple[Crystal, ...]
+    scan_step: float
+    scan_units: str
+    attributes: dict
+
+
+@contextmanager
+def map_writer(
+    path: str | Path, header: MapHeader, overwrite: bool = False
+) -> Iterator[Callable[[int, Mapping[str, np.ndarray]], None]]:
+    """Write a map some scan rows at a time: gives `write(first_row, arrays)`, the arrays by the
+    names of `MAP_DATASETS` and of shape (rows, nx, ...).
+
+    The file appears under its name when the block ends without an error; by then every row must
+    have been written. Raises InputError as `atomic_path` does.
+    """
     with atomic_path(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update({"jaxstem_version": __version__, **result.attributes})
+        file.attrs.update({"jaxstem_version": __version__, **header.attributes})
         file.attrs.update({"format": MAP_FORMAT, "version": MAP_VERSION})
-        file.attrs.update({"scan_step": result.scan_step, "scan_units": result.scan_units})
-        for name, (location, _) in MAP_DATASETS.items():
-            file[location] = arrays[name]
-        file["ambiguous_180"] = np.asarray(result.ambiguous_180, bool)
-        file.create_dataset("phase_names", data=list(result.phase_names), dtype=h5py.string_dtype())
-        for number, crystal in enumerate(result.crystals):
+        file.attrs.update({"scan_step": header.scan_step, "scan_units": header.scan_units})
+        stored = {
+            name: file.create_dataset(
+                location,
+                (*header.scan_shape, *((3, 3) if "orientation" in name else ())),
+                dtype,
+            )
+            for name, (location, dtype) in MAP_DATASETS.items()
+        }
+        ambiguous = file.create_dataset("ambiguous_180", header.scan_shape, bool)
+        names = list(header.phase_names)
+        file.create_dataset("phase_names", data=names, dtype=h5py.string_dtype())
+        for number, crystal in enumerate(header.crystals):
             group = file.create_group(f"phases/{number}")
             for key, value in crystal.to_dict().items():
                 group[key] = value
 
+        def write(first_row: int, arrays: Mapping[str, np.ndarray]) -> None:
+            rows = slice(first_row, first_row + len(arrays["phase"]))
+            for name, dataset in stored.items():
+                dataset[rows] = arrays[name]
+            ambiguous[rows] = ambiguous_by_180(
+                arrays["phase"], arrays["confidence"], arrays["confidence_mod180"]
+            )
 
-def read_map(path: str | Path) -> OrientationMap:
-    """A map that `write_map` stored.
+        yield write
+
+
+def read_map(path: str | Path, every: int = 1) -> OrientationMap:
+    """A map that `write_map` stored; of its rows and columns only each `every`-th.
 
     Raises InputError for a file that is missing, damaged, no jaxstem map, or made by a newer
     jaxstem.
@@ -327,7 +487,7 @@ def read_map(path: str | Path) -> OrientationMap:
                 f"{path} lacks '{missing[0]}' of a jaxstem map; make it again with 'jaxstem map'."
             )
         arrays = {
-            name: _numbers(file[location], path).astype(dtype)
+            name: _numbers(file[location], path, every).astype(dtype, copy=False)
             for name, (location, dtype) in MAP_DATASETS.items()
         }
         phase_names = tuple(_plain(name) for name in file["phase_names"][()])
@@ -342,7 +502,7 @@ def read_map(path: str | Path) -> OrientationMap:
         **arrays,
         phase_names=phase_names,
         crystals=crystals,
-        scan_step=float(attributes.pop("scan_step", 1.0)),
+        scan_step=every * float(attributes.pop("scan_step", 1.0)),
         scan_units=str(attributes.pop("scan_units", "pixels")),
         attributes=attributes,
     )
@@ -405,10 +565,14 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _numbers(dataset: h5py.Dataset, path: str | Path) -> np.ndarray:
+def _numbers(dataset: h5py.Dataset, path: str | Path, every: int = 1) -> np.ndarray:
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iufb":
         raise InputError(f"{path}: '{dataset.name}' is not an array of numbers; save it again.")
-    return np.asarray(dataset[()])
+    if every == 1 or dataset.ndim < 2:
+        return np.asarray(dataset[()])
+    # strided reads of HDF5 are slow: whole rows are read, one after the other
+    rows = [dataset[row][::every] for row in range(0, len(dataset), every)]
+    return np.stack(rows) if rows else dataset[:0, ::every]
 
 
 def holds_disks(path: str | Path) -> bool:
@@ -465,10 +629,8 @@ def emd_metadata(group: h5py.Group) -> dict:
     return values
 
 
-def _raw_disks(
-    group: h5py.Group, path: str | Path
-) -> tuple[np.ndarray, Int[np.ndarray, "positions"], tuple[int, int]]:
-    """All disks in detector pixels with fields qx, qy, intensity; disks a position; scan shape."""
+def _bragg_lists(group: h5py.Group, path: str | Path) -> h5py.Dataset:
+    """The lists of disks of a set of Bragg vectors, in detector pixels, one for each position."""
     dataset = group.get("_v_uncal/data")
     kind = h5py.check_vlen_dtype(dataset.dtype) if isinstance(dataset, h5py.Dataset) else None
     if kind is None or not set(DISK_FIELDS) <= set(kind.names or ()):
@@ -481,22 +643,34 @@ def _raw_disks(
             f"{path}: the Bragg vectors cover {dataset.ndim} scan axes instead of two; reshape "
             "them to (rows, columns) in py4DSTEM and save them again."
         )
-    lists = list(dataset[()].ravel())
+    return dataset
+
+
+def _joined_lists(
+    lists: list[np.ndarray], kind: np.dtype
+) -> tuple[np.ndarray, Int[np.ndarray, "positions"]]:
+    """All disks of some positions in one array, and how many each position has."""
     counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
     # joining the buffers is some 15 times as fast as np.concatenate on many short record arrays
-    disks = np.frombuffer(b"".join(lists), dtype=kind)
-    if not len(disks):
-        raise InputError(f"{path} holds no disk at any position; repeat the disk detection.")
+    return np.frombuffer(b"".join(lists), dtype=kind), counts
+
+
+def _check_finite(
+    disks: np.ndarray,
+    counts: Int[np.ndarray, "positions"],
+    first_row: int,
+    scan_shape: tuple[int, int],
+    path: str | Path,
+) -> None:
     finite = np.logical_and.reduce([np.abs(disks[name]) < LARGEST for name in DISK_FIELDS])
-    if not finite.all():
-        row, column = np.unravel_index(
-            np.searchsorted(np.cumsum(counts), np.argmin(finite), side="right"), dataset.shape
-        )
-        raise InputError(
-            f"{path}: {np.sum(~finite)} disks have a position or intensity that is not finite, the "
-            f"first at scan position ({row}, {column}); repeat the disk detection."
-        )
-    return disks, counts, dataset.shape
+    if finite.all():
+        return
+    position = np.searchsorted(np.cumsum(counts), np.argmin(finite), side="right")
+    row, column = np.divmod(position + first_row * scan_shape[1], scan_shape[1])
+    raise InputError(
+        f"{path}: a disk at scan position ({row}, {column}) has a position or intensity that is "
+        "not finite; repeat the disk detection."
+    )
 
 
 def calibrate_disks(

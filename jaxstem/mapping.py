@@ -5,29 +5,66 @@
     model = load_model("cu")
     write_map("map.h5", map_scan(scan, model))
 
-A scan of shape (ny, nx) has flat positions p = row * nx + column; `predict_scan` answers for those,
-and `map_scan` lays its answers out over the scan and says how they were made. Doubtful answers can
-be left out: those of a confidence below `least_confidence` are unassigned.
+A scan of shape (ny, nx) has flat positions p = row * nx + column. `map_scan` gives the map of a
+scan that fits in memory, `map_to_file` streams a scan of any size from its file into that of the
+map, and where jax runs as several processes, each works on a share of the scan's rows with its own
+devices. Both say how the map was made. Doubtful answers can be left out: those of a confidence
+below `least_confidence` are unassigned.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
 
+from jaxstem import parallel
 from jaxstem.errors import InputError
-from jaxstem.infer import InferConfig, predict_scan
-from jaxstem.io import UNASSIGNED, DiskScan, OrientationMap
+from jaxstem.infer import PIECE, Answer, InferConfig, stream_answers
+from jaxstem.io import (
+    MAP_DATASETS,
+    UNASSIGNED,
+    DiskScan,
+    DiskSource,
+    MapHeader,
+    OrientationMap,
+    ambiguous_by_180,
+    check_target,
+    map_writer,
+    no_disk_at_all,
+    source_of,
+)
 from jaxstem.model import Model
 
 VOLTAGE_TOLERANCE = 0.01
 """Relative difference of voltage above which a model does not fit a scan."""
 
 
+Block = tuple[int, dict[str, np.ndarray]]
+"""Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Of a map what its summary needs, as in `OrientationMap`."""
+
+    phase: Int[np.ndarray, "ny nx"]
+    confidence: Float[np.ndarray, "ny nx"]
+    ambiguous_180: Bool[np.ndarray, "ny nx"]
+    n_disks: Int[np.ndarray, "ny nx"]
+    phase_names: tuple[str, ...]
+
+
 def map_scan(
-    scan: DiskScan,
+    scan: DiskScan | DiskSource,
     model: Model,
     config: InferConfig | None = None,
     *,
@@ -42,36 +79,103 @@ def map_scan(
     Positions with too few disks, and those whose confidence is known and below `least_confidence`,
     are unassigned: phase -1, orientation NaN; those without a crystal have phase -2. `voltage_kv`
     [kV] is the scan's accelerating voltage where its file does not state it, or states a wrong one.
-    `attributes` are stored beside those that say how the map was made; `mesh` and `progress` are
-    `predict_scan`'s. Raises InputError when the scan's voltage is not the model's.
+    `attributes` are stored beside those that say how the map was made; `mesh` (of this process's
+    devices; all of them) and `progress` are `stream_answers`'s. Of several processes each gets the
+    whole map. Raises InputError when the scan's voltage is not the model's, and as the scan's
+    source does.
     """
     config = config or InferConfig()
-    check_voltage(scan, model, voltage_kv)
-    answer, n_disks = predict_scan(model, scan, config, mesh=mesh, progress=progress)
-    doubtful = answer.confidence < least_confidence
-    answer = answer._replace(
-        phase=np.where(doubtful, UNASSIGNED, answer.phase),
-        orientation=np.where(doubtful[:, None, None], np.nan, answer.orientation),
-        thickness=np.where(doubtful, np.nan, answer.thickness),
+    source = scan if isinstance(scan, DiskSource) else source_of(scan)
+    check_voltage(source, model, voltage_kv)
+    header = map_header(source, model, config, least_confidence, attributes)
+    found = list(map_blocks(source, model, config, least_confidence, mesh, progress))
+    found.sort(key=lambda block: block[0])
+    arrays = {name: np.concatenate([block[name] for _, block in found]) for name in found[0][1]}
+    return OrientationMap(
+        **arrays,
+        phase_names=header.phase_names,
+        crystals=header.crystals,
+        scan_step=header.scan_step,
+        scan_units=header.scan_units,
+        attributes=header.attributes,
     )
 
-    def over_scan(values: np.ndarray) -> np.ndarray:
-        values = np.asarray(values)
-        return values.reshape(*scan.scan_shape, *values.shape[1:])
 
+def map_to_file(
+    path: str | Path,
+    source: DiskSource,
+    model: Model,
+    config: InferConfig | None = None,
+    *,
+    least_confidence: float = 0.0,
+    voltage_kv: float | None = None,
+    attributes: dict[str, Any] | None = None,
+    overwrite: bool = False,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> Overview:
+    """`map_scan` into a file, row by row, so that neither scan nor map lies in memory.
+
+    Of several processes the first one writes, and each gets the overview. Raises InputError also
+    for a scan without any disk, and where the file exists and `overwrite` is False, or cannot be
+    written.
+    """
+    config = config or InferConfig()
+    check_voltage(source, model, voltage_kv)
+    header = map_header(source, model, config, least_confidence, attributes)
+    were_empty: set[bool] = set()
+
+    def read(start: int, stop: int) -> DiskScan:
+        scan = source.read(start, stop)
+        were_empty.add(not len(scan.qx))
+        return scan
+
+    parallel.first_says(lambda: check_target(path, overwrite))
+    overview = Overview(
+        phase=np.empty(source.scan_shape, np.int16),
+        confidence=np.empty(source.scan_shape, np.float32),
+        ambiguous_180=np.empty(source.scan_shape, bool),
+        n_disks=np.empty(source.scan_shape, np.int32),
+        phase_names=model.phase_names,
+    )
+    target = map_writer(path, header, overwrite) if parallel.is_first() else nullcontext()
+    with target as write:
+        counted = replace(source, read=read)
+        for row, block in map_blocks(counted, model, config, least_confidence, mesh, progress):
+            if write is not None:
+                write(row, block)
+            here = slice(row, row + len(block["phase"]))
+            for name in ("phase", "confidence", "n_disks"):
+                getattr(overview, name)[here] = block[name]
+            overview.ambiguous_180[here] = ambiguous_by_180(
+                block["phase"], block["confidence"], block["confidence_mod180"]
+            )
+        if were_empty == {True}:
+            raise no_disk_at_all(source)
+    return overview
+
+
+def map_header(
+    source: DiskSource,
+    model: Model,
+    config: InferConfig,
+    least_confidence: float,
+    attributes: dict[str, Any] | None,
+) -> MapHeader:
+    """What a map says about itself."""
     crystals = tuple(m.crystal for m in model.materials)
-    return OrientationMap(
-        **{name: over_scan(values) for name, values in answer._asdict().items()},
-        n_disks=over_scan(n_disks),
+    return MapHeader(
+        scan_shape=source.scan_shape,
         phase_names=model.phase_names,
         crystals=crystals,
-        scan_step=scan.scan_step,
-        scan_units=scan.scan_units,
+        scan_step=source.scan_step,
+        scan_units=source.scan_units,
         attributes={
-            "scan": scan.source,
+            "scan": source.source,
             "voltage_kv": model.voltage_kv,
             "k_max": model.k_max,
             "refine": config.refine,
+            "precision": config.precision,
             "least_confidence": least_confidence,
             "symmetry": "Laue group",
             "symmetry_groups": ", ".join(crystal.laue_group for crystal in crystals),
@@ -80,7 +184,87 @@ def map_scan(
     )
 
 
-def check_voltage(scan: DiskScan, model: Model, voltage_kv: float | None = None) -> None:
+def map_blocks(
+    source: DiskSource,
+    model: Model,
+    config: InferConfig,
+    least_confidence: float = 0.0,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> Iterator[Block]:
+    """The rows of a map, some at a time and not always in order, the same ones in each process.
+
+    Process p of P works on the p-th of P ranges of rows.
+    """
+    n_processes, n_columns = jax.process_count(), source.scan_shape[1]
+    bounds = np.linspace(0, source.scan_shape[0], n_processes + 1).astype(int)
+    first = int(bounds[jax.process_index()])
+    rows = first, int(bounds[jax.process_index() + 1])
+    if mesh is None:
+        mesh = parallel.make_mesh(jax.local_devices())
+    if not parallel.is_first():
+        progress = False
+
+    def own() -> Iterator[Block]:
+        answers = stream_answers(model, source, config, rows=rows, mesh=mesh, progress=progress)
+        for position, answer, n_disks in answers:
+            block = answer._replace(**left_out(answer, least_confidence))._asdict()
+            block["n_disks"] = n_disks
+            over_rows = {name: x.reshape(-1, n_columns, *x.shape[1:]) for name, x in block.items()}
+            yield first + position // max(n_columns, 1), over_rows
+
+    if n_processes == 1:
+        yield from own()
+    else:
+        most = np.diff(source.pieces(PIECE), axis=1).max()
+        yield from shared(own(), min(int(most), int(np.diff(bounds).max())), n_columns)
+
+
+def left_out(answer: Answer, least_confidence: float) -> dict[str, np.ndarray]:
+    """What changes where answers are less likely right than this: they are unassigned."""
+    doubtful = answer.confidence < least_confidence
+    return {
+        "phase": np.where(doubtful, UNASSIGNED, answer.phase),
+        "orientation": np.where(doubtful[:, None, None], np.float32(np.nan), answer.orientation),
+        "thickness": np.where(doubtful, np.float32(np.nan), answer.thickness),
+    }
+
+
+def shared(blocks: Iterator[Block], most_rows: int, n_columns: int) -> Iterator[Block]:
+    """The blocks of all processes, in each process.
+
+    In rounds: all give their next block, or an empty one if they have no more, filled up to
+    `most_rows`, the most that a block has. An InputError of one process ends all: it is raised
+    there, and another one in its place elsewhere.
+    """
+    failure, more = None, True
+    while more:
+        try:
+            row, block = next(blocks, (0, {}))
+        except InputError as error:
+            failure, row, block = error, 0, {}
+        n_rows = len(block["phase"]) if block else 0
+        filled = {}
+        for name, (_, dtype) in MAP_DATASETS.items():
+            shape = (most_rows, n_columns, *((3, 3) if "orientation" in name else ()))
+            filled[name] = np.zeros(shape, dtype)
+            if block:
+                filled[name][:n_rows] = block[name]
+        state = np.array([row, n_rows, failure is not None], np.int32)
+        states, gathered = multihost_utils.process_allgather((state, filled))
+        if failure is not None:
+            raise failure
+        if states[:, 2].any():
+            raise InputError("Another process could not read its share of the scan; see there.")
+        for process, (row, n_rows, _) in enumerate(states.tolist()):
+            if n_rows:
+                yield row, {name: np.asarray(x[process][:n_rows]) for name, x in gathered.items()}
+        more = bool(states[:, 1].any())
+
+
+def check_voltage(
+    scan: DiskScan | DiskSource, model: Model, voltage_kv: float | None = None
+) -> None:
     """Raise InputError when the scan was taken at another voltage than the model's, by over 1 %.
 
     The scan's voltage is `voltage_kv` [kV] or else what its file states; nothing known passes.

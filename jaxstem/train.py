@@ -6,6 +6,10 @@ global sample index, draw phases and random orientations, diffract, spoil, embed
 differentiate, update. Every phase is as frequent, and a few positions hold no crystal. The stream
 of patterns therefore depends on the seed and the step alone, not on the number of devices. `train`
 is the loop around it: set up, restore, step, validate, log, checkpoint.
+
+A run can be killed at any moment and resumed: what a step needs is the state, which checkpoints
+hold, and the key, which follows from the seed and the state's step. On a cluster every process runs
+this loop; process 0 alone reads the clock and writes files.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +52,12 @@ from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
 
 EXTRA_DISKS = 8
 """Disks simulated beyond the network's limit, since acquisition loses some."""
+
+GROUP = 32
+"""Patterns of about as many disks that a processor works on at once in training."""
+
+LENGTHS = (7, 10, 14, 20, 38)
+"""Numbers of disks to which such a group is padded, besides the network's limit."""
 
 MOST_IN_VACUUM = 4.0
 """Most false disks, on average, that an empty position has besides those of any pattern."""
@@ -100,13 +111,31 @@ def preset(name: str) -> TrainConfig:
     return TrainConfig()
 
 
+CHECKPOINT_MINUTES = 10.0
+"""Most minutes of training between two checkpoints, give or take `LOOK` steps."""
+
+LOOK = 25
+"""Steps between two looks at the clock, upon which all processes have to agree."""
+
+
 class TrainState(NamedTuple):
-    """What a step changes: its number (of `total`), the parameters, the optimiser's state."""
+    """What a step changes: its number (of `total`), the parameters, the optimiser's state, and the
+    sum of the losses since the last validation.
+    """
 
     step: Int[Array, ""]
     total: Int[Array, ""]
     params: Any
     opt_state: Any
+    loss_sum: Float[Array, ""]
+
+
+class Stopped(Exception):
+    """SIGTERM ended a run early, checkpointed after `step` of `total`: `train` resumes it."""
+
+    def __init__(self, step: int, total: int):
+        super().__init__(f"stopped after step {step} of {total}")
+        self.step, self.total = step, total
 
 
 class Batch(NamedTuple):
@@ -244,6 +273,44 @@ def apply_with_dropout(
     return jax.vmap(one)(disks, keys)
 
 
+def in_groups(
+    differentiate: Callable[[Disks, Label, Int[Array, " group"]], Any],
+    batch: Batch,
+    index: Int[Array, " B"],
+) -> Any:
+    """The mean of what `differentiate` gives for groups of patterns with about as many disks, each
+    group padded to the least of `LENGTHS` that holds them.
+
+    Most patterns have few disks, and a processor's time goes with the tokens, padding or not. `B`
+    is a multiple of `GROUP`; the batch's disks stand before its padding.
+    """
+    n_disks = batch.disks.mask.shape[1]
+    lengths = [length for length in LENGTHS if length < n_disks] + [n_disks]
+    used = jnp.max(jnp.where(batch.disks.mask, jnp.arange(1, n_disks + 1), 0), axis=1)
+    order = jnp.argsort(used)
+    grouped = jax.tree.map(
+        lambda x: x[order].reshape(-1, GROUP, *x.shape[1:]), (*batch, index, used)
+    )
+
+    def of_length(length, group):
+        disks, label, index = group
+        return differentiate(jax.tree.map(lambda x: x[:, :length], disks), label, index)
+
+    def add(total, group):
+        *group, used = group
+        chosen = jnp.searchsorted(jnp.asarray(lengths), used.max())
+        found = jax.lax.switch(chosen, [partial(of_length, n) for n in lengths], group)
+        return jax.tree.map(jnp.add, total, found), None
+
+    first = jax.tree.map(lambda x: x[0], grouped)
+    nothing = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(partial(of_length, n_disks), first[:3]),
+    )
+    total, _ = jax.lax.scan(add, nothing, grouped)
+    return jax.tree.map(lambda x: x / (len(index) // GROUP), total)
+
+
 def make_train_step(
     network: OrientationTransformer,
     materials: Sequence[Material],
@@ -263,22 +330,28 @@ def make_train_step(
     per_device = config.batch // mesh.size
     space = phases_space(materials)
     loss_fn = losses.batched(config.loss_name)
+    by_length = config.model.dropout == 0.0 and mesh.devices.flat[0].platform == "cpu"
 
     def step(state: TrainState, key: PRNGKeyArray, sources: Sources):
         key = jax.random.fold_in(key, state.step)
         index = parallel.sample_index(per_device)
         batch = simulate_batch(key, index, sources, config, materials[0].k_max)
 
-        def mean_loss(params):
-            output = apply_with_dropout(network, params, batch.disks, key, index)
-            return loss_fn(output, batch.label, space).mean()
+        def mean_loss(params, disks, label, index):
+            output = apply_with_dropout(network, params, disks, key, index)
+            return loss_fn(output, label, space).mean()
 
-        loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+        differentiate = jax.value_and_grad(mean_loss)
+        if by_length and per_device % GROUP == 0 and per_device > GROUP:
+            loss, gradient = in_groups(partial(differentiate, state.params), batch, index)
+        else:
+            loss, gradient = differentiate(state.params, *batch, index)
         loss, gradient = jax.lax.pmean((loss, gradient), parallel.AXIS)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         rate = learning_rate(config, state.step, state.total)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        return TrainState(state.step + 1, state.total, params, opt_state), loss
+        loss_sum = state.loss_sum + loss
+        return TrainState(state.step + 1, state.total, params, opt_state, loss_sum), loss
 
     replicated = parallel.REPLICATED
     return parallel.pmap(step, mesh, (replicated, replicated, replicated), replicated, (0,))
@@ -289,8 +362,10 @@ def make_validation(
     materials: Sequence[Material],
     config: TrainConfig,
     sources: Sources,
+    mesh: Mesh,
 ) -> Callable[[Any], dict[str, float]]:
-    """A function of the parameters: loss, angles and phases on fixed random spoilt patterns.
+    """A function of the parameters: loss, angles and phases on fixed random spoilt patterns, which
+    the devices of the mesh share.
 
     Angles in degrees, modulo the Laue group, of the patterns that show a crystal, 180 where the
     phase is wrong; for the grid head those of the best cell, and the share with the truth's
@@ -299,6 +374,7 @@ def make_validation(
     """
     space = phases_space(materials)
     n_phases = space.n_phases
+    per_device = -(-config.n_validation // mesh.size)
     loss_fn = losses.batched(config.loss_name)
     cells = so3.quaternion_to_matrix(space.cells)
     spacing = jnp.asarray([m.spacing for m in materials])
@@ -314,32 +390,29 @@ def make_validation(
         mass = jax.nn.softmax(output) @ jax.nn.one_hot(of_outcome, n_phases + 1)
         return cells[best], space.phase[best], jnp.argmax(mass, axis=-1)
 
-    @jax.jit
     def measure(params, sources):
-        batch = simulate_batch(
-            jax.random.key(20_260_101),
-            jnp.arange(config.n_validation),
-            sources,
-            config,
-            materials[0].k_max,
-        )
+        key, index = jax.random.key(20_260_101), parallel.sample_index(per_device)
+        batch = simulate_batch(key, index, sources, config, materials[0].k_max)
         truth, orientation = batch.label
         output = network.apply({"params": params}, batch.disks)
-        loss = loss_fn(output, batch.label, space).mean()
+        loss = loss_fn(output, batch.label, space)
         read = nine_numbers if config.model.head == "matrix" else distribution
         answer, phase, likeliest = read(output)
         operations = space.operations[jnp.minimum(truth, n_phases - 1)]
         angle = jax.vmap(so3.misorientation)(answer, orientation[:, None], operations)
         angle = jnp.where(phase == truth[:, None], angle, jnp.pi)
         near = angle.min(axis=1) < 1.2 * spacing[truth]
-        return loss, jnp.rad2deg(angle[:, 0]), near, truth < n_phases, likeliest == truth
+        found = (loss, jnp.rad2deg(angle[:, 0]), near, truth < n_phases, likeliest == truth)
+        return jax.lax.all_gather(found, parallel.AXIS, tiled=True)
+
+    program = parallel.pmap(measure, mesh, parallel.REPLICATED, parallel.REPLICATED)
 
     def validate(params) -> dict[str, float]:
-        loss, *rest = measure(params, sources)
-        angle, near, crystal, right_phase = map(np.asarray, rest)
+        found = [np.asarray(x)[: config.n_validation] for x in program(params, sources)]
+        loss, angle, near, crystal, right_phase = found
         angle, near = angle[crystal], near[crystal]
         return {
-            "val_loss": float(loss),
+            "val_loss": float(loss.mean()),
             "val_median_deg": float(np.median(angle)),
             "val_within_5deg": float((angle < 5).mean()),
             "val_best16_within_reach": float(near.mean()),
@@ -355,7 +428,7 @@ def init_state(
     """Fresh parameters and optimiser state at step 0 of `total`."""
     params = jax.jit(partial(init_params, network))(jax.random.key(seed))
     number = lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
-    return TrainState(number(0), number(total), params, optimiser.init(params))
+    return TrainState(number(0), number(total), params, optimiser.init(params), jnp.zeros(()))
 
 
 def seconds_per_step(
@@ -389,75 +462,89 @@ def train(
     The folder receives `run.json` (the settings: a run with others must not resume here),
     `checkpoints/`, `metrics.jsonl` and, at the end, the model's own three files. `progress` None
     shows a bar on a terminal only; `stop_after` ends early after that many steps, checkpointed;
-    `cache` is a folder that keeps libraries of patterns for another run.
-    Raises InputError when `out` holds a finished model or another run and `overwrite` is False, or
-    when the materials do not go together.
+    `cache` is a folder that keeps libraries of patterns for another run. On a cluster every process
+    calls this with the same arguments and a folder that all of them see.
+    Raises InputError when `out` holds a finished model or another run and `overwrite` is False,
+    when none of its checkpoints can be read, or when the materials do not go together; Stopped
+    when SIGTERM came while training, once a checkpoint is written.
     """
     materials = tuple(materials)
     check_materials(materials)
     out = Path(out)
     start = time.perf_counter()
     mesh = mesh or parallel.make_mesh()
+    writes = parallel.is_first()
+    progress = progress if writes else False
     network = build_network(config.model, materials)
     optimiser = make_optimiser(config)
     train_step = make_train_step(network, materials, config, optimiser, mesh)
     settings = _settings(materials, config)
-    total = _claim_folder(out, settings, overwrite)
-    everywhere = jax.NamedSharding(mesh, parallel.REPLICATED)
-    sources = jax.device_put(make_sources(materials, config, progress, cache), everywhere)
-    validate = make_validation(network, materials, config, sources)
-    key = jax.device_put(jax.random.key(config.seed), everywhere)
+    total = parallel.first_says(lambda: _claim_folder(out, settings, overwrite))
+    sources = parallel.replicate(make_sources(materials, config, progress, cache), mesh)
+    validate = make_validation(network, materials, config, sources, mesh)
+    key = parallel.replicate(jax.random.key(config.seed), mesh)
     step_fn = lambda state: train_step(state, key, sources)  # noqa: E731
     if total == 0:
         probe = init_state(network, optimiser, config.seed, 1_000_000)
-        each = seconds_per_step(step_fn, jax.device_put(probe, everywhere))
+        each = seconds_per_step(step_fn, parallel.replicate(probe, mesh))
         left = 60 * config.minutes * 0.97 - (time.perf_counter() - start)
-        total = max(20, int(left / each))
-    _write_json(out / "run.json", {**settings, "total_steps": total})
+        total = parallel.first_says(lambda: max(20, int(left / each)))
+    if writes:
+        _write_json(out / "run.json", {**settings, "total_steps": total})
 
-    state = jax.device_put(init_state(network, optimiser, config.seed, total), everywhere)
+    state = parallel.replicate(init_state(network, optimiser, config.seed, total), mesh)
     checkpoints = checkpoint.open_checkpoints(out / "checkpoints")
-    state = checkpoint.restore_newest(checkpoints, state) or state
+    restored = checkpoint.restore_newest(checkpoints, state)
+    if restored is not None:
+        state, notes = restored
+        start -= notes["seconds"]
+    seconds = lambda: round(time.perf_counter() - start, 1)  # noqa: E731
     first = int(state.step)
+    if writes:
+        _keep_rows(out / "metrics.jsonl", first)
     every = max(1, total // 10)
     last = min(total, stop_after or total)
-    loss_sum = jnp.zeros(())
+    saved_at = time.perf_counter()
+    overdue = lambda: time.perf_counter() - saved_at > 60 * CHECKPOINT_MINUTES  # noqa: E731
     bar = tqdm(
         total=total, initial=first, unit="step", disable=None if progress is None else not progress
     )
-    with bar, (out / "metrics.jsonl").open("a") as log:
-        checked = first
-        for number in range(first, last):
-            state, loss = step_fn(state)
-            loss_sum += loss
+    with bar, closing(checkpoints), parallel.stop_requests() as stop_requested:
+        for done in range(first + 1, last + 1):
+            state, _ = step_fn(state)
             bar.update()
-            done = number + 1
-            if done % every == 0 or done == last:
+            stopped = stop_requested(done) and done < last
+            if check := done % every == 0 or done == total:
                 row = {
                     "step": done,
                     "patterns": done * config.batch,
-                    "seconds": round(time.perf_counter() - start, 1),
-                    "loss": float(loss_sum) / (done - checked),
+                    "seconds": seconds(),
+                    "loss": float(state.loss_sum) / ((done - 1) % every + 1),
                     **validate(state.params),
                 }
-                loss_sum, checked = jnp.zeros(()), done
-                log.write(json.dumps(row) + "\n")
-                log.flush()
+                state = state._replace(loss_sum=parallel.replicate(jnp.zeros(()), mesh))
+                if writes:
+                    _append_row(out / "metrics.jsonl", row)
                 bar.set_postfix_str(
                     f"loss {row['loss']:.2f}, validation median {row['val_median_deg']:.1f}°"
                 )
-                checkpoint.save(checkpoints, done, state)
-    checkpoints.wait_until_finished()
-    checkpoints.close()
+            looked = done % LOOK == 0 and parallel.first_says(overdue)
+            if check or stopped or looked or done == last:
+                checkpoint.save(checkpoints, done, state, {"seconds": seconds()})
+                saved_at = time.perf_counter()
+            if stopped:
+                checkpoints.wait_until_finished()
+                raise Stopped(done, total)
+        checkpoints.wait_until_finished()
     record = {
         **settings,
         "total_steps": total,
-        "seconds": round(time.perf_counter() - start, 1),
+        "seconds": seconds(),
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "validation": validate(state.params),
     }
     model = Model(config.model, materials, state.params, record)
-    if last == total:
+    if last == total and writes:
         save_model(out, model)
     return model
 
@@ -502,6 +589,26 @@ def _claim_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> int:
             "it, choose another folder, or --overwrite."
         )
     return total
+
+
+def _keep_rows(path: Path, step: int) -> None:
+    """Drop from `metrics.jsonl` what was written after `step`, or not to its end."""
+
+    def sound(line: str) -> bool:
+        try:
+            return json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(line + "\n" for line in lines if sound(line)))
+    part.replace(path)
+
+
+def _append_row(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ smaller one with continuous channels and the grid head.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -91,16 +92,21 @@ class Block(nn.Module):
     heads: int
     feedforward: int
     dropout: float
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x, mask, deterministic: bool):
+        norm, dense = partial(nn.LayerNorm, dtype=self.dtype), partial(nn.Dense, dtype=self.dtype)
         attended = nn.MultiHeadDotProductAttention(
-            num_heads=self.heads, dropout_rate=self.dropout, deterministic=deterministic
-        )(nn.LayerNorm()(x), mask=mask[..., None, None, :])
+            num_heads=self.heads,
+            dropout_rate=self.dropout,
+            deterministic=deterministic,
+            dtype=self.dtype,
+        )(norm()(x), mask=mask[..., None, None, :])
         x = x + nn.Dropout(self.dropout, deterministic=deterministic)(attended)
-        hidden = nn.gelu(nn.Dense(self.feedforward)(nn.LayerNorm()(x)))
+        hidden = nn.gelu(dense(self.feedforward)(norm()(x)))
         hidden = nn.Dropout(self.dropout, deterministic=deterministic)(hidden)
-        return x + nn.Dense(x.shape[-1])(hidden)
+        return x + dense(x.shape[-1])(hidden)
 
 
 class OrientationTransformer(nn.Module):
@@ -108,11 +114,15 @@ class OrientationTransformer(nn.Module):
 
     (`losses` says what they mean.) A pattern without any disk gives finite numbers, too, which mean
     something only if there were such patterns in training.
+
+    `dtype` is that of encoder and head (None: the parameters'); the embedding, whose waves and
+    harmonics need the precision, and the pooling stay in float32, and so does what comes out.
     """
 
     config: ModelConfig
     k_max: float
     n_out: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, disks: Disks, deterministic: bool = True) -> Float[Array, "... n_out"]:
@@ -124,21 +134,22 @@ class OrientationTransformer(nn.Module):
         else:
             x = ContinuousEmbedding(c.width, self.k_max)(disks)
         for _ in range(c.blocks):
-            x = Block(c.heads, c.feedforward, c.dropout)(x, disks.mask, deterministic)
+            x = Block(c.heads, c.feedforward, c.dropout, self.dtype)(x, disks.mask, deterministic)
         x = nn.LayerNorm()(x)
         weight = disks.mask.astype(x.dtype)
         count = jnp.maximum(weight.sum(axis=-1, keepdims=True), 1.0)
         pooled = jnp.einsum("...k,...kw->...w", weight, x) / count
-        return self._head(pooled)
+        return self._head(pooled).astype(pooled.dtype)
 
     def _head(self, pooled):
         c = self.config
+        dense = partial(nn.Dense, dtype=self.dtype)
         if c.head == "matrix":
             for narrowing in (1, 2, 4, 8):
-                pooled = nn.gelu(nn.Dense(c.width // narrowing)(pooled))
-            return nn.Dense(self.n_out)(pooled)
-        hidden = nn.gelu(nn.Dense(2 * c.width)(pooled))
-        return nn.Dense(self.n_out)(nn.LayerNorm()(hidden))
+                pooled = nn.gelu(dense(c.width // narrowing)(pooled))
+            return dense(self.n_out)(pooled)
+        hidden = nn.gelu(dense(2 * c.width)(pooled))
+        return dense(self.n_out)(nn.LayerNorm(dtype=self.dtype)(hidden))
 
 
 def init_params(network: OrientationTransformer, key: jax.Array) -> Any:

@@ -120,7 +120,9 @@ def answers(monkeypatch):
         rng.uniform(20, 400, n),
     )
     counts = rng.integers(3, 9, n)
-    monkeypatch.setattr(mapping, "predict_scan", lambda *args, **kwargs: (answer, counts))
+    monkeypatch.setattr(
+        mapping, "stream_answers", lambda *args, **kwargs: iter([(0, answer, counts)])
+    )
     return answer, counts
 
 
@@ -310,18 +312,18 @@ def test_answers_lie_where_their_positions_do(trained, here, answers):
 @pytest.mark.parametrize(
     ("options", "refine", "semi_angle", "batch"),
     [
-        ([], "fast", 1.5, 128),
+        ([], "fast", 1.5, None),
         (["--refine", "none", "--batch", "24"], "none", 1.5, 24),
-        (["--refine", "full", "--semiangle-mrad", "2.5"], "full", 2.5, 128),
+        (["--refine", "full", "--semiangle-mrad", "2.5"], "full", 2.5, None),
     ],
 )
 def test_inference_options_reach_the_inference(
     options, refine, semi_angle, batch, trained, here, answers, monkeypatch
 ):
     asked = []
-    reply = mapping.predict_scan
+    reply = mapping.stream_answers
     monkeypatch.setattr(
-        mapping, "predict_scan", lambda *args, **rest: (asked.append(args[2]), reply())[1]
+        mapping, "stream_answers", lambda *args, **rest: (asked.append(args[2]), reply())[1]
     )
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure", *options]
     assert run(*argv) == 0
@@ -377,7 +379,9 @@ def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypat
     ones, counts = np.ones(len(right)), np.full(len(right), 5)
     phase = np.zeros(len(right), int)
     answer = infer.Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones)
-    monkeypatch.setattr(mapping, "predict_scan", lambda *args, **kwargs: (answer, counts))
+    monkeypatch.setattr(
+        mapping, "stream_answers", lambda *args, **kwargs: iter([(0, answer, counts)])
+    )
     assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
     capsys.readouterr()
     assert run("evaluate", "map.h5", "truth.h5", "--json") == 0
@@ -399,7 +403,7 @@ def test_maps_are_replaced_only_when_asked(trained, here, answers, capsys):
 
 
 def test_a_picture_in_the_way_stops_the_map_before_the_work(trained, here, monkeypatch, capsys):
-    monkeypatch.setattr(mapping, "predict_scan", lambda *args, **kwargs: pytest.fail("worked"))
+    monkeypatch.setattr(mapping, "stream_answers", lambda *args, **kwargs: pytest.fail("worked"))
     (here / "map.png").write_bytes(b"a picture")
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5"]
     assert_refused(argv, here, capsys, "map.png", "exists")
@@ -541,7 +545,7 @@ def test_an_interruption_leaves_nothing(trained, here, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     before = contents(here)
-    monkeypatch.setattr(mapping, "predict_scan", interrupt)
+    monkeypatch.setattr(mapping, "stream_answers", interrupt)
     assert run("map", "scan.h5", "--model", trained, "--out", "map.h5") == 130
     assert capsys.readouterr().err == "jaxstem: interrupted.\n"
     assert contents(here) == before

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From scans to answers: sorting into lengths, exposure, confidence, one device or eight."""
 
+import itertools
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,17 +17,22 @@ from scipy.spatial.transform import Rotation
 from jaxstem import infer, parallel, so3
 from jaxstem.crystal import operations
 from jaxstem.dynamical import DynamicalConfig
+from jaxstem.errors import InputError
 from jaxstem.grid import joint_space, orientation_space
 from jaxstem.infer import (
     MIN_DISKS,
     InferConfig,
-    buckets,
+    Shelf,
+    choose_lengths,
     count_disks,
     exposure,
+    length_of,
     predict_scan,
+    read_ahead,
     summarise,
+    survey,
 )
-from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, pad_disks
+from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, joined, pad_disks, source_of
 from jaxstem.kinematic import strongest, two_beam
 from jaxstem.model import NEVER, Model, build_network, material
 from jaxstem.refine import Ranked, ScoreConfig, candidate_tables
@@ -33,9 +40,8 @@ from jaxstem.transformer import init_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-LEVEL = ScoreConfig().levels[1]
 CONFIG = InferConfig(
-    score=ScoreConfig(n_modes=4, levels=(LEVEL, replace(LEVEL, angle=0.2, tilt=0.3))),
+    score=ScoreConfig(n_modes=4, levels=ScoreConfig().levels[:2]),
     chance=-1e6,  # to have a crystal everywhere, whatever the untrained network proposes
     lengths=(16,),
     batch=8,
@@ -252,6 +258,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
         radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
         disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(1, 2, n)]
         lists.append(np.stack(disks, axis=-1))
+    monkeypatch.setattr(infer, "PIECE", 7)
     shapes = []
 
     def make_predict(model, config, mesh):
@@ -267,8 +274,9 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
         return predict
 
     monkeypatch.setattr(infer, "make_predict", make_predict)
-    config = replace(CONFIG, lengths=(8, 16, 24), batch=6, least=5)
-    answer, counts = predict_scan(model, scan_of(lists), config, progress=False)
+    config = replace(CONFIG, lengths=(8, 16, 24), batch=6, least=0)
+    scan = replace(scan_of(lists), scan_shape=(14, 5))
+    answer, counts = predict_scan(model, scan, config, progress=False)
     np.testing.assert_array_equal(counts, [len(one) for one in lists])
     for i, one in enumerate(lists):
         if len(one) < MIN_DISKS:
@@ -348,23 +356,190 @@ def test_exposure_of_nothing(n_positions):
     assert np.isfinite(found.log_limit).all() and np.all(found.incident > 0)
 
 
+LENGTHS = (4, 6, 9, 12, 20)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
-    counts=st.lists(st.integers(0, 40), max_size=60),
-    least=st.integers(1, 30),
+    counts=st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    least=st.floats(0.5, 30),
+    spare=st.integers(0, 1),
 )
-def test_buckets_hold_each_position_once(counts, least):
-    counts, lengths = np.array(counts, int), (8, 12, 16, 24)
-    found = buckets(counts, lengths, least)
-    index = np.concatenate([np.zeros(0, int), *(i for _, i in found)])
-    np.testing.assert_array_equal(np.sort(index), np.flatnonzero(counts >= MIN_DISKS))
-    assert [length for length, _ in found] == sorted({length for length, _ in found})
-    for i, (length, positions) in enumerate(found):
-        assert np.all((counts[positions] <= length) | (length == 24))
-        assert len(positions) >= least or i == len(found) - 1
-        if least == 1:
-            shorter = max([0, *(n for n in lengths if n < length)])
-            assert np.all(counts[positions] > shorter)
+def test_lengths_make_the_work_least(counts, least, spare):
+    """Against all subsets of the lengths."""
+    counts = np.array(counts)
+    found = choose_lengths(counts, LENGTHS, least, spare)
+    if not (counts >= MIN_DISKS).any():
+        assert found == ()
+        return
+    longest = LENGTHS[length_of(counts, LENGTHS, spare).max()]
+
+    def work(lengths):
+        place = length_of(counts, lengths, spare)
+        return np.asarray(lengths)[place[place >= 0]].sum() + least * sum(lengths)
+
+    subsets = itertools.chain.from_iterable(
+        itertools.combinations(LENGTHS, n) for n in range(1, len(LENGTHS) + 1)
+    )
+    possible = [lengths for lengths in subsets if lengths[-1] >= longest]
+    assert work(found) == pytest.approx(min(map(work, possible)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=st.lists(st.integers(0, 40), max_size=60), spare=st.integers(0, 1))
+def test_patterns_fit_their_lengths(counts, spare):
+    counts = np.array(counts, int)
+    place = length_of(counts, LENGTHS, spare)
+    np.testing.assert_array_equal(place < 0, counts < MIN_DISKS)
+    for count, i in zip(counts[place >= 0], place[place >= 0], strict=True):
+        assert count + spare <= LENGTHS[i] or i == len(LENGTHS) - 1
+        assert i == 0 or count + spare > LENGTHS[i - 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), size=st.integers(1, 7))
+def test_shelves_hand_out_what_was_put_there(data, size):
+    """In order, each pattern once, and with its place."""
+    shelf, expected, found, lots = Shelf(), [], [], []
+    for number in range(data.draw(st.integers(1, 8))):
+        piece = infer.Piece(number, 0, None, None, 0)
+        index = np.arange(data.draw(st.integers(0, 9)))
+        expected += [(number, i) for i in index]
+        shelf.put((100 * number + index,), piece, index)
+        lots += shelf.take(size, rest=data.draw(st.booleans()))
+    lots += shelf.take(size, rest=True)
+    for (values,), where in lots:
+        assert 0 < len(values) <= size
+        places = [(piece.number, i) for piece, index in where for i in index]
+        np.testing.assert_array_equal(values, [100 * number + i for number, i in places])
+        found += places
+    assert found == expected and shelf.number == 0
+
+
+def random_scan(rng, shape, longest=30):
+    """Disks at random, with a direct beam, up to `longest` at a position."""
+    lists = []
+    for n in rng.integers(0, longest, shape[0] * shape[1]):
+        radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
+        disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(0.01, 1, n)]
+        lists.append(np.concatenate([[[0.0, 0.0, DIRECT]], np.stack(disks, axis=-1)]))
+    return replace(scan_of(lists), scan_shape=shape)
+
+
+@pytest.mark.parametrize("waiting", [2, 100])
+def test_batches_hold_each_pattern_once(model, monkeypatch, rng, waiting):
+    """And are full, unless a piece would have to wait too long for its last answers."""
+    monkeypatch.setattr(infer, "PIECE", 12)
+    monkeypatch.setattr(infer, "OPEN", waiting)
+    scan = random_scan(rng, (40, 4))
+    config = replace(CONFIG, refine="none", lengths=(4, 8, 12), batch=8, least=0)
+    source = source_of(scan)
+    known = survey(source, model, config)
+    assert len(known.lengths) == 3
+    found = list(infer.batches(source, model, config, known, (0, 40), 8))
+    pieces = [item for item in found if isinstance(item, infer.Piece)]
+    assert [piece.first for piece in pieces] == list(range(0, 160, 12))
+    seen, partial, read = [], 0, 0
+    for item in found:
+        if isinstance(item, infer.Piece):
+            read += 1
+            continue
+        assert item.disks.qx.shape[0] == 8
+        n = 0
+        for piece, index in item.where:
+            assert piece.number < read and piece.number >= read - waiting - 3
+            positions = piece.first + index
+            qx, *_ = pad_disks(scan, positions, model.k_max, model.k_min, item.disks.qx.shape[1])
+            np.testing.assert_array_equal(item.disks.qx[n : n + len(index)], qx)
+            seen += positions.tolist()
+            n += len(index)
+        partial += n < 8
+        np.testing.assert_array_equal(item.disks.qx[n:], np.tile(item.disks.qx[n - 1], (8 - n, 1)))
+    counts = count_disks(scan, model.k_min, model.k_max)
+    np.testing.assert_array_equal(np.sort(seen), np.flatnonzero(counts >= MIN_DISKS))
+    assert partial <= 3 or waiting == 2
+
+
+def test_pieces_make_no_difference(model, monkeypatch, rng):
+    """A scan read a row at a time gives the answers of one read at once, and each length compiles
+    once.
+    """
+    scan = random_scan(rng, (12, 9))
+    config = replace(CONFIG, refine="none", lengths=(6, 12), batch=8, least=0)
+    programs = []
+    pmap = parallel.pmap
+    monkeypatch.setattr(
+        parallel, "pmap", lambda *args, **rest: programs.append(pmap(*args, **rest)) or programs[-1]
+    )
+    whole, counts = on_devices(model, scan, config, 1)
+    monkeypatch.setattr(infer, "PIECE", 9)
+    monkeypatch.setattr(infer, "OPEN", 2)
+    streamed, again = on_devices(model, scan, config, 1)
+    assert [program._cache_size() for program in programs] == [2, 2]
+    np.testing.assert_array_equal(counts, again)
+    for name, one, other in zip(infer.Answer._fields, whole, streamed, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6, err_msg=name)
+    assert np.isfinite(whole.orientation).all(axis=(1, 2)).sum() == (counts >= MIN_DISKS).sum() > 60
+
+
+def test_a_small_scan_is_surveyed_as_a_whole(model, monkeypatch, rng):
+    monkeypatch.setattr(infer, "PIECE", 8)
+    scan = random_scan(rng, (20, 8))
+    known = survey(source_of(scan), model, CONFIG)
+    expected = exposure(scan, model.k_min, model.k_max)
+    np.testing.assert_array_equal(known.log_limit, expected.log_limit)
+    whole = joined([known.pieces[row, row + 1] for row in range(20)])
+    np.testing.assert_array_equal(whole.qx, scan.qx)
+    np.testing.assert_array_equal(whole.offsets, scan.offsets)
+
+
+def test_a_large_scan_is_surveyed_in_part(model, monkeypatch, rng):
+    monkeypatch.setattr(infer, "PIECE", 8)
+    monkeypatch.setattr(infer, "SAMPLE", 40)
+    scan, read = random_scan(rng, (20, 8)), []
+    source = source_of(scan)
+    counted = replace(source, read=lambda *rows: read.append(rows) or source.read(*rows))
+    known = survey(counted, model, CONFIG)
+    assert read == sorted(known.pieces) and len(read) == 5
+    assert read[0] == (0, 1) and read[-1] == (19, 20)
+    assert np.isfinite(known.log_limit).all() and known.lengths
+    predict_scan(model, counted, replace(CONFIG, refine="none"), progress=False)
+    assert sorted(read[5:]) == [(row, row + 1) for row in range(20)]  # each once
+
+
+def test_reading_ahead_keeps_the_order():
+    assert list(read_ahead(iter(range(50)), 3)) == list(range(50))
+
+
+def test_failures_of_the_reader_are_told():
+    def items():
+        yield 1
+        raise InputError("scan.h5 is cut short; copy it again.")
+
+    ahead = read_ahead(items(), 2)
+    assert next(ahead) == 1
+    with pytest.raises(InputError, match="cut short"):
+        next(ahead)
+
+
+def test_a_reader_that_nobody_waits_for_ends():
+    before = threading.active_count()
+    ahead = read_ahead(itertools.count(), 2)
+    assert next(ahead) == 0 and threading.active_count() == before + 1
+    ahead.close()
+    assert threading.active_count() == before
+
+
+def test_half_precision_is_the_networks_alone(model, scan):
+    """Answers are nearly those of float32; verification has the same candidates to judge."""
+    config = replace(CONFIG, refine="none")
+    exact, _ = on_devices(model, scan, config, 1)
+    rough, _ = on_devices(model, scan, replace(config, precision="bfloat16"), 1)
+    assigned = exact.phase == 0
+    difference = np.abs(exact.phase_confidence - rough.phase_confidence)[assigned]
+    assert 0 < difference.max() < 0.02
+    with pytest.raises(ValueError, match="float16"):
+        on_devices(model, scan, replace(config, precision="float16"), 1)
 
 
 def ranked_of(orientations, likelihood, prior=None, score=None, phase=None, thickness=None):

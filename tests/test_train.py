@@ -5,15 +5,21 @@ The loop's two programs are compiled once for all tests here; everything else is
 """
 
 import json
+import os
+import shutil
+import signal
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem import parallel, train
+from jaxstem import checkpoint, cli, parallel, train
 from jaxstem.acquisition import CLEAN
 from jaxstem.errors import InputError
 from jaxstem.kinematic import two_beam
@@ -78,6 +84,10 @@ def finished(go, config, tmp_path_factory):
     return go(config, folder), folder
 
 
+def checkpointed(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -138,6 +148,117 @@ def test_resumed_run_is_the_uninterrupted_one(finished, go, config, tmp_path):
     for row in (found := rows(out)) + (expected := rows(folder)):
         del row["seconds"]
     assert found == expected
+
+
+@pytest.fixture
+def stopping(step_programs, monkeypatch):
+    """Has this process send itself SIGTERM when a step of that number is done."""
+    make = train.make_train_step
+
+    def after(number):
+        def made(*arguments):
+            step = make(*arguments)
+
+            def stepped(state, *rest):
+                result = step(state, *rest)
+                if int(result[0].step) == number:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return result
+
+            return stepped
+
+        monkeypatch.setattr(train, "make_train_step", made)
+
+    return after
+
+
+@pytest.mark.parametrize("number", [1, 7, 12])
+def test_a_stopped_run_resumes_as_the_uninterrupted_one(
+    number, finished, go, config, tmp_path, stopping
+):
+    """Between validations, or right at one; rows are those of the run that was not stopped."""
+    model, folder = finished
+    before = signal.getsignal(signal.SIGTERM)
+    stopping(number)
+    with pytest.raises(train.Stopped, match=f"step {number} of {STEPS}"):
+        go(config, tmp_path / "stopped")
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert checkpointed(tmp_path / "stopped")[-1] == number
+    assert len(rows(tmp_path / "stopped")) == number // (STEPS // 10)
+    resumed = go(config, tmp_path / "stopped")
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, model.params)
+    for row in (found := rows(tmp_path / "stopped")) + (expected := rows(folder)):
+        del row["seconds"]
+    assert found == expected
+
+
+def test_a_signal_after_the_last_step_does_not_spoil_the_run(go, config, tmp_path, stopping):
+    stopping(2)
+    go(replace(config, steps=2), tmp_path / "done")
+    assert (tmp_path / "done" / "model.json").exists()
+
+
+def test_training_in_a_thread_leaves_signals_alone(go, config, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(go, replace(config, steps=2), tmp_path / "thread").result()
+    assert (tmp_path / "thread" / "model.json").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_command_says_how_to_resume(tmp_path, monkeypatch, capsys):
+    def stopped(*args, **options):
+        warnings.warn("a checkpoint is damaged", stacklevel=1)
+        raise train.Stopped(7, 20)
+
+    monkeypatch.setattr(train, "train", stopped)
+    copper = Path(__file__).parent / "fixtures" / "Cu.cif"
+    assert cli.main(["train", "--cif", str(copper), "--out", str(tmp_path / "model")]) == 143
+    said = capsys.readouterr()
+    warning, sentence = said.err.splitlines()
+    assert said.out == "" and warning == "jaxstem: a checkpoint is damaged"
+    assert "stopped after step 7 of 20, by SIGTERM" in sentence and "same command" in sentence
+
+
+def test_long_intervals_are_checkpointed_by_the_clock(go, config, tmp_path, monkeypatch):
+    """Also between validations, and without a row of their own."""
+    monkeypatch.setattr(train, "LOOK", 3)
+    monkeypatch.setattr(train, "CHECKPOINT_MINUTES", 0.0)
+    saved = []
+    save = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda manager, step, *rest: saved.append(step) or save(manager, step, *rest),
+    )
+    go(replace(config, steps=STEPS), tmp_path / "clock", stop_after=13)
+    assert saved == [3, 6, 9, 12, 13]
+    assert [row["step"] for row in rows(tmp_path / "clock")] == [6, 12]
+    monkeypatch.setattr(train, "CHECKPOINT_MINUTES", 1e6)
+    go(replace(config, steps=STEPS), tmp_path / "clock", stop_after=20)
+    assert saved[5:] == [18, 20]
+
+
+def test_damaged_checkpoints_do_not_change_the_run(finished, go, config, tmp_path):
+    model, folder = finished
+    out = tmp_path / "damaged"
+    go(config, out, stop_after=STEPS // 2)
+    newest = out / "checkpoints" / str(STEPS // 2)
+    shutil.rmtree(newest / "state")
+    with pytest.warns(UserWarning, match="damaged"):
+        resumed = go(config, out)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, model.params)
+    assert [row["step"] for row in rows(out)] == [row["step"] for row in rows(folder)]
+
+
+def test_seconds_go_on_counting(go, config, tmp_path):
+    short = replace(config, steps=10)
+    go(short, tmp_path / "run", stop_after=2)
+    path = tmp_path / "run" / "checkpoints" / "2" / "notes" / "metadata"
+    notes = json.loads(path.read_text())
+    path.write_text(json.dumps(notes | {"seconds": 5000.0}))
+    assert go(short, tmp_path / "run").record["seconds"] > 5000
+    assert [row["seconds"] > 5000 for row in rows(tmp_path / "run")] == [False] * 2 + [True] * 8
 
 
 def test_interrupted_run_guards_its_folder(go, config, tmp_path):

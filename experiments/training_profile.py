@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where a training step's time goes, and how much of the machine's arithmetic it uses.
+
+    python experiments/training_profile.py            # default and paper preset, some minutes
+    python experiments/training_profile.py --quick    # a small network, seconds: is all in order?
+
+For each preset: patterns per second; the floating-point operations in matrix products, counted in
+the step's own program, as a share of the rate at which this machine multiplies two large matrices;
+the time of each part (the programs that end after simulation, after the loss, after the gradient,
+and the whole step, and what each takes longer than the one before); compilations and implicit
+transfers between host and device while training runs (both must be none). Writes
+experiments/results/training_profile.json and prints a Markdown table.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxstem import losses, parallel, train
+from jaxstem.acquisition import Acquisition
+from jaxstem.crystal import read_cif
+from jaxstem.library import default_cache
+from jaxstem.model import Material, build_network, material, phases_space
+
+HERE = Path(__file__).resolve().parent
+COPPER = HERE.parent / "jaxstem" / "samples" / "Cu.cif"
+PARTS = ("simulation", "forward", "backward", "update")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """presets: which to profile; largest_batch: patterns a step, where a preset has more (the 1024
+    of `paper` take 15 GB of memory); quick: a small network, written nowhere.
+    """
+
+    presets: tuple[str, ...] = ("default", "paper")
+    largest_batch: int = 256
+    quick: bool = False
+    out: Path = HERE / "results" / "training_profile.json"
+
+
+def matrix_operations(jaxpr) -> float:
+    """Floating-point operations of all matrix products in a program, loops counted once a turn."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (summed, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            inner = np.prod([left[axis] for axis in summed], dtype=float)
+            total += 2 * inner * np.prod(equation.outvars[0].aval.shape, dtype=float)
+        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for inner_jaxpr in jax.extend.core.jaxprs_in_params(equation.params):
+            total += turns * matrix_operations(inner_jaxpr)
+    return total
+
+
+def seconds_per_call(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Of calls that are compiled already: the best of five rounds of half a second or one call,
+    whichever is longer, in turns, so that other work on the machine meets all alike.
+    """
+    best: dict[str, float] = {}
+    for _ in range(5):
+        for name, call in calls.items():
+            n = max(1, int(0.5 / best.get(name, 0.5)))
+            start = time.perf_counter()
+            for _ in range(n):
+                result = call()
+            jax.block_until_ready(result)
+            best[name] = min(best.get(name, float("inf")), (time.perf_counter() - start) / n)
+    return best
+
+
+def matrix_product(size: int) -> Callable[[], object]:
+    """A product of two float32 matrices, `2 size^3` operations."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.matmul)
+    return lambda: product(a, a)
+
+
+class Compilations:
+    """Counts what jax compiles from the moment it is made."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+def parts(materials: list[Material], config: train.TrainConfig, network, mesh):
+    """Programs `(state, key, sources)` that end after simulation, the loss, the gradient."""
+    space = phases_space(materials)
+    loss_fn = losses.batched(config.loss_name)
+    per_device = config.batch // mesh.size
+
+    def up_to(part, state, key, sources):
+        key = jax.random.fold_in(key, state.step)
+        index = parallel.sample_index(per_device)
+        batch = train.simulate_batch(key, index, sources, config, materials[0].k_max)
+        if part == "simulation":
+            return batch
+
+        def mean_loss(params):
+            output = train.apply_with_dropout(network, params, batch.disks, key, index)
+            return loss_fn(output, batch.label, space).mean()
+
+        if part == "forward":
+            return jax.lax.pmean(mean_loss(state.params), parallel.AXIS)
+        return jax.lax.pmean(jax.value_and_grad(mean_loss)(state.params), parallel.AXIS)
+
+    whole = parallel.REPLICATED
+    return {
+        part: parallel.pmap(
+            partial(up_to, part),
+            mesh,
+            whole,
+            parallel.SHARDED if part == "simulation" else whole,
+        )
+        for part in PARTS[:3]
+    }
+
+
+def profile(config: train.TrainConfig, matrix_size: int) -> dict:
+    """The numbers of one preset, for copper at 300 kV."""
+    copper = [material(read_cif(COPPER), 300.0, 2.0, config.model.spacing_deg, 0.0064)]
+    mesh = parallel.make_mesh()
+    network, optimiser = build_network(config.model, copper), train.make_optimiser(config)
+    sources = train.make_sources(copper, config, cache=default_cache())
+    begin = lambda: train.init_state(network, optimiser, 0, 1000)  # noqa: E731
+    arrays = (begin(), begin(), jax.random.key(0), sources)
+    fixed, state, key, sources = parallel.replicate(arrays, mesh)
+    step = train.make_train_step(network, copper, config, optimiser, mesh)
+    operations = mesh.size * matrix_operations(jax.make_jaxpr(step)(state, key, sources).jaxpr)
+    of_xla = step.lower(state, key, sources).cost_analysis() or {}
+    validate = train.make_validation(network, copper, config, sources, mesh)
+
+    def advance():
+        nonlocal state
+        state, loss = step(state, key, sources)
+        return loss
+
+    programs = parts(copper, config, network, mesh)
+    calls = {part: partial(program, fixed, key, sources) for part, program in programs.items()}
+    calls |= {"update": advance, "matrix product": matrix_product(matrix_size)}
+    firsts = {part: jax.block_until_ready(call()) for part, call in calls.items()}
+    disks = np.asarray(firsts["simulation"].disks.mask).sum(axis=1)
+    validate(fixed.params)
+
+    compilations = Compilations()
+    with jax.transfer_guard("disallow"):  # raises at an implicit transfer
+        seconds = seconds_per_call(calls)
+    compiled = compilations.count
+    validation = seconds_per_call({"all": lambda: validate(fixed.params)})["all"]
+    whole = seconds["update"]
+    rate = 2 * matrix_size**3 / seconds["matrix product"]
+    ends = [0.0] + [seconds[part] for part in PARTS]
+    return {
+        "batch": config.batch,
+        "disks": config.model.n_disks,
+        "mean_disks": round(float(disks.mean()), 1),
+        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "seconds_per_step": round(whole, 5),
+        "patterns_per_second": round(config.batch / whole, 1),
+        "matrix_gflop_per_step": round(operations / 1e9, 3),
+        "all_gflop_per_step": round(of_xla.get("flops", float("nan")) * mesh.size / 1e9, 3),
+        "matrix_gflop_per_second": round(rate / 1e9, 1),
+        "share_of_matrix_rate": round(operations / whole / rate, 4),
+        "seconds": {
+            part: round(end - begin, 5)
+            for part, begin, end in zip(PARTS, ends, ends[1:], strict=False)
+        },
+        "seconds_per_validation": round(validation, 3),
+        "compilations_while_training": compiled,
+        "implicit_transfers": 0,
+    }
+
+
+def small(config: train.TrainConfig) -> train.TrainConfig:
+    """A network and a source of patterns for a look in seconds."""
+    network = dataclasses.replace(config.model, width=16, blocks=1, feedforward=32, heads=2)
+    network = dataclasses.replace(network, n_disks=12, spacing_deg=12.0)
+    return dataclasses.replace(
+        config,
+        model=network,
+        acquisition=Acquisition(false_rate=(0.0, 0.0), overlap=0.0),
+        physics="two_beam",
+        no_crystal=0.0,
+        batch=32,
+        n_validation=32,
+    )
+
+
+def to_table(results: dict) -> str:
+    """The presets side by side."""
+    names = list(results["presets"])
+    rows = [("", *names)]
+    found = [results["presets"][name] for name in names]
+    rows.append(("batch × disks", *(f"{r['batch']} × {r['disks']}" for r in found)))
+    rows.append(("patterns/s", *(f"{r['patterns_per_second']:.0f}" for r in found)))
+    rows.append(("step [ms]", *(f"{1e3 * r['seconds_per_step']:.1f}" for r in found)))
+    for part in PARTS:
+        row = (
+            f"{1e3 * r['seconds'][part]:.1f} ({r['seconds'][part] / r['seconds_per_step']:.0%})"
+            for r in found
+        )
+        rows.append((f"{part} [ms]", *row))
+    rows.append(("matrix Gflop a step", *(f"{r['matrix_gflop_per_step']:.2f}" for r in found)))
+    row = (f"{r['matrix_gflop_per_second']:.0f}" for r in found)
+    rows.append(("large products [Gflop/s]", *row))
+    rows.append(("share of that rate", *(f"{r['share_of_matrix_rate']:.0%}" for r in found)))
+    rows.append(("validation [s]", *(f"{r['seconds_per_validation']:.2f}" for r in found)))
+    rows.append(("compilations", *(str(r["compilations_while_training"]) for r in found)))
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
+
+
+def main(arguments: Arguments) -> None:
+    """Profile, print, write."""
+    if arguments.quick:
+        jax.config.update("jax_disable_most_optimizations", True)
+    device = jax.devices()[0]
+    results = {
+        "device": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} cores",
+        "load_average": os.getloadavg()[0],
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "presets": {},
+    }
+    for name in arguments.presets[:1] if arguments.quick else arguments.presets:
+        config = train.preset(name)
+        config = dataclasses.replace(config, batch=min(config.batch, arguments.largest_batch))
+        config = small(config) if arguments.quick else config
+        print(f"{name} …", flush=True)
+        results["presets"][name] = profile(config, 512 if arguments.quick else 2048)
+        if not arguments.quick:
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(to_table(results))
+    print(f"\n{results['device']}, load average {results['load_average']:.1f}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
