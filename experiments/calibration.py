@@ -28,6 +28,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 WITHIN = 5.0
+FEWEST = 8
+"""Pixels in a bin that is drawn."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ def of_map(found: OrientationMap, truth: Truth, bins: int) -> dict:
 
 
 def draw(results: dict[str, dict], path: Path) -> None:
-    """Share right against confidence, plain and modulo 180°; a marker's area is its pixels'."""
+    """Share right against confidence, plain and modulo 180°; a marker's area is its pixels'.
+
+    Bins with fewer than `FEWEST` pixels are not drawn: their shares are mostly chance.
+    """
     figure, panels = plt.subplots(1, 2, figsize=(9, 4.6), sharey=True, layout="constrained")
     for panel, which, title in zip(
         panels, ("plain", "mod_180"), ("confidence", "confidence modulo 180°"), strict=True
@@ -87,11 +92,15 @@ def draw(results: dict[str, dict], path: Path) -> None:
         panel.plot([0, 1], [0, 1], color="0.6", linewidth=1)
         for name, result in results.items():
             share, confidence, right = np.transpose(result[which]["bins"])
+            drawn = share * result[which]["n"] >= FEWEST
+            share, confidence, right = share[drawn], confidence[drawn], right[drawn]
             label = f"{name}: {result[which]['expected_calibration_error']:.3f}"
             (line,) = panel.plot(confidence, right, linewidth=1, label=label)
             panel.scatter(confidence, right, s=20 + 400 * share, color=line.get_color(), alpha=0.6)
         panel.set(xlabel=title, xlim=(0, 1), ylim=(-0.02, 1.02), aspect="equal")
-        panel.legend(title="calibration error", fontsize="small", title_fontsize="small")
+        panel.legend(
+            loc="lower right", title="calibration error", fontsize="small", title_fontsize="small"
+        )
     panels[0].set_ylabel("share within 5°")
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Matching: rates of the templates, the score, and all eleven Laue classes on clean patterns."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from jaxstem import so3
 from jaxstem.crystal import operations, reflections
 from jaxstem.errors import InputError
-from jaxstem.infer import InferConfig, predict_scan
+from jaxstem.infer import InferConfig, matcher_beside, predict_scan
 from jaxstem.kinematic import Disks, Reflectors, simulate
 from jaxstem.match import (
     MOST_TEMPLATES,
@@ -31,8 +32,10 @@ from jaxstem.match import (
     templates,
 )
 from jaxstem.metrics import candidate_coverage, misorientations
+from jaxstem.model import Model
 from jaxstem.parallel import make_mesh
 from jaxstem.refine import ScoreConfig
+from jaxstem.transformer import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from laue_classes import PROTOTYPES, written_crystal  # noqa: E402
@@ -229,3 +232,20 @@ def test_matching_and_refinement_from_a_cif_alone(quick_compile, tmp_path, key):
     plain, mod_180 = misorientations(answer.orientation, np.asarray(truth), m.operations)
     assert np.median(plain) < 2.0
     assert (mod_180 < 5).mean() > 0.75
+
+
+def test_templates_stand_beside_a_network_with_cells_alone(tmp_path):
+    """Their cells are the network's; a matcher needs no second one, and nine numbers have none."""
+    crystal = written_crystal("CuO", tmp_path)
+    matching = matching_model([crystal], 300.0, 1.2, 30.0, 0.0, COARSE)
+    cells = len(matching.materials[0].grid)
+    trained = Model(ModelConfig(width=16, heads=2), matching.materials, {}, {})
+    beside = matcher_beside(trained)
+    made = templates(trained.materials, beside.config)
+    disks = Disks(*(jnp.zeros((2, 4)) for _ in range(3)), jnp.zeros((2, 4), bool))
+    score = beside.apply({"params": made}, disks)
+    assert beside.n_cells == (cells,) and score.shape == (2, cells + 1)
+    np.testing.assert_allclose(jnp.exp(score).sum(axis=1), 1.0, rtol=1e-4)
+    assert matcher_beside(matching) is None
+    nine_numbers = dataclasses.replace(trained, config=ModelConfig(head="matrix"))
+    assert matcher_beside(nine_numbers) is None
