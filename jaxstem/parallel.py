@@ -32,6 +32,8 @@ from jaxtyping import Array, Int
 from jaxstem.errors import InputError
 
 AXIS = "data"
+ASK = 10
+"""Steps after which processes ask each other whether one was told to stop."""
 SHARDED = PartitionSpec(AXIS)
 REPLICATED = PartitionSpec()
 
@@ -132,22 +134,26 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
     """Within the block SIGTERM does not end the process; ask instead, after each step of a loop.
 
     The function handed over takes the number of the step just done and says whether all processes
-    should stop there. It must be called after every step in every process: a signal to one of them
-    stops them all after the same step (jax's preemption service sees to it). Outside the main
-    thread of a lone process signals cannot be caught, and the answer is always no.
+    should stop there. It must be called after every step in every process. Several processes ask
+    each other after every `ASK` steps, since each question waits for the steps before it, so that
+    a signal to one stops them all after the same step. Outside the main thread signals cannot be
+    caught, and a process asks for nothing itself.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
-        return
     asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def requested(step: int) -> bool:
+        if jax.process_count() == 1:
+            return asked.is_set()
+        return step % ASK == 0 and not all_agree(not asked.is_set())
+
     try:
-        yield lambda step: asked.is_set()
+        yield requested
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        if in_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
