@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: train, detect, convert, map, evaluate, demo.
+"""The command line: train, detect, convert, calibrate, map, evaluate,
+export, report, demo.
 
 One function for each command; tyro makes the options from its signature and the help from its
 docstring. Whatever imports jax is imported inside the commands, so that `--help` and a mistyped
@@ -19,8 +20,9 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -28,8 +30,9 @@ from jaxstem import __version__
 from jaxstem.errors import InputError
 
 if TYPE_CHECKING:
-    from jaxstem.io import OrientationMap
+    from jaxstem.io import DiskSource, OrientationMap
     from jaxstem.mapping import Overview
+    from jaxstem.probe import DetectConfig
 
 DESCRIPTION = """Example: jaxstem map scan.h5 --model cu --out map.h5
 
@@ -38,12 +41,84 @@ More on a command: jaxstem map --help. The version: jaxstem --version."""
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 command_line: ContextVar[str] = ContextVar("command_line")
+OF_FILE = "(default: what the file states)"
 OF_PRESET = "(default: the preset's)"
 PICTURE = 1024
 """Positions along a side of a map's picture; of a larger scan only every other one is drawn, or
 every third, and so on."""
 STOPPED = 143
 """Exit code of a run that SIGTERM ended early: 128 + 15, as shells report that signal."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a scan is read where its file does not say, or says it wrong.
+
+    Attributes:
+        pixel_size: Size of a detector pixel in 1/Å.
+        calibration: Pixel size and ellipse that `jaxstem calibrate` found.
+        rotation_deg: From detector to scan axes, turning qx towards qy.
+        scan_shape: Rows and columns of the scan.
+        mask: Detector pixels to leave out: an image or .npy in which they are not 0.
+        origin: Row and column of the direct beam, where it cannot be seen.
+        radius: Radius of the disks in detector pixels.
+    """
+
+    pixel_size: Annotated[
+        float | None, tyro.conf.arg(metavar="1/Å", help_behavior_hint=OF_FILE)
+    ] = None
+    calibration: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE.json", help_behavior_hint=OF_FILE)
+    ] = None
+    rotation_deg: Annotated[
+        float | None, tyro.conf.arg(metavar="DEG", help_behavior_hint=OF_FILE)
+    ] = None
+    scan_shape: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(metavar="ROWS COLUMNS", help_behavior_hint=OF_FILE)
+    ] = None
+    mask: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: dead and hot)")
+    ] = None
+    origin: Annotated[
+        tuple[float, float] | None,
+        tyro.conf.arg(metavar="ROW COLUMN", help_behavior_hint="(default: from the beam)"),
+    ] = None
+    radius: Annotated[
+        float | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: from the beam)")
+    ] = None
+
+    def changes(self) -> dict[str, Any]:
+        """Entries that replace those of a file's calibration. Raises InputError."""
+        import math
+
+        entries: dict[str, Any] = {}
+        if self.calibration:
+            from jaxstem.calibration import read_calibration
+
+            entries |= read_calibration(self.calibration).entries()
+        if self.pixel_size is not None:
+            _require_between("--pixel-size", self.pixel_size, 1e-6, 10.0, "1/Å")
+            entries |= {"Q_pixel_size": self.pixel_size, "Q_pixel_units": "A^-1"}
+        if self.rotation_deg is not None:
+            _require_between("--rotation-deg", self.rotation_deg, -360.0, 360.0, "degrees")
+            entries["QR_rotation"] = math.radians(self.rotation_deg)
+        return entries
+
+    def detection(self, **settings: Any) -> DetectConfig:
+        """How disks are found in raw patterns. Raises InputError."""
+        from jaxstem.probe import DetectConfig, read_mask
+
+        mask = read_mask(self.mask) if self.mask else None
+        return DetectConfig(mask=mask, origin=self.origin, radius=self.radius, **settings)
+
+    def opened(self, scan: Path) -> DiskSource:
+        """The disks of a scan. Raises InputError."""
+        from jaxstem.disks import open_scan
+
+        return open_scan(scan, self.detection(), None, self.scan_shape, self.changes())
+
+
+ReadingOptions = Annotated[Reading, tyro.conf.arg(name="")]
 
 
 def train(
@@ -156,30 +231,22 @@ def train(
 def detect(
     cube: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CUBE.h5")],
     out: Annotated[Path, tyro.conf.arg(metavar="BRAGG.h5")],
-    pixel_size: Annotated[
-        float | None,
-        tyro.conf.arg(metavar="1/Å", help_behavior_hint="(default: what the file states)"),
-    ] = None,
     threshold: Annotated[
         float | None,
         tyro.conf.arg(metavar="SIGMA", help_behavior_hint="(default: from --false-alarms)"),
     ] = None,
     false_alarms: Annotated[float, tyro.conf.arg(metavar="N")] = 0.02,
-    radius: Annotated[
-        float | None,
-        tyro.conf.arg(metavar="PX", help_behavior_hint="(default: from the direct beam)"),
-    ] = None,
+    reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
 ) -> None:
     """Find the Bragg disks of a raw scan, for `jaxstem map` and for py4DSTEM.
 
     Args:
-        cube: Raw patterns: an EMD or py4DSTEM data cube.
+        cube: Raw patterns, in any of the formats of docs/file-formats.md.
         out: Bragg disks to write (EMD 1.0 BraggVectors).
-        pixel_size: Size of a detector pixel in 1/Å.
         threshold: Least significance of a disk, in standard deviations of the background.
         false_alarms: Disks a pattern that counting noise alone may give.
-        radius: Radius of the disks in detector pixels.
+        reading: How the scan is read.
         overwrite: Replace BRAGG.h5.
     """
     from jaxstem.io import atomic_path
@@ -187,15 +254,12 @@ def detect(
     with atomic_path(out, overwrite) as temporary:
         from jaxstem import disks
         from jaxstem.cubes import read_cube
-        from jaxstem.probe import DetectConfig
 
-        raw = read_cube(cube)
-        config = DetectConfig(
-            threshold=threshold, false_alarms=false_alarms, radius=radius, pixel_size=pixel_size
-        )
+        raw = read_cube(cube, reading.scan_shape, reading.changes())
+        config = reading.detection(threshold=threshold, false_alarms=false_alarms)
         with disks.progress_bar(raw) as advance:
             found = disks.find_disks(raw, config, progress=advance)
-        disks.write_bragg(temporary, found, pixel_size, overwrite=True)
+        disks.write_bragg(temporary, found, overwrite=True)
     ny, nx = raw.scan_shape
     print(f"{ny} x {nx} positions, {len(found.row) / (ny * nx):.1f} disks each; wrote {out}")
     print(f"use them: jaxstem map {shlex.quote(str(out))} --model DIR|NAME --out MAP.h5")
@@ -204,14 +268,16 @@ def detect(
 def convert(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
     out: Annotated[Path, tyro.conf.arg(metavar="DISKS.h5")],
+    reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
 ) -> None:
     """Pack the Bragg disks of a scan into a table that `jaxstem map` reads at the disk's speed.
 
     Args:
-        scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them (EMD 1.0), or a raw data cube,
-            in which disks are found first.
+        scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them, or raw patterns, in which
+            disks are found first (formats: docs/file-formats.md).
         out: Packed table to write (layout: docs/file-formats.md).
+        reading: How the scan is read.
         overwrite: Replace DISKS.h5.
     """
     from jaxstem.io import check_target
@@ -220,10 +286,9 @@ def convert(
     if out.exists() and scan.exists() and out.samefile(scan):
         raise InputError(f"{out} is the scan itself; give the table another name.")
 
-    from jaxstem.disks import open_scan
     from jaxstem.packed import write_packed
 
-    source = open_scan(scan)
+    source = reading.opened(scan)
     n_disks = write_packed(out, source, overwrite)
     ny, nx = source.scan_shape
     print(f"{ny} x {nx} positions, {n_disks / (ny * nx):.1f} disks each; wrote {out}")
@@ -247,6 +312,7 @@ def map_command(
         int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: jaxstem's choice)")
     ] = None,
     precision: Literal["float32", "bfloat16"] = "float32",
+    reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
 ) -> None:
     """Map the phases and orientations over a scan.
@@ -267,6 +333,7 @@ def map_command(
         voltage_kv: The scan's accelerating voltage in kV, if its file states none or a wrong one.
         batch: Patterns to work on at once.
         precision: Of the network; verification is always in float32.
+        reading: How the scan is read.
         overwrite: Replace MAP.h5 and MAP.png.
     """
     _require_between("--batch", 1 if batch is None else batch, 1, 10**6)
@@ -296,15 +363,12 @@ def map_command(
             map_file = files.enter_context(atomic_path(out, overwrite))
             if figure:
                 picture_file = files.enter_context(atomic_path(picture, overwrite))
-        from jaxstem.disks import open_scan
-
-        disks = open_scan(scan)
+        disks = reading.opened(scan)
 
         from jaxstem.infer import InferConfig
         from jaxstem.likelihood import LikelihoodConfig
         from jaxstem.mapping import check_voltage, map_to_file
         from jaxstem.model import load_model
-        from jaxstem.refine import ScoreConfig
 
         if method == "match":
             stated = disks.voltage_kv if voltage_kv is None else voltage_kv
@@ -314,12 +378,14 @@ def map_command(
         else:
             loaded = load_model(model)
         check_voltage(disks, loaded, voltage_kv)
-        score = ScoreConfig(likelihood=LikelihoodConfig(semi_angle=semiangle_mrad))
+        config = InferConfig(refine=refine, batch=batch, precision=precision)
+        likelihood = LikelihoodConfig(semi_angle=semiangle_mrad)
+        config = replace(config, score=replace(config.rules, likelihood=likelihood))
         found = map_to_file(
             map_file,
             disks,
             loaded,
-            InferConfig(refine=refine, score=score, batch=batch, precision=precision),
+            config,
             least_confidence=least_confidence,
             voltage_kv=voltage_kv,
             attributes={
@@ -351,27 +417,136 @@ def _matching_model(cif: Sequence[Path], voltage_kv: float):
 
 
 def evaluate(
-    map_file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MAP.h5")],
-    truth_file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="TRUTH.h5")],
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MAP.h5 ...")],
+    truth: Annotated[
+        tuple[Path, ...],
+        tyro.conf.arg(metavar="TRUTH.h5 ...", help_behavior_hint="(default: the last file named)"),
+    ] = (),
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="TABLE", help_behavior_hint="(default: printed alone)"),
+    ] = None,
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
+    overwrite: Flag = False,
 ) -> None:
-    """Score a map against the known truth.
+    """Score maps against the known truth: jaxstem evaluate MAP.h5 TRUTH.h5
 
     Args:
-        map_file: Map that `jaxstem map` wrote.
-        truth_file: The true orientations and phases (layout: docs/file-formats.md).
+        files: Maps that `jaxstem map` wrote; without --truth one map, followed by its truth.
+        truth: The true orientations and phases (layout: docs/file-formats.md): one file for all
+            maps, or as many as maps, in their order. Gives one table.
+        out: Table to write: .csv, .json or .md.
         as_json: Print JSON instead of a table.
+        overwrite: Replace TABLE.
     """
+    from jaxstem import evaluation
+
+    if out:
+        evaluation.check_table(out, overwrite)
+    if not truth and len(files) != 2:
+        raise InputError("Name a map and its truth, or maps and --truth with one file or several.")
+    if truth or out:
+        maps, truths = (files, truth) if truth else (files[:1], files[1:])
+        rows = evaluation.evaluate_maps(maps, truths)
+        print(evaluation.to_json(rows) if as_json else evaluation.to_markdown(rows), end="")
+        if out:
+            evaluation.write_table(out, rows, overwrite)
+        return
+
     from jaxstem.io import read_map, read_truth
 
-    found, truth = read_map(map_file), read_truth(truth_file)
+    map_file, truth_file = files
+    found, known = read_map(map_file), read_truth(truth_file)
     from jaxstem import metrics
 
     try:
-        score = metrics.evaluate(found, truth)
+        score = metrics.evaluate(found, known)
     except InputError as error:
         raise InputError(f"{map_file}, {truth_file}: {error}") from None
     print(json.dumps(metrics.to_dict(score), indent=1) if as_json else metrics.to_text(score))
+
+
+def export(
+    map_file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MAP.h5")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
+    grain_deg: Annotated[float, tyro.conf.arg(metavar="DEG")] = 5.0,
+    overwrite: Flag = False,
+) -> None:
+    """Write a map for other programs, or as a figure; the name's suffix chooses.
+
+    Args:
+        map_file: Map that `jaxstem map` wrote.
+        out: .ang (EDAX OIM, MTEX), .h5 (orix), .npy (py4DSTEM), .csv (table of grains), .png, .svg
+            or .pdf (figure).
+        grain_deg: Misorientation between neighbours that bounds a grain, for .csv.
+        overwrite: Replace FILE.
+    """
+    _require_between("--grain-deg", grain_deg, 0.01, 180.0, "degrees")
+
+    from jaxstem.export import export_map
+
+    export_map(map_file, out, grain_deg, overwrite)
+    print(f"wrote {out}")
+
+
+def calibrate(
+    scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
+    cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")],
+    reading: ReadingOptions = Reading(),
+    overwrite: Flag = False,
+) -> None:
+    """Fit pixel size and ellipticity to the rings of known crystals, for --calibration.
+
+    Args:
+        scan: Raw patterns or Bragg disks in detector pixels.
+        cif: The unit cells of the crystals that fill the scan.
+        out: Calibration to write; its picture goes beside it (.png).
+        reading: How the scan is read; --pixel-size is where the fit starts.
+        overwrite: Replace FILE.json and FILE.png.
+    """
+    import math
+
+    from jaxstem import calibration
+    from jaxstem.crystal import read_cif
+    from jaxstem.disks import read_scan
+
+    turn = None if reading.rotation_deg is None else math.radians(reading.rotation_deg)
+    found = calibration.calibrate(
+        lambda entries: read_scan(scan, reading.detection(), None, reading.scan_shape, entries),
+        [read_cif(path) for path in cif],
+        out,
+        reading.pixel_size,
+        turn,
+        overwrite,
+    )
+    print(calibration.summary(found))
+    print(f"use it: jaxstem map {shlex.quote(str(scan))} --calibration {shlex.quote(str(out))} ...")
+
+
+def report(
+    map_file: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="MAP.h5")],
+    out: Annotated[Path, tyro.conf.arg(metavar="REPORT.html")],
+    scan: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="SCAN.h5", help_behavior_hint="(default: predictions alone)"),
+    ] = None,
+    reading: ReadingOptions = Reading(),
+    overwrite: Flag = False,
+) -> None:
+    """Write a map as one web page in which every position can be looked at, offline.
+
+    Args:
+        map_file: Map that `jaxstem map` wrote.
+        out: Page to write.
+        scan: What was mapped: the raw cube, to see its patterns, or its disks.
+        reading: How the scan is read.
+        overwrite: Replace REPORT.html.
+    """
+    from jaxstem.report import write_report
+
+    write_report(map_file, out, scan, overwrite, calibration=reading.changes())
+    print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
 
 
 def demo(out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxstem-demo")) -> None:
@@ -402,8 +577,11 @@ COMMANDS = {
     "train": train,
     "detect": detect,
     "convert": convert,
+    "calibrate": calibrate,
     "map": map_command,
     "evaluate": evaluate,
+    "export": export,
+    "report": report,
     "demo": demo,
 }
 

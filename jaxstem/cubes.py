@@ -4,16 +4,16 @@
 A data cube holds one diffraction pattern for each beam position, axes (scan rows, scan columns,
 detector rows, detector columns): hundreds of megabytes to terabytes, so it never lies in memory as
 a whole. A `Cube` knows the shape and the calibration that the file states, and reads patterns when
-asked; nothing stays open in between. `read_cube` makes one from an EMD 1.0 or py4DSTEM HDF5 file,
-`cube_from_array` from an array. Another file format needs one function that returns a `Cube`.
+asked. `read_cube` makes one from a file: EMD 1.0 or py4DSTEM HDF5 here, what detectors and other
+programs write by `jaxstem.rawfiles`. `cube_from_array` makes one from an array.
 
 Detector axis 0 is lab x (`qx`), axis 1 lab y (`qy`), as everywhere in jaxstem.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from jaxstem.io import (
     stated_pixel_size,
     stated_scan_step,
     stated_voltage_kv,
+    without_angles,
 )
 
 SMALLEST_DETECTOR = 8
@@ -45,7 +46,8 @@ class Cube:
     read: `read(rows, columns)` with two slices gives the patterns there, in the file's own numbers;
     pixel_size: of the detector in 1/Å, None where not stated; calibration: entries of the file as
     `jaxstem.io.read_disks` knows them (`qx0`, `qy0`, `a`, `b`, `theta`, `QR_rotation`, `QR_flip`
-    and others), handed on to the disks; scan_step in scan_units; voltage_kv in kV or None.
+    and others), handed on to the disks; scan_step in scan_units; voltage_kv in kV or None;
+    pixel_units: those of a stated pixel size that cannot be used, if there is one.
     """
 
     shape: tuple[int, int, int, int]
@@ -57,6 +59,7 @@ class Cube:
     scan_units: str
     voltage_kv: float | None
     source: str
+    pixel_units: str | None = None
 
     @property
     def scan_shape(self) -> tuple[int, int]:
@@ -73,15 +76,40 @@ class Cube:
         return self.read(slice(start, stop), slice(None))
 
 
-def read_cube(path: str | Path) -> Cube:
-    """The data cube of an EMD 1.0 or py4DSTEM HDF5 file, without its patterns.
+def read_cube(
+    path: str | Path,
+    scan_shape: tuple[int, int] | None = None,
+    calibration: Mapping[str, Any] | None = None,
+    voltage_kv: float | None = None,
+) -> Cube:
+    """The scan in a file, without its patterns (formats: docs/file-formats.md).
 
-    Takes the only four-dimensional array of numbers, or the one that py4DSTEM marked as a
-    `DataCube`. Raises InputError for a file that is missing, damaged or not HDF5, that holds no
-    such array or several, or whose calibration cannot be used; `read` raises it for patterns that
-    cannot be read.
+    scan_shape: (rows, columns), for formats that do not state it; calibration: entries that replace
+    those of the file; voltage_kv [kV]: instead of the file's. Raises InputError for a file that is
+    missing, damaged or not known, that holds no scan or several, or whose shape or calibration
+    cannot be used; `read` raises it for patterns that cannot be read.
     """
-    path = Path(path)
+    from jaxstem import rawfiles  # which needs Cube
+
+    if rawfiles.format_of(path):
+        cube = rawfiles.raw_cube(path, scan_shape, voltage_kv)
+        changes = dict(calibration or {})
+        together = cube.calibration | changes
+        size = stated_pixel_size(together, path) if "Q_pixel_size" in together else None
+        return replace(cube, calibration=together, pixel_size=size)
+    cube = _emd_cube(Path(path), calibration or {}, voltage_kv)
+    if scan_shape is not None and tuple(scan_shape) != cube.scan_shape:
+        raise InputError(
+            f"{path} holds {cube.shape[0]} × {cube.shape[1]} positions, not {scan_shape[0]} × "
+            f"{scan_shape[1]}; leave out --scan-shape."
+        )
+    return cube
+
+
+def _emd_cube(path: Path, changes: Mapping[str, Any], voltage_kv: float | None) -> Cube:
+    """The data cube of an EMD 1.0 or py4DSTEM HDF5 file: the only four-dimensional array of
+    numbers, or the one that py4DSTEM marked as a `DataCube`.
+    """
     with open_hdf5(path) as file:
         dataset = _cube_dataset(file, path)
         name, shape, dtype = dataset.name, dataset.shape, dataset.dtype
@@ -89,7 +117,8 @@ def read_cube(path: str | Path) -> Cube:
         calibration = emd_calibration(root)
         if not calibration and "calibration" in file:
             calibration = emd_metadata(file["calibration"])
-        voltage_kv = stated_voltage_kv(root, path)
+        voltage_kv = voltage_kv or stated_voltage_kv(root, path)
+        calibration = without_angles(calibration | dict(changes), voltage_kv)
         stated = "Q_pixel_size" in calibration and calibration.get("Q_pixel_units") != "pixels"
         pixel_size = stated_pixel_size(calibration, path) if stated else None
 
@@ -120,7 +149,7 @@ def cube_from_array(
     source: str = "array",
 ) -> Cube:
     """A cube from patterns in memory (or an `np.memmap`); pixel_size in 1/Å."""
-    _check_shape(patterns.shape, patterns.dtype, source)
+    check_shape(patterns.shape, patterns.dtype, source)
     return Cube(
         shape=patterns.shape,
         dtype=patterns.dtype,
@@ -191,11 +220,12 @@ def _cube_dataset(file: h5py.File, path: Path) -> h5py.Dataset:
     if len(found) > 1:
         names = ", ".join(node.name for node in found)
         raise InputError(f"{path} holds several data cubes ({names}); save one alone.")
-    _check_shape(found[0].shape, found[0].dtype, str(path))
+    check_shape(found[0].shape, found[0].dtype, str(path))
     return found[0]
 
 
-def _check_shape(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
+def check_shape(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:
+    """Raise InputError unless an array can be a scan of diffraction patterns."""
     if len(shape) != 4:
         raise InputError(
             f"{source} holds an array of {len(shape)} axes; give one of four, (scan rows, scan "

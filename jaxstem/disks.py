@@ -15,10 +15,10 @@ import itertools
 import math
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -46,6 +46,8 @@ from jaxstem.packed import is_packed, packed_source
 from jaxstem.parallel import REPLICATED, SHARDED, pmap
 from jaxstem.patterns import Found, Layout, Plan, detect_patterns
 from jaxstem.probe import DEFAULT, DetectConfig, make_plan
+from jaxstem.rawfiles import READERS, format_of
+from jaxstem.tables import holds_vectors, read_csv, read_vectors
 
 STALE = ("qx0", "qy0", "_root_treepath", "_target_paths")
 """Entries of a calibration that detection writes anew."""
@@ -187,32 +189,64 @@ def detect_disks(
 
 
 def open_scan(
-    path: str | Path, config: DetectConfig = DEFAULT, progress: bool | None = None
+    path: str | Path,
+    config: DetectConfig = DEFAULT,
+    progress: bool | None = None,
+    scan_shape: tuple[int, int] | None = None,
+    calibration: Mapping | None = None,
+    voltage_kv: float | None = None,
 ) -> DiskSource:
-    """The calibrated disks of a file, read when asked for: Bragg vectors, a packed table, or a data
-    cube, in which disks are found first.
+    """The calibrated disks of a file, read when asked for: Bragg vectors, a packed table, CSV,
+    pyxem's vectors, or raw patterns, in which disks are found first.
 
-    `progress`: show a bar while finding them (None: on a terminal). Raises InputError as
-    `bragg_source` or `packed_source` does where the file holds disks, and elsewhere as `read_cube`
-    and `detect_disks`.
+    `progress`: show a bar while finding them (None: on a terminal). `scan_shape`, `calibration` and
+    `voltage_kv` as in `read_cube`; a calibration, or a pixel size in `config`, replaces what Bragg
+    vectors say too. Raises InputError as the readers do, and for a calibration of disks that are
+    in 1/Å already.
     """
-    if is_packed(path):
-        return packed_source(path)
-    if holds_disks(path):
-        return bragg_source(path)
-    cube = read_cube(path)
+    changes = dict(calibration or {})
+    if config.pixel_size is not None:
+        changes |= {"Q_pixel_size": float(config.pixel_size), "Q_pixel_units": "A^-1"}
+    read = _calibrated_already(path)
+    if read is not None:
+        if changes:
+            raise InputError(
+                f"{path} holds disks in 1/Å already; calibrate the scan that they were found in."
+            )
+        source = read(path)
+        return source if voltage_kv is None else replace(source, voltage_kv=voltage_kv)
+    if format_of(path) is None and holds_disks(path):
+        return bragg_source(path, changes, voltage_kv)
+    cube = read_cube(path, scan_shape, changes, voltage_kv)
     with progress_bar(cube, progress) as advance:
         return source_of(detect_disks(cube, config, progress=advance))
 
 
+def _calibrated_already(path: str | Path) -> Callable[[str | Path], DiskSource] | None:
+    """The reader of a file whose disks are in 1/Å, None for another file."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".csv":
+        return lambda path: source_of(read_csv(path))
+    if suffix == ".hspy":
+        return (lambda path: source_of(read_vectors(path))) if holds_vectors(path) else None
+    if suffix not in READERS and suffix != ".raw" and is_packed(path):
+        return packed_source
+    return None
+
+
 def read_scan(
-    path: str | Path, config: DetectConfig = DEFAULT, progress: bool | None = None
+    path: str | Path,
+    config: DetectConfig = DEFAULT,
+    progress: bool | None = None,
+    scan_shape: tuple[int, int] | None = None,
+    calibration: Mapping | None = None,
+    voltage_kv: float | None = None,
 ) -> DiskScan:
     """All calibrated disks of a file that `open_scan` opens, in memory.
 
     Raises InputError as `open_scan` does, for disks that cannot be used, and where there are none.
     """
-    source = open_scan(path, config, progress)
+    source = open_scan(path, config, progress, scan_shape, calibration, voltage_kv)
     scan = source.read(0, source.scan_shape[0])
     if not len(scan.qx):
         raise no_disk_at_all(source)
@@ -235,8 +269,10 @@ def calibrated(detections: Detections, pixel_size: float | None = None) -> DiskS
     """
     cube = detections.cube
     if pixel_size is None and cube.pixel_size is None:
+        how = f" but in '{cube.pixel_units}'" if cube.pixel_units else ""
         raise InputError(
-            f"{cube.source} does not state the size of a detector pixel; give it in 1/Å."
+            f"{cube.source} does not state the size of a detector pixel in 1/Å{how}; give it with "
+            "--pixel-size, or make a calibration with 'jaxstem calibrate'."
         )
     disks = np.rec.fromarrays([detections.row, detections.column], names="qx,qy")
     counts = np.diff(detections.offsets)

@@ -38,9 +38,10 @@ from jaxstem.bloch import prepare
 from jaxstem.grid import OrientationSpace, half_angle_cosine, nearest_cells
 from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, DiskSource, joined, pad_disks, source_of
 from jaxstem.kinematic import Disks
-from jaxstem.match import MatchConfig, Matcher, MatchingModel, Raster, templates
+from jaxstem.match import Matcher, Templates, matcher, templates
 from jaxstem.model import NEVER, Material, Model, phases_space
 from jaxstem.refine import (
+    THOROUGH,
     CandidateTables,
     Ranked,
     ScoreConfig,
@@ -51,7 +52,6 @@ from jaxstem.refine import (
     verify,
     verify_dynamically,
 )
-from jaxstem.transformer import OrientationTransformer
 
 MIN_DISKS = 2
 """A pattern with fewer disks fits too many orientations to be given any."""
@@ -106,8 +106,8 @@ class Answer(NamedTuple):
 class InferConfig:
     """How answers are made.
 
-    refine: "fast": verify and polish candidates by two-beam theory; "full": then by Bloch waves;
-    "none": the network alone; likelihood_weight,
+    refine: "fast": verify and polish candidates by two-beam theory; "full": more of them, then by
+    Bloch waves; "none": the network alone; score: how (None: as suits `refine`); likelihood_weight,
     prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
     of a candidate (below one, since neither model is exact and both saw the same disks); chance:
     log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
@@ -120,7 +120,7 @@ class InferConfig:
     """
 
     refine: str = "fast"
-    score: ScoreConfig = ScoreConfig()
+    score: ScoreConfig | None = None
     likelihood_weight: float = 0.25
     prior_weight: float = 0.05
     chance: float = 6.0
@@ -129,6 +129,11 @@ class InferConfig:
     chunk: int = 8
     least: int = 2048
     precision: str = "float32"
+
+    @property
+    def rules(self) -> ScoreConfig:
+        """How candidates are verified."""
+        return self.score or (THOROUGH if self.refine == "full" else ScoreConfig())
 
     def batch_on(self, mesh: Mesh) -> int:
         """Patterns a step, a multiple of the number of devices."""
@@ -259,33 +264,40 @@ def phase_tables(model: Model, refine: str) -> list[CandidateTables]:
     """What is tabulated of each phase's grid for this kind of refinement."""
     if refine == "none":
         return [mode_tables(m) for m in model.materials]
+    n_siblings = 2 if refine == "full" else 0
     return [
-        candidate_tables(m.grid, m.operations, m.reflectors(), m.wavelength, m.crystal.lattice)
+        candidate_tables(
+            m.grid,
+            m.operations,
+            m.reflectors(),
+            m.wavelength,
+            m.crystal.lattice,
+            n_siblings=n_siblings,
+        )
         for m in model.materials
     ]
 
 
-def network_of(model: Model, precision: str):
-    """The model's network, computing in this precision; a matcher stays as it is."""
-    network = model.network
-    if precision == "bfloat16" and isinstance(network, OrientationTransformer):
-        return network.clone(dtype=jnp.bfloat16)
-    return network
-
-
-def matcher_beside(model: Model) -> Matcher | None:
-    """What proposes candidates together with the model's network; None where there is nothing to
-    add: a model that matches already, or a head without cells.
-
-    Their log-probabilities are summed: on simulated and sample patterns the truth was among the
-    best eight cells of the sum more often than among those of either.
+def scorer(
+    model: Model, precision: str = "float32"
+) -> tuple[Callable[[Any, Templates | None, Disks], Float[Array, "B n_out"]], Templates | None]:
+    """A function (params, templates, disks (B, K)) to the output of the model's head, with the
+    network in this precision, and the templates that it corrects; None where it stands alone.
     """
-    if isinstance(model, MatchingModel) or model.config.head != "grid":
-        return None
-    config = MatchConfig()
-    return Matcher(
-        tuple(len(m.grid) for m in model.materials), Raster(model.k_max, config.pitch), config
-    )
+    network = model.network
+    if isinstance(network, Matcher):
+        return lambda params, _, disks: network.apply({"params": params}, disks), None
+    if precision == "bfloat16":
+        network = network.clone(dtype=jnp.bfloat16)
+    if not model.config.corrects_templates:
+        return lambda params, _, disks: network.apply({"params": params}, disks), None
+    under = matcher(model.materials, model.matching)
+
+    def corrected(params, templates, disks):
+        prior = under.apply({"params": templates}, disks)
+        return network.apply({"params": params}, disks, prior)
+
+    return corrected, templates(model.materials, model.matching)
 
 
 def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[..., Answer]:
@@ -294,14 +306,12 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     `exposed` is the `Exposure` of the B positions. B must divide among the devices. One compilation
     for each K.
     """
-    network = network_of(model, config.precision)
-    matrix = model.config.head == "matrix"
+    scores, made = scorer(model, config.precision)
+    rules, matrix = config.rules, model.config.head == "matrix"
     space = phases_space(model.materials) if matrix else None
     operations = joint_operations(model.materials)
-    matcher = matcher_beside(model) if config.refine != "none" else None
-    matched = templates(model.materials, matcher.config) if matcher else None
     # as an argument, for a program that holds tables as constants is slow to compile and to load
-    tables = parallel.replicate((phase_tables(model, config.refine), matched), mesh)
+    tables = parallel.replicate((phase_tables(model, config.refine), made), mesh)
 
     dynamical = (
         [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
@@ -310,20 +320,18 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     )
 
     def verified(disks: Disks, exposed: Exposure, log_probability, phases) -> Answer:
-        pattern = pattern_of(disks, *exposed, config.score.measured_power)
-        ranked = verify(
-            pattern, log_probability, phases, model.wavelength, model.k_max, config.score
-        )
+        pattern = pattern_of(disks, *exposed, rules.measured_power)
+        ranked = verify(pattern, log_probability, phases, model.wavelength, model.k_max, rules)
         if dynamical is not None:
             ranked = verify_dynamically(
-                pattern, ranked, dynamical, operations, model.k_min, model.k_max, config.score
+                pattern, ranked, dynamical, operations, model.k_min, model.k_max, rules
             )
         return summarise(ranked, log_probability[-1], operations, config)
 
     def network_alone(output, log_probability, phases) -> Answer:
         ends = np.cumsum([len(tables.cells) for tables in phases])
         found = [
-            modes(part, tables, config.score.n_modes)[1:]
+            modes(part, tables, rules.n_modes)[1:]
             for part, tables in zip(jnp.split(log_probability[:-1], ends[:-1]), phases, strict=True)
         ]
         phase = np.concatenate([np.full(len(r), p) for p, (r, _) in enumerate(found)])
@@ -352,11 +360,9 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         return verified(disks, exposed, log_probability, phases)
 
     def step(given, disks: Disks, incident, incident_sigma, log_limit) -> Answer:
-        params, (phases, matched) = given
+        params, (phases, made) = given
         strongest = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
-        output = network.apply({"params": params}, strongest)
-        if matcher:
-            output = jax.nn.log_softmax(output) + matcher.apply({"params": matched}, strongest)
+        output = scores(params, made, strongest)
 
         def everywhere(args):
             return one(args[0], Exposure(*args[1], log_limit), args[2], phases)
@@ -837,10 +843,11 @@ def likeliest_cells(
     """
     if model.config.head != "grid":
         raise ValueError("only the grid head ranks cells")
-    network, space = model.network, phases_space(model.materials)
+    space = phases_space(model.materials)
     counts = count_disks(scan, model.k_min, model.k_max)
     cells, phase = np.asarray(so3.quaternion_to_matrix(space.cells)), np.asarray(space.phase)
-    best = jax.jit(lambda p, d: jax.lax.top_k(network.apply({"params": p}, d)[:, :-1], n_cells)[1])
+    scores, made = scorer(model)
+    best = jax.jit(lambda *given: jax.lax.top_k(scores(*given)[:, :-1], n_cells)[1])
     found = RankedCells(
         np.full((len(counts), n_cells, 3, 3), np.nan, np.float32),
         np.full((len(counts), n_cells), UNASSIGNED),
@@ -851,6 +858,6 @@ def likeliest_cells(
         index = chosen[start : start + batch]
         padded = np.resize(index, batch)
         disks = Disks(*pad_disks(scan, padded, model.k_max, model.k_min, longest))
-        ranked = np.asarray(best(model.params, disks))[: len(index)]
+        ranked = np.asarray(best(model.params, made, disks))[: len(index)]
         found.orientation[index], found.phase[index] = cells[ranked], phase[ranked]
     return found

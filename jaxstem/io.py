@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -35,6 +36,10 @@ from jaxtyping import Bool, Float, Int
 from jaxstem import __version__
 from jaxstem.crystal import Crystal
 from jaxstem.errors import InputError
+from jaxstem.scattering import electron_wavelength
+
+if TYPE_CHECKING:
+    from orix.crystal_map import CrystalMap
 
 MAP_FORMAT = "jaxstem-map"
 MAP_VERSION = 1
@@ -45,8 +50,9 @@ SURE, UNSURE = 0.9, 0.75
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 DISK_FIELDS = ("qx", "qy", "intensity")
 LARGEST = 1e30  # values beyond it, which float32 can barely hold, are rubbish like infinities
-# length of the unit in 1/Å
 RECIPROCAL_UNITS = {"A^-1": 1.0, "Å^-1": 1.0, "1/A": 1.0, "1/Å": 1.0, "nm^-1": 0.1, "1/nm": 0.1}
+"""Lengths of units in 1/Å."""
+ANGLES = {"mrad": 1e-3, "rad": 1.0}
 RECALIBRATE = "calibrate it in py4DSTEM and save it again"
 VOLTAGE_KEY = re.compile(
     r"(accelerating_?voltage|acceleration_?voltage|beam_?voltage|voltage|high_?tension"
@@ -184,6 +190,12 @@ class OrientationMap:
         """Where the orientation is known but for a turn by 180° about the beam."""
         return ambiguous_by_180(self.phase, self.confidence, self.confidence_mod180)
 
+    def to_orix(self) -> "CrystalMap":
+        """The map as an orix `CrystalMap`; see `jaxstem.export.to_orix`."""
+        from jaxstem.export import to_orix
+
+        return to_orix(self)
+
 
 def ambiguous_by_180(
     phase: Int[np.ndarray, "..."],
@@ -227,10 +239,13 @@ def no_disk_at_all(source: DiskSource) -> InputError:
     return InputError(f"{source.source} holds no disk at any position; repeat the disk detection.")
 
 
-def bragg_source(path: str | Path) -> DiskSource:
+def bragg_source(
+    path: str | Path, calibration: Mapping | None = None, voltage_kv: float | None = None
+) -> DiskSource:
     """Calibrated Bragg disks of an EMD 1.0 file as py4DSTEM 0.14 writes it, read when asked for.
 
-    The vectors are those of py4DSTEM's `braggvectors.cal` after `setcal()`, in 1/Å. Raises
+    The vectors are those of py4DSTEM's `braggvectors.cal` after `setcal()`, in 1/Å. Entries of
+    `calibration` replace those of the file, `voltage_kv` [kV] its voltage. Raises
     InputError for a file that is missing, damaged or not HDF5, that holds no BraggVectors or
     several, or whose origin or pixel size is missing or unusable; `read` raises it for disks that
     are not finite.
@@ -238,10 +253,11 @@ def bragg_source(path: str | Path) -> DiskSource:
     with open_hdf5(path) as file:
         group = _bragg_group(file, path)
         root = emd_root(group)
-        calibration = emd_calibration(root)
+        stated = emd_calibration(root)
         lists = _bragg_lists(group, path)
         name, scan_shape, kind = lists.name, lists.shape, h5py.check_vlen_dtype(lists.dtype)
-        voltage_kv = stated_voltage_kv(root, path)
+        voltage_kv = voltage_kv or stated_voltage_kv(root, path)
+    calibration = without_angles(stated | dict(calibration or {}), voltage_kv)
     scan_step, scan_units = stated_scan_step(calibration)
     # without disks this judges the calibration alone
     nothing = np.zeros(int(np.prod(scan_shape)), np.int64)
@@ -744,10 +760,10 @@ def stated_scan_step(calibration: dict) -> tuple[float, str]:
 def stated_pixel_size(calibration: dict, path: str | Path) -> float:
     """Size of a detector pixel in 1/Å."""
     units = str(calibration.get("Q_pixel_units", "pixels"))
-    factor = RECIPROCAL_UNITS.get(unicodedata.normalize("NFC", units).replace(" ", ""))
+    factor = in_inverse_angstroms(units)
     remedy = (
-        "set calibration.set_Q_pixel_size(size) and set_Q_pixel_units('A^-1') in py4DSTEM and save "
-        "it again"
+        "give --pixel-size in 1/Å, or set calibration.set_Q_pixel_size(size) and "
+        "set_Q_pixel_units('A^-1') in py4DSTEM and save it again"
     )
     if factor is None:
         raise InputError(
@@ -759,6 +775,28 @@ def stated_pixel_size(calibration: dict, path: str | Path) -> float:
             f"{path}: the detector's pixel size is {size} and not a positive number; {remedy}."
         )
     return factor * size
+
+
+def in_inverse_angstroms(units: str) -> float | None:
+    """A unit of reciprocal length (no 2π) in 1/Å, in any usual spelling; None for another unit."""
+    plain = unicodedata.normalize("NFC", str(units)).replace("⁻¹", "^-1")
+    return RECIPROCAL_UNITS.get(re.sub(r"[\s${}]", "", plain))
+
+
+def angle_in_inverse_angstroms(units: str, voltage_kv: float | None) -> float | None:
+    """A unit of scattering angle in 1/Å, θ / λ; None for another unit or without a voltage."""
+    if units not in ANGLES or voltage_kv is None:
+        return None
+    return ANGLES[units] / electron_wavelength(1e3 * voltage_kv)
+
+
+def without_angles(calibration: dict, voltage_kv: float | None) -> dict:
+    """The calibration with a pixel size in 1/Å in the place of one in mrad, if it can be known."""
+    factor = angle_in_inverse_angstroms(str(calibration.get("Q_pixel_units")), voltage_kv)
+    size = calibration.get("Q_pixel_size")
+    if factor is None or not _is_number(size):
+        return calibration
+    return calibration | {"Q_pixel_size": factor * size, "Q_pixel_units": "A^-1"}
 
 
 def stated_voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
@@ -773,7 +811,7 @@ def stated_voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
         match = VOLTAGE_KEY.fullmatch(node.name.rsplit("/", 1)[-1])
         if match and isinstance(node, h5py.Dataset) and node.shape == ():
             if "/metadatabundle/" in node.name:
-                value = _in_kv(_plain(node[()]), match.group(2))
+                value = in_kv(_plain(node[()]), match.group(2))
                 if value is not None:
                     stated[node.name] = value
 
@@ -787,7 +825,7 @@ def stated_voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
     return values[0]
 
 
-def _in_kv(value, unit: str | None) -> float | None:
+def in_kv(value, unit: str | None) -> float | None:
     """A stated voltage or energy in kV; None where it is no positive number."""
     if isinstance(value, str):
         match = VOLTAGE_TEXT.fullmatch(value)

@@ -287,7 +287,7 @@ def found_odds(
     """Odds that reflections are found, with `offset` added to their ln I: a logistic curve, whose
     slope of four is that of a normal one where the noise is as large as at the limit.
     """
-    ratio = expected.intensity * jnp.exp(offset - expected.log_limit)
+    ratio = jnp.exp(offset) * (expected.intensity * jnp.exp(-expected.log_limit))
     odds = jnp.square(jnp.square(jnp.minimum(ratio, 1e4)))
     return jnp.minimum(odds, config.detection / (1.0 - config.detection))
 

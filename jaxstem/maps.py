@@ -17,6 +17,7 @@ orix takes seconds to import and is imported where it is used.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import warnings
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -32,7 +34,7 @@ from matplotlib.transforms import Affine2D, ScaledTranslation
 
 from jaxstem.crystal import Crystal, operations
 from jaxstem.errors import InputError
-from jaxstem.io import NO_CRYSTAL, UNASSIGNED, OrientationMap, atomic_path
+from jaxstem.io import MAP_DATASETS, NO_CRYSTAL, UNASSIGNED, OrientationMap, atomic_path
 
 LAB_X, LAB_Y, LAB_Z = np.eye(3)
 
@@ -59,6 +61,9 @@ ORIX_NAMES = {
     "m-3m": "Oh",
 }
 CHUNK = 65536
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+MOST_DRAWN = 1024
+"""Positions along a side of a picture."""
 
 METRES = {"a": 1e-10, "å": 1e-10, "angstrom": 1e-10, "angstroms": 1e-10, "nm": 1e-9}
 METRES |= {"um": 1e-6, "µm": 1e-6, "μm": 1e-6, "micron": 1e-6, "microns": 1e-6, "mm": 1e-3}
@@ -86,11 +91,11 @@ def direction_colours(
     known = np.isfinite(direction).all(-1)
     vectors = direction[known]
     colours = np.full(direction.shape, np.nan)
-    with _quiet_orix():
+    with quiet_orix():
         from orix.plot import IPFColorKeyTSL
         from orix.vector import Vector3d
 
-        key = IPFColorKeyTSL(_orix_group(laue_group)).direction_color_key
+        key = IPFColorKeyTSL(orix_group(laue_group)).direction_color_key
         parts = [
             key.direction2color(Vector3d(vectors[start : start + CHUNK]))
             for start in range(0, len(vectors), CHUNK)
@@ -142,14 +147,32 @@ def rgb_map(
 
 
 def figure(orientation_map: OrientationMap, path: str | Path, overwrite: bool = False) -> None:
-    """Write the map as a PNG: IPF colours for lab z and x, confidence, phases, keys, scale bar.
+    """Write the map as PNG, SVG or PDF, by the suffix: IPF colours for lab z and x, confidence,
+    phases, keys, scale bar.
 
-    Appears whole under its name or not at all. Raises InputError when the file exists and
-    `overwrite` is False.
+    Each position covers a whole number of dots, about 300 an inch. Of a map with more than
+    `MOST_DRAWN` positions along a side every other one is drawn, or every third, and so on. Text in
+    SVG and PDF is outlines and embedded TrueType. Appears whole under its name or not at all.
+    Raises InputError for another suffix, and when the file exists and `overwrite` is False.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix not in FIGURE_SUFFIXES:
+        raise InputError(f"{path}: give a name that ends in {', '.join(FIGURE_SUFFIXES)}.")
     with atomic_path(path, overwrite) as temporary:
-        picture = draw(orientation_map)
-        picture.savefig(temporary, format="png", dpi=_resolution(picture, orientation_map))
+        every = -(-max(orientation_map.phase.shape) // MOST_DRAWN)
+        drawn = thinned(orientation_map, max(every, 1))
+        picture = draw(drawn)
+        with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "jaxstem"}):
+            picture.savefig(temporary, format=suffix[1:], dpi=_resolution(picture, drawn))
+
+
+def thinned(orientation_map: OrientationMap, every: int) -> OrientationMap:
+    """The map at each `every`-th row and column, its step as much larger."""
+    arrays = {
+        name: getattr(orientation_map, name)[::every, ::every] for name in MAP_DATASETS if every > 1
+    }
+    step = every * orientation_map.scan_step
+    return dataclasses.replace(orientation_map, **arrays, scan_step=step)
 
 
 def draw(orientation_map: OrientationMap) -> Figure:
@@ -212,15 +235,11 @@ def draw_key(axes: Axes, crystal: Crystal) -> None:
     that it is normal to, (hkl), else by its Cartesian components.
     """
     turn = setting_rotation(operations(crystal), crystal.laue_group)
-    with _quiet_orix():
-        sector = _orix_group(crystal.laue_group).fundamental_sector
-        outline = _stereographic(sector.edges.unit.data.reshape(-1, 3))
-        normals = sector.data.reshape(-1, 3)
-        corners = sector.vertices.data.reshape(-1, 3)
+    outline, normals, corners = sector(crystal.laue_group)
     low, high = outline.min(0), outline.max(0)
     steps = 240
     x, y = np.meshgrid(np.linspace(low[0], high[0], steps), np.linspace(low[1], high[1], steps))
-    direction = _from_stereographic(np.stack([x, y], -1))
+    direction = from_stereographic(np.stack([x, y], -1))
     inside = (direction @ normals.T >= -1e-9).all(-1) & (direction[..., 2] >= -1e-9)
     rgba = np.zeros((steps, steps, 4))
     rgba[inside, :3] = direction_colours(direction[inside], crystal.laue_group)
@@ -229,7 +248,7 @@ def draw_key(axes: Axes, crystal: Crystal) -> None:
     axes.plot(*np.vstack([outline, outline[:1]]).T, color="black", linewidth=1.0, clip_on=False)
     centre = (low + high) / 2
     for corner in _labelled_directions(corners, normals):
-        point = _stereographic(corner)
+        point = stereographic(corner)
         away = point - centre
         axes.annotate(
             direction_label(turn.T @ corner, crystal.lattice),
@@ -242,6 +261,18 @@ def draw_key(axes: Axes, crystal: Crystal) -> None:
         )
     axes.set_title(f"{crystal.name}  ({_overlined(crystal.laue_group)})", fontsize=10, pad=24)
     axes.set_axis_off()
+
+
+def sector(
+    laue_group: str,
+) -> tuple[Float[np.ndarray, "e 2"], Float[np.ndarray, "n 3"], Float[np.ndarray, "c 3"]]:
+    """orix's sector of distinct directions in the standard setting: its outline, stereographic,
+    the normals of its sides (inside where all products are positive) and its corners.
+    """
+    with quiet_orix():
+        found = orix_group(laue_group).fundamental_sector
+        outline = stereographic(found.edges.unit.data.reshape(-1, 3))
+        return outline, found.data.reshape(-1, 3), found.vertices.data.reshape(-1, 3)
 
 
 def direction_label(
@@ -260,8 +291,8 @@ def direction_label(
         close = cosine >= np.cos(np.deg2rad(0.3)) * np.linalg.norm(direction)
         if close.any():
             best = min(indices[close].tolist(), key=lambda index: sum(map(abs, index)))
-            if brackets == "[]" and _has_hexagonal_axes(lattice):
-                best = _four_indices(*best)
+            if brackets == "[]" and has_hexagonal_axes(lattice):
+                best = four_indices(*best)
             return "$" + brackets[0] + r"\,".join(map(_overlined_index, best)) + brackets[1] + "$"
     return "xyz ({:.2g}, {:.2g}, {:.2g})".format(*direction + 0.0)
 
@@ -272,17 +303,23 @@ def scale_bar(step: float, units: str, pixels: int) -> tuple[float, str]:
     1, 2 or 5 times a power of ten, about a quarter of the width, in the unit that suits it. A step
     in an unknown unit, or in none, gives a bar in scan positions.
     """
-    metres = METRES.get(units.strip().lower().rstrip("."))
-    if metres is None or not (math.isfinite(step) and step > 0):
+    metres = in_metres(step, units)
+    if metres is None:
         length = _round_length(max(pixels / 4, 1))
         return length, f"{length:g} positions" if length != 1 else "1 position"
-    length = _round_length(pixels * step * metres / 4)
+    length = _round_length(pixels * metres / 4)
     label = next(
         f"{round(length / size, 6):g} {name}"
         for name, size in (("mm", 1e-3), ("µm", 1e-6), ("nm", 1e-9), ("Å", 1e-10), ("pm", 1e-12))
         if length >= size * (1 - 1e-6) or name == "pm"
     )
-    return length / (step * metres), label
+    return length / metres, label
+
+
+def in_metres(step: float, units: str) -> float | None:
+    """A scan step in metres; None where the unit is none of length, or the step not positive."""
+    metres = METRES.get(units.strip().lower().rstrip("."))
+    return step * metres if metres and math.isfinite(step) and step > 0 else None
 
 
 def _round_length(length: float) -> float:
@@ -291,13 +328,15 @@ def _round_length(length: float) -> float:
 
 
 @contextlib.contextmanager
-def _quiet_orix():
+def quiet_orix():
+    """Without the warnings of orix and of NumPy within it."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
 
 
-def _orix_group(laue_group: str):
+def orix_group(laue_group: str):
+    """orix's symmetry of a Laue group; InputError for a symbol that is not one of the eleven."""
     if laue_group not in ORIX_NAMES:
         raise InputError(
             f"{laue_group!r} is not a Laue group; give one of {', '.join(ORIX_NAMES)}."
@@ -308,8 +347,8 @@ def _orix_group(laue_group: str):
 
 
 def _standard_operations(laue_group: str) -> Float[np.ndarray, "n 3 3"]:
-    with _quiet_orix():
-        group = _orix_group(laue_group)
+    with quiet_orix():
+        group = orix_group(laue_group)
         return group[~group.improper.astype(bool)].to_matrix().reshape(-1, 3, 3)
 
 
@@ -366,11 +405,13 @@ def _turn_onto(start: Float[np.ndarray, " 3"], end: Float[np.ndarray, " 3"]) -> 
     return np.eye(3) + cross + cross @ cross / (1 + start @ end)
 
 
-def _stereographic(direction: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 2"]:
+def stereographic(direction: Float[np.ndarray, "... 3"]) -> Float[np.ndarray, "... 2"]:
+    """Stereographic projection of unit vectors of the upper hemisphere into the unit circle."""
     return direction[..., :2] / (1 + direction[..., 2:])
 
 
-def _from_stereographic(point: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "... 3"]:
+def from_stereographic(point: Float[np.ndarray, "... 2"]) -> Float[np.ndarray, "... 3"]:
+    """The inverse of `stereographic`; points outside the unit circle are of the lower half."""
     square = (point**2).sum(-1, keepdims=True)
     return np.concatenate([2 * point, 1 - square], axis=-1) / (1 + square)
 
@@ -407,7 +448,8 @@ def _overlined_index(index: int) -> str:
     return str(index) if index >= 0 else rf"\overline{{{-index}}}"
 
 
-def _has_hexagonal_axes(lattice: Float[np.ndarray, "3 3"]) -> bool:
+def has_hexagonal_axes(lattice: Float[np.ndarray, "3 3"]) -> bool:
+    """Whether a = b, γ = 120° and c stands on both."""
     a, b, c = lattice
     unit = np.linalg.norm(a) * np.linalg.norm(b)
     across = max(abs(a @ c), abs(b @ c)) / (np.linalg.norm(c) * np.sqrt(unit))
@@ -415,7 +457,7 @@ def _has_hexagonal_axes(lattice: Float[np.ndarray, "3 3"]) -> bool:
     return bool(equal and across < 1e-3 and abs(a @ b / unit + 0.5) < 1e-3)
 
 
-def _four_indices(u: int, v: int, w: int) -> list[int]:
+def four_indices(u: int, v: int, w: int) -> list[int]:
     """Weber indices [UVTW] of the direction [uvw] on hexagonal axes."""
     four = [2 * u - v, 2 * v - u, -(u + v), 3 * w]
     return [index // math.gcd(*four) for index in four]
@@ -434,10 +476,10 @@ def _panel_size(shape: tuple[int, int]) -> tuple[float, float]:
 
 
 def _resolution(picture: Figure, orientation_map: OrientationMap) -> float:
-    """Dots per inch at which every scan position covers a whole number of dots."""
+    """Dots per inch, some 300, at which every scan position covers a whole number of dots."""
     nx = orientation_map.phase.shape[1]
     width = picture.axes[0].get_position().width * picture.get_figwidth()
-    return min(max(1, math.ceil(150 * width / nx)) * nx / width, 600)
+    return min(max(1, round(300 * width / nx)) * nx / width, 600)
 
 
 def _heading(orientation_map: OrientationMap) -> str:
@@ -540,7 +582,7 @@ def _draw_confidence(axes: Axes, orientation_map: OrientationMap, place) -> None
 
 
 def _draw_phases(axes: Axes, orientation_map: OrientationMap) -> None:
-    palette = [NO_CRYSTAL_COLOUR, UNASSIGNED_COLOUR, *_phase_colours(orientation_map)]
+    palette = [NO_CRYSTAL_COLOUR, UNASSIGNED_COLOUR, *phase_colours(orientation_map)]
     axes.imshow(
         orientation_map.phase + 2,
         cmap=ListedColormap(palette),
@@ -551,7 +593,8 @@ def _draw_phases(axes: Axes, orientation_map: OrientationMap) -> None:
     _dress(axes, "phase", orientation_map)
 
 
-def _phase_colours(orientation_map: OrientationMap) -> list[tuple[float, float, float]]:
+def phase_colours(orientation_map: OrientationMap) -> list[tuple[float, float, float]]:
+    """The colour (rgb 0 … 1) of each phase."""
     return list(itertools.islice(itertools.cycle(PHASE_COLOURS), len(orientation_map.crystals)))
 
 
@@ -564,7 +607,7 @@ def _draw_legend(axes: Axes, orientation_map: OrientationMap) -> None:
     ]
     if ambiguous.any():
         entries.append((ambiguous, "ambiguous by 180°", AMBIGUOUS_COLOUR))
-    names, colours = orientation_map.phase_names, _phase_colours(orientation_map)
+    names, colours = orientation_map.phase_names, phase_colours(orientation_map)
     if len(names) > 1:
         of_phase = [phase == index for index in range(len(names))]
         entries = [*zip(of_phase, names, colours, strict=True), *entries]

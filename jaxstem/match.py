@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Exhaustive matching: every cell of the orientation grid against a pattern, in one matrix product.
 
-It stands where the network stands, as the source of candidates for verification, but needs no
-training: a crystal and a voltage are enough.
+It needs no training: a crystal and a voltage are enough. A network learns to correct it
+(`transformer.py`), or it stands alone as the source of candidates for verification.
 
 *Templates are rates.* A pattern is a handful of points. For each cell a template states how many
 disks are to be expected there, a rate λ(q) [disks per 1/Å²]: each reflection contributes the
@@ -50,34 +50,11 @@ from scipy.stats import norm, qmc
 from jaxstem import so3
 from jaxstem.crystal import Crystal
 from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
-from jaxstem.model import Material, Model, check_materials, material
+from jaxstem.model import MatchConfig, Material, Model, check_materials, material
 from jaxstem.transformer import ModelConfig
 
 MOST_TEMPLATES = 40_000
 """Cells at most: 200 MB of templates at k_max = 2 1/Å. A network is held to fewer."""
-
-
-@dataclass(frozen=True)
-class MatchConfig:
-    """How templates are made.
-
-    pitch: of the raster [1/Å], which is also how far positions may scatter; spread: σ of the
-    orientations that a template averages, per axis, in units of the grid's spacing; n_samples: how
-    many of them; n_visible: reflections followed for each cell; floor: of the excitation error
-    [1/Å]; cutoff: intensity that is detected half the time, a share of the incident beam; scatter:
-    of ln I about two-beam theory; false_rate: false disks a pattern; sureness: by which the
-    log-likelihood is multiplied.
-    """
-
-    pitch: float = 0.1
-    spread: float = 0.3
-    n_samples: int = 32
-    n_visible: int = 128
-    floor: float = 0.003
-    cutoff: float = 0.004
-    scatter: float = 1.5
-    false_rate: float = 1.0
-    sureness: float = 0.45
 
 
 @dataclass(frozen=True)
@@ -219,7 +196,7 @@ def match(
 
 @dataclass(frozen=True)
 class Matcher:
-    """Matching in the network's place: `apply({"params": templates}, disks)` gives the scores."""
+    """Matching as a network: `apply({"params": templates}, disks)` gives the scores."""
 
     n_cells: tuple[int, ...]
     raster: Raster
@@ -230,20 +207,21 @@ class Matcher:
         return match(disks, variables["params"], self.n_cells, self.raster, self.config)
 
 
+def matcher(materials: Sequence[Material], config: MatchConfig) -> Matcher:
+    """What matches patterns with the templates of these materials."""
+    return Matcher(
+        tuple(len(m.grid) for m in materials), Raster(materials[0].k_max, config.pitch), config
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class MatchingModel(Model):
     """A model whose parameters are templates, so that it needs CIFs and no training."""
 
-    matching: MatchConfig = MatchConfig()
-
     @property
     def network(self) -> Matcher:
         """What turns disks into scores."""
-        return Matcher(
-            tuple(len(m.grid) for m in self.materials),
-            Raster(self.k_max, self.matching.pitch),
-            self.matching,
-        )
+        return matcher(self.materials, self.matching)
 
 
 def matching_model(
@@ -271,7 +249,7 @@ def matching_model(
         ModelConfig(spacing_deg=spacing_deg),
         materials,
         templates(materials, config),
-        {"method": "match", "matching": dataclasses.asdict(config)},
+        {"method": "match"},
         config,
     )
 

@@ -36,7 +36,7 @@ from jaxstem.kinematic import Reflectors
 from jaxstem.scattering import ELECTRON_REST_ENERGY, electron_wavelength
 from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
 
-FORMAT, VERSION = "jaxstem-model", 2
+FORMAT, VERSION = "jaxstem-model", 3
 MODEL_FILES = ("model.json", "grid.npy", "weights.msgpack")
 MOST_CELLS = 8_000
 LABEL_WIDTH = 0.55
@@ -128,9 +128,33 @@ def material(
     return Material(crystal, voltage_kv, k_max, u_iso, operations, quaternions)
 
 
+@dataclass(frozen=True)
+class MatchConfig:
+    """How templates are made.
+
+    pitch: of the raster [1/Å], which is also how far positions may scatter; spread: σ of the
+    orientations that a template averages, per axis, in units of the grid's spacing; n_samples: how
+    many of them; n_visible: reflections followed for each cell; floor: of the excitation error
+    [1/Å]; cutoff: intensity that is detected half the time, a share of the incident beam; scatter:
+    of ln I about two-beam theory; false_rate: false disks a pattern; sureness: by which the
+    log-likelihood is multiplied.
+    """
+
+    pitch: float = 0.1
+    spread: float = 0.3
+    n_samples: int = 32
+    n_visible: int = 128
+    floor: float = 0.003
+    cutoff: float = 0.004
+    scatter: float = 1.5
+    false_rate: float = 1.0
+    sureness: float = 0.45
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network with its parameters, for one or more materials; `record` says how it was trained.
+    """A network with its parameters, for one or more materials; `record` says how it was trained,
+    `matching` which templates it corrects.
 
     The materials share voltage and k_max (`check_materials`).
     """
@@ -139,6 +163,7 @@ class Model:
     materials: tuple[Material, ...]
     params: Any
     record: dict[str, Any] = field(default_factory=dict)
+    matching: MatchConfig = MatchConfig()
 
     @property
     def network(self) -> OrientationTransformer:
@@ -214,6 +239,7 @@ def save_model(folder: str | Path, model: Model) -> None:
         "format": FORMAT,
         "version": VERSION,
         "network": dataclasses.asdict(model.config),
+        "matching": dataclasses.asdict(model.matching),
         "voltage_kv": model.voltage_kv,
         "k_max": model.k_max,
         "phases": [
@@ -258,7 +284,15 @@ def load_model(name: str | Path) -> Model:
                 {k: description[k] for k in ("crystal", "u_iso")} | {"n_cells": len(grid)}
             ]
             params = _with_no_crystal(params) if config.head == "grid" else params
-        model = Model(config, _read_materials(description, grid), params, description["record"])
+        if description["version"] < 3 and config.corrects_templates:
+            params = _with_trust(params)
+        model = Model(
+            config,
+            _read_materials(description, grid),
+            params,
+            description["record"],
+            MatchConfig(**description.get("matching", {})),
+        )
         expected = jax.eval_shape(lambda: init_params(model.network, jax.random.key(0)))
         shapes = jax.tree.map(lambda x: x.shape, (model.params, expected))
         if shapes[0] != shapes[1]:
@@ -302,6 +336,14 @@ def _with_no_crystal(params: dict[str, Any]) -> dict[str, Any]:
             "bias": jnp.append(last["bias"], NEVER),
         }
     }
+
+
+def _with_trust(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a grid head that was trained without templates, to which they are then added:
+    that makes better candidates than either alone.
+    """
+    width = params["Dense_1"]["kernel"].shape[0]
+    return params | {"trust": {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)}}
 
 
 def packaged_models() -> list[str]:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Num
+from PIL import Image
 from scipy import ndimage
 
 from jaxstem.errors import InputError
@@ -60,6 +62,38 @@ class DetectConfig:
 
 
 DEFAULT = DetectConfig()
+
+
+def read_mask(path: str | Path) -> Bool[np.ndarray, "H W"]:
+    """Detector pixels to use, as `DetectConfig.mask` takes them, from a file that marks those to
+    leave out: dead pixels, a beam stop.
+
+    An `.npy` array, or an image (PNG, TIFF, ...), in which everything but zero (black) is left out.
+    Raises InputError for a file that is missing or is neither, and where nothing would be left.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give an .npy array or an image.")
+    try:
+        if path.suffix.lower() == ".npy":
+            marked = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                marked = np.asarray(image.convert("L") if image.mode != "I;16" else image)
+    except Exception as error:  # Pillow and NumPy meet damage with errors of every kind
+        raise InputError(
+            f"{path} is neither an .npy array nor an image that can be read; save it again."
+        ) from error
+    if marked.ndim != 2 or marked.dtype.kind not in "biuf" or not np.isfinite(marked).all():
+        raise InputError(
+            f"{path} holds an array of shape {marked.shape} and kind {marked.dtype}; give one "
+            "finite number for each detector pixel, 0 for those to use."
+        )
+    if (marked != 0).all():
+        raise InputError(
+            f"{path} marks every pixel; mark those to leave out, and leave the rest 0."
+        )
+    return marked == 0
 
 
 def make_plan(

@@ -20,10 +20,11 @@ pattern and are compared by it: by two-beam theory with the thickness free (`lik
 "fast"), or then by Bloch waves (`dynamical.py`, "full").
 
 A pattern looks nearly the same from pseudo-symmetric orientations: the crystal turned by 180° about
-the beam, or about a low-index zone axis near the beam; those siblings of each candidate are
-verified too. What depends on the crystal alone is tabulated once for each cell of its orientation
-grid (`CandidateTables`, one for each phase). Every phase proposes candidates of its own; from there
-on a candidate is an orientation with the reflections worth simulating near it, whatever its phase.
+the beam, or about a low-index zone axis near the beam. The distribution has a mode at each of them,
+as a rule; a thorough search (`THOROUGH`, tables with siblings) verifies them in any case. What
+depends on the crystal alone is tabulated once for each cell of its orientation grid
+(`CandidateTables`, one for each phase). Every phase proposes candidates of its own; from there on a
+candidate is an orientation with the reflections worth simulating near it, whatever its phase.
 Shapes: `K` measured disks, `M` reflections that a cell can excite, `C` candidates, `T` tilts.
 """
 
@@ -88,15 +89,26 @@ class ScoreConfig:
 
     measured_power: float = 0.25
     predicted_power: float = 0.5
-    n_modes: int = 12
+    n_modes: int = 24
     levels: tuple[Level, ...] = (
         Level(0.06, 0.02, 4.0, 2, 3.2, 5, 40, 96),
-        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 20),
-        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 12),
+        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 10),
+        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 6),
     )
-    n_final: int = 8
+    n_final: int = 4
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
+
+
+THOROUGH = ScoreConfig(
+    n_modes=12,
+    levels=tuple(
+        replace(level, n_candidates=n)
+        for level, n in zip(ScoreConfig().levels, (96, 20, 12), strict=True)
+    ),
+    n_final=8,
+)
+"""For tables with siblings, and where Bloch waves judge, beside which the search costs little."""
 
 
 class Forward(NamedTuple):
@@ -114,7 +126,7 @@ class CandidateTables(NamedTuple):
     rotation vector [rad] from the cell to each neighbour, in the lab frame of the cell
     (R_neighbour ~ R_cell exp(v)); sibling: cells nearest to the cell turned about low-index zone
     axes (its own index where there is none), with `sibling_turn`, the matrix T that takes an
-    orientation near the cell to T @ R near the sibling cell.
+    orientation near the cell to T @ R near the sibling cell; None where siblings are left out.
     """
 
     cells: Float[Array, "n_cells 3 3"]
@@ -122,8 +134,8 @@ class CandidateTables(NamedTuple):
     visible: Int[Array, "n_cells M"]
     neighbours: Int[Array, "n_cells n_neighbours"]
     offsets: Float[Array, "n_cells n_neighbours 3"]
-    sibling: Int[Array, "n_cells S"]
-    sibling_turn: Float[Array, "n_cells S 3 3"]
+    sibling: Int[Array, "n_cells S"] | None
+    sibling_turn: Float[Array, "n_cells S 3 3"] | None
 
 
 class Pattern(NamedTuple):
@@ -366,12 +378,16 @@ def propose(
     phases: Sequence[CandidateTables],
     n_modes: int,
 ) -> Candidates:
-    """The modes of each phase's part of the distribution, and their siblings, phase after phase."""
+    """The modes of each phase's part of the distribution, phase after phase, with their siblings
+    where the tables have them.
+    """
     found, forwards, start = [], [], 0
     for phase, tables in enumerate(phases):
         part = log_probability[start : start + len(tables.cells)]
         start += len(tables.cells)
-        cell, orientation, prior = with_siblings(*modes(part, tables, n_modes), tables)
+        cell, orientation, prior = modes(part, tables, n_modes)
+        if tables.sibling is not None:
+            cell, orientation, prior = with_siblings(cell, orientation, prior, tables)
         found.append((orientation, jnp.full(len(cell), phase), prior))
         near = tables.visible[cell]
         forwards.append(jax.tree.map(lambda x, near=near: x[near], tables.reflections))
@@ -483,7 +499,8 @@ def candidate_tables(
 ) -> CandidateTables:
     """Tabulate a phase's grid (quaternions); set-up work, a few seconds for thousands of cells.
 
-    `lattice` holds a, b, c in Å as rows (for the low-index zone axes); `wavelength` in Å.
+    Without siblings if `n_siblings` is 0. `lattice` holds a, b, c in Å as rows (for the low-index
+    zone axes); `wavelength` in Å.
     """
     grid = jnp.asarray(grid, jnp.float32)
     operations = jnp.asarray(operations, jnp.float32)
@@ -503,8 +520,12 @@ def candidate_tables(
     near = operations[operation] @ cells[neighbours]
     offsets = so3.matrix_to_rotation_vector(jnp.swapaxes(cells, -1, -2)[:, None] @ near)
 
+    visible = jax.lax.map(visible_of, cells, batch_size=256)
+    found = (Forward(reflectors.g, reflectors.inverse_extinction), visible, jnp.asarray(neighbours))
     turns, axes = zone_axis_turns(lattice, np.asarray(operations))
     n_siblings = min(n_siblings, len(axes))
+    if n_siblings == 0:
+        return CandidateTables(cells, *found, offsets, None, None)
     cosine, axis = jax.lax.top_k(jnp.abs(cells[:, :, 2] @ axes.T), n_siblings)
     is_near = cosine > np.cos(np.deg2rad(SIBLING_REACH))
     turned = turns[axis] @ cells[:, None]
@@ -513,10 +534,7 @@ def candidate_tables(
     back = jnp.swapaxes(operations, -1, -2)[operation.reshape(shape)]
     sibling = jnp.where(is_near, index.reshape(shape), jnp.arange(len(grid))[:, None])
     sibling_turn = jnp.where(is_near[..., None, None], back @ turns[axis], jnp.eye(3))
-    visible = jax.lax.map(visible_of, cells, batch_size=256)
-    reflections = Forward(reflectors.g, reflectors.inverse_extinction)
-    neighbours = jnp.asarray(neighbours)
-    return CandidateTables(cells, reflections, visible, neighbours, offsets, sibling, sibling_turn)
+    return CandidateTables(cells, *found, offsets, sibling, sibling_turn)
 
 
 def zone_axis_turns(

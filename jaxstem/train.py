@@ -39,8 +39,10 @@ from jaxstem.errors import InputError
 from jaxstem.grid import Label
 from jaxstem.kinematic import Disks
 from jaxstem.library import Library, LibraryConfig, TwoBeam, build_library, sample_pattern
+from jaxstem.match import Templates, matcher, templates
 from jaxstem.model import (
     MODEL_FILES,
+    MatchConfig,
     Material,
     Model,
     build_network,
@@ -62,8 +64,14 @@ LENGTHS = (7, 10, 14, 20, 38)
 MOST_IN_VACUUM = 4.0
 """Most false disks, on average, that an empty position has besides those of any pattern."""
 
-Sources = tuple[Library | TwoBeam, ...]
-"""Where the patterns of each phase come from."""
+
+class Sources(NamedTuple):
+    """phases: where the patterns of each phase come from; templates: what the network corrects,
+    None where it stands alone.
+    """
+
+    phases: tuple[Library | TwoBeam, ...]
+    templates: Templates | None
 
 
 @dataclass(frozen=True)
@@ -139,10 +147,11 @@ class Stopped(Exception):
 
 
 class Batch(NamedTuple):
-    """Patterns and what they show."""
+    """Patterns, what they show, and what templates say of them, if there are any."""
 
     disks: Disks
     label: Label
+    prior: Float[Array, "B n_out"] | None = None
 
 
 def draw_crystal(key: PRNGKeyArray, sources: Sources, n_disks: int) -> tuple[Disks, Label]:
@@ -152,11 +161,11 @@ def draw_crystal(key: PRNGKeyArray, sources: Sources, n_disks: int) -> tuple[Dis
     little. Disks are padded to the longest answer.
     """
     key_phase, key_pattern = jax.random.split(key)
-    drawn = [sample_pattern(key_pattern, source, n_disks) for source in sources]
+    drawn = [sample_pattern(key_pattern, source, n_disks) for source in sources.phases]
     longest = max(len(disks.qx) for disks, _ in drawn)
     lengthen = lambda x: jnp.pad(x, (0, longest - len(x)))  # noqa: E731
     of_phase = [(jax.tree.map(lengthen, disks), orientation) for disks, orientation in drawn]
-    phase = jax.random.randint(key_phase, (), 0, len(sources))
+    phase = jax.random.randint(key_phase, (), 0, len(sources.phases))
     disks, orientation = jax.tree.map(lambda *x: jnp.stack(x)[phase], *of_phase)
     return disks, Label(phase, orientation)
 
@@ -182,7 +191,7 @@ def draw_position(
     nothing = jax.tree.map(lambda x: x[:0], disks)
     false = add_false_disks(key_false, nothing, rate, jnp.asarray(1e-3), k_max, len(disks.qx))
     disks = jax.tree.map(lambda a, b: jnp.where(empty, a, b), false, disks)
-    return disks, label._replace(phase=jnp.where(empty, len(sources), label.phase))
+    return disks, label._replace(phase=jnp.where(empty, len(sources.phases), label.phase))
 
 
 def simulate_batch(
@@ -216,18 +225,28 @@ def make_sources(
 
     `cache`: folder that keeps libraries for another run.
     """
+    corrects = config.model.corrects_templates
+    made = templates(materials, MatchConfig()) if corrects else None
     if config.physics == "bloch":
-        return tuple(
-            build_library(m, config.library, config.seed, progress, cache) for m in materials
+        phases = (build_library(m, config.library, config.seed, progress, cache) for m in materials)
+    else:
+        phases = (
+            TwoBeam(
+                m.reflectors(),
+                jnp.asarray(m.wavelength, jnp.float32),
+                jnp.log(jnp.asarray(config.library.thickness, jnp.float32)),
+            )
+            for m in materials
         )
-    return tuple(
-        TwoBeam(
-            m.reflectors(),
-            jnp.asarray(m.wavelength, jnp.float32),
-            jnp.log(jnp.asarray(config.library.thickness, jnp.float32)),
-        )
-        for m in materials
-    )
+    return Sources(tuple(phases), made)
+
+
+def with_prior(batch: Batch, sources: Sources, materials: Sequence[Material]) -> Batch:
+    """The batch with what the templates of `sources` say of it."""
+    if sources.templates is None:
+        return batch
+    say = matcher(materials, MatchConfig()).apply
+    return batch._replace(prior=say({"params": sources.templates}, batch.disks))
 
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
@@ -256,7 +275,7 @@ def learning_rate(config: TrainConfig, step: Float[Array, ""], total: Float[Arra
 def apply_with_dropout(
     network: OrientationTransformer,
     params: Any,
-    disks: Disks,
+    batch: Batch,
     key: PRNGKeyArray,
     index: Int[Array, " B"],
 ) -> Float[Array, "B n_out"]:
@@ -265,16 +284,16 @@ def apply_with_dropout(
     What is dropped depends on the key and the global sample index alone.
     """
     if network.config.dropout == 0.0:
-        return network.apply({"params": params}, disks)
+        return network.apply({"params": params}, batch.disks, batch.prior)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 1 << 30)))(index)
-    one = lambda disks, key: network.apply(  # noqa: E731
-        {"params": params}, disks, deterministic=False, rngs={"dropout": key}
+    one = lambda disks, prior, key: network.apply(  # noqa: E731
+        {"params": params}, disks, prior, deterministic=False, rngs={"dropout": key}
     )
-    return jax.vmap(one)(disks, keys)
+    return jax.vmap(one)(batch.disks, batch.prior, keys)
 
 
 def in_groups(
-    differentiate: Callable[[Disks, Label, Int[Array, " group"]], Any],
+    differentiate: Callable[[Batch, Int[Array, " group"]], Any],
     batch: Batch,
     index: Int[Array, " B"],
 ) -> Any:
@@ -289,23 +308,23 @@ def in_groups(
     used = jnp.max(jnp.where(batch.disks.mask, jnp.arange(1, n_disks + 1), 0), axis=1)
     order = jnp.argsort(used)
     grouped = jax.tree.map(
-        lambda x: x[order].reshape(-1, GROUP, *x.shape[1:]), (*batch, index, used)
+        lambda x: x[order].reshape(-1, GROUP, *x.shape[1:]), (batch, index, used)
     )
 
-    def of_length(length, group):
-        disks, label, index = group
-        return differentiate(jax.tree.map(lambda x: x[:, :length], disks), label, index)
+    def of_length(length, batch, index):
+        disks = jax.tree.map(lambda x: x[:, :length], batch.disks)
+        return differentiate(batch._replace(disks=disks), index)
 
     def add(total, group):
         *group, used = group
         chosen = jnp.searchsorted(jnp.asarray(lengths), used.max())
-        found = jax.lax.switch(chosen, [partial(of_length, n) for n in lengths], group)
+        found = jax.lax.switch(chosen, [partial(of_length, n) for n in lengths], *group)
         return jax.tree.map(jnp.add, total, found), None
 
     first = jax.tree.map(lambda x: x[0], grouped)
     nothing = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(partial(of_length, n_disks), first[:3]),
+        jax.eval_shape(partial(of_length, n_disks), *first[:2]),
     )
     total, _ = jax.lax.scan(add, nothing, grouped)
     return jax.tree.map(lambda x: x / (len(index) // GROUP), total)
@@ -320,8 +339,15 @@ def make_train_step(
 ) -> Callable[[TrainState, PRNGKeyArray, Any], tuple[TrainState, Float[Array, ""]]]:
     """The jitted `(state, key, sources) -> (state, mean loss)` on all devices of the mesh.
 
-    Raises InputError when the batch does not divide evenly among the devices.
+    Raises InputError when the batch does not divide evenly among the devices, or the loss is one
+    for another head.
     """
+    wanted = losses.LOSSES[config.loss_name].head
+    if wanted != config.model.head:
+        raise InputError(
+            f"The loss {config.loss_name} wants the head {wanted}, not {config.model.head}: change "
+            "one of them."
+        )
     if config.batch % mesh.size:
         raise InputError(
             f"A batch of {config.batch} patterns does not divide among {mesh.size} devices: "
@@ -336,16 +362,17 @@ def make_train_step(
         key = jax.random.fold_in(key, state.step)
         index = parallel.sample_index(per_device)
         batch = simulate_batch(key, index, sources, config, materials[0].k_max)
+        batch = with_prior(batch, sources, materials)
 
-        def mean_loss(params, disks, label, index):
-            output = apply_with_dropout(network, params, disks, key, index)
-            return loss_fn(output, label, space).mean()
+        def mean_loss(params, batch, index):
+            output = apply_with_dropout(network, params, batch, key, index)
+            return loss_fn(output, batch.label, space).mean()
 
         differentiate = jax.value_and_grad(mean_loss)
         if by_length and per_device % GROUP == 0 and per_device > GROUP:
             loss, gradient = in_groups(partial(differentiate, state.params), batch, index)
         else:
-            loss, gradient = differentiate(state.params, *batch, index)
+            loss, gradient = differentiate(state.params, batch, index)
         loss, gradient = jax.lax.pmean((loss, gradient), parallel.AXIS)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         rate = learning_rate(config, state.step, state.total)
@@ -393,8 +420,9 @@ def make_validation(
     def measure(params, sources):
         key, index = jax.random.key(20_260_101), parallel.sample_index(per_device)
         batch = simulate_batch(key, index, sources, config, materials[0].k_max)
+        batch = with_prior(batch, sources, materials)
         truth, orientation = batch.label
-        output = network.apply({"params": params}, batch.disks)
+        output = network.apply({"params": params}, batch.disks, batch.prior)
         loss = loss_fn(output, batch.label, space)
         read = nine_numbers if config.model.head == "matrix" else distribution
         answer, phase, likeliest = read(output)

@@ -5,8 +5,10 @@ Follows Je et al. (arXiv 2602.12420) in its shape: token embedding, pre-norm enc
 positional order, masked mean, head. Disks are a set, so that their order and the amount of padding
 change nothing. Two heads: "matrix" gives the nine numbers whose nearest rotation is the published
 answer; "grid" gives log-probabilities over a symmetry-reduced grid of orientations, which has no
-tears and knows its own doubt. `ModelConfig.paper()` is the published network, the default a
-smaller one with continuous channels and the grid head.
+tears and knows its own doubt. What templates say of a pattern (`match.py`) can be given to the
+grid head as a prior, which the network then corrects: it need not learn where disks lie, only what
+templates get wrong. `ModelConfig.paper()` is the published network, the default a smaller one with
+continuous channels and the grid head over templates.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class ModelConfig:
     """Shape of the network.
 
     embedding: "continuous" or "digitised"; head: "grid" or "matrix"; n_disks: the most disks a
-    pattern may have; spacing_deg: of the orientation grid, degrees (grid head only).
+    pattern may have; spacing_deg: of the orientation grid, degrees (grid head only); templates:
+    whether the grid head corrects templates or stands alone.
     """
 
     embedding: str = "continuous"
@@ -41,6 +44,12 @@ class ModelConfig:
     dropout: float = 0.0
     n_disks: int = 20
     spacing_deg: float = 5.5
+    templates: bool = True
+
+    @property
+    def corrects_templates(self) -> bool:
+        """Whether what the network gives is added to what templates say."""
+        return self.templates and self.head == "grid"
 
     @staticmethod
     def paper() -> ModelConfig:
@@ -54,6 +63,7 @@ class ModelConfig:
             feedforward=768,
             dropout=0.001,
             n_disks=76,
+            templates=False,
         )
 
 
@@ -113,7 +123,9 @@ class OrientationTransformer(nn.Module):
     """Disks (..., K) to the head's output: `n_out` logits, or nine numbers and perhaps logits.
 
     (`losses` says what they mean.) A pattern without any disk gives finite numbers, too, which mean
-    something only if there were such patterns in training.
+    something only if there were such patterns in training. To the logits of a grid head is added
+    `prior`, the log-probabilities of templates, times a trust that the network sets for each
+    pattern (one before training); without a prior they stand alone.
 
     `dtype` is that of encoder and head (None: the parameters'); the embedding, whose waves and
     harmonics need the precision, and the pooling stay in float32, and so does what comes out.
@@ -125,7 +137,12 @@ class OrientationTransformer(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, disks: Disks, deterministic: bool = True) -> Float[Array, "... n_out"]:
+    def __call__(
+        self,
+        disks: Disks,
+        prior: Float[Array, "... n_out"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "... n_out"]:
         c = self.config
         clear = lambda x: jnp.where(disks.mask, x, 0.0)  # noqa: E731
         disks = Disks(clear(disks.qx), clear(disks.qy), clear(disks.intensity), disks.mask)
@@ -139,21 +156,27 @@ class OrientationTransformer(nn.Module):
         weight = disks.mask.astype(x.dtype)
         count = jnp.maximum(weight.sum(axis=-1, keepdims=True), 1.0)
         pooled = jnp.einsum("...k,...kw->...w", weight, x) / count
-        return self._head(pooled).astype(pooled.dtype)
+        return self._head(pooled, prior)
 
-    def _head(self, pooled):
+    def _head(self, pooled, prior):
         c = self.config
         dense = partial(nn.Dense, dtype=self.dtype)
         if c.head == "matrix":
             for narrowing in (1, 2, 4, 8):
                 pooled = nn.gelu(dense(c.width // narrowing)(pooled))
-            return dense(self.n_out)(pooled)
+            return dense(self.n_out)(pooled).astype(pooled.dtype)
         hidden = nn.gelu(dense(2 * c.width)(pooled))
-        return dense(self.n_out)(nn.LayerNorm(dtype=self.dtype)(hidden))
+        hidden = nn.LayerNorm(dtype=self.dtype)(hidden)
+        logits = dense(self.n_out)(hidden).astype(pooled.dtype)
+        if prior is None:
+            return logits
+        trust = 1.0 + nn.Dense(1, kernel_init=nn.initializers.zeros, name="trust")(hidden)
+        return logits + trust * prior
 
 
 def init_params(network: OrientationTransformer, key: jax.Array) -> Any:
     """Fresh parameters (a pytree of arrays) for patterns of `config.n_disks` disks."""
     shape = (1, network.config.n_disks)
     disks = Disks(jnp.ones(shape), jnp.zeros(shape), jnp.ones(shape), jnp.ones(shape, bool))
-    return network.init(key, disks)["params"]
+    prior = jnp.zeros((1, network.n_out)) if network.config.corrects_templates else None
+    return network.init(key, disks, prior)["params"]

@@ -11,7 +11,10 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
+    # eight devices on two busy cores may wait long for each other
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
 )
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -95,12 +98,20 @@ def tables(copper):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """Training settings that compile in seconds: two-beam patterns, no false disks."""
+    """Training settings that compile in seconds: two-beam patterns, no templates or false disks."""
     from jaxstem.acquisition import Acquisition
     from jaxstem.train import TrainConfig
     from jaxstem.transformer import ModelConfig
 
-    network = ModelConfig(width=16, blocks=1, heads=2, feedforward=32, n_disks=12, spacing_deg=12.0)
+    network = ModelConfig(
+        width=16,
+        blocks=1,
+        heads=2,
+        feedforward=32,
+        n_disks=12,
+        spacing_deg=12.0,
+        templates=False,
+    )
     return TrainConfig(
         model=network,
         acquisition=Acquisition(false_rate=(0.0, 0.0), overlap=0.0),

@@ -332,8 +332,8 @@ def test_inference_options_reach_the_inference(
     assert config.score.likelihood.semi_angle == semi_angle
     changed = {"refine": refine, "batch": batch, "score": config.score}
     assert config == dataclasses.replace(default, **changed)
-    likelihood = dataclasses.replace(default.score.likelihood, semi_angle=semi_angle)
-    assert config.score == dataclasses.replace(default.score, likelihood=likelihood)
+    likelihood = dataclasses.replace(default.rules.likelihood, semi_angle=semi_angle)
+    assert config.score == dataclasses.replace(default.rules, likelihood=likelihood)
     assert io.read_map("map.h5").attributes["refine"] == refine
 
 

@@ -218,38 +218,46 @@ def test_the_arrows_point_along_the_axes_they_name(crystals):
         assert arrow @ direction > 0.99 * np.linalg.norm(arrow) * np.linalg.norm(direction)
 
 
-def test_ang_columns_as_documented(crystals, tmp_path):
-    """An .ang file with x = column, y = row and unchanged Euler angles reads back in orix as the
-    same map."""
-    from orix import io as orix_io
-    from orix.crystal_map import CrystalMap, Phase, PhaseList
-    from orix.quaternion import Orientation
+@pytest.mark.parametrize(
+    ("suffix", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("PNG", b"\x89")]
+)
+def test_the_suffix_chooses_the_format(crystals, tmp_path, suffix, start):
+    path = tmp_path / f"map.{suffix}"
+    maps.figure(asymmetric_map([crystals["cubic"]]), path)
+    assert path.read_bytes().startswith(start)
 
-    from jaxstem.so3 import matrix_to_euler
 
-    shape, step = (3, 5), 2.0
-    orientation = Rotation.random(15, random_state=7).as_matrix().reshape(*shape, 3, 3)
-    row, column = np.mgrid[: shape[0], : shape[1]]
-    euler = np.asarray(matrix_to_euler(orientation.astype(np.float32)), float).reshape(-1, 3)
-    phases = PhaseList(Phase("cubic", point_group="m-3m"))
-    written = CrystalMap(
-        rotations=Orientation.from_euler(euler),
-        x=(step * column).ravel(),
-        y=(step * row).ravel(),
-        phase_id=np.zeros(15, int),
-        phase_list=phases,
-    )
-    orix_io.save(tmp_path / "map.ang", written)
-    lines = (tmp_path / "map.ang").read_text().splitlines()
-    table = np.array([line.split()[:5] for line in lines if not line.startswith("#")], float)
-    np.testing.assert_allclose(table[:, 3], step * column.ravel())
-    np.testing.assert_allclose(table[:, 4], step * row.ravel())
-    np.testing.assert_allclose(np.mod(table[:, :3] - euler + 1, 2 * np.pi), 1, atol=1e-3)
-    read = orix_io.load(tmp_path / "map.ang")
-    assert read.shape == shape
-    np.testing.assert_allclose(
-        read.rotations.to_matrix().reshape(*shape, 3, 3), orientation, atol=1e-3
-    )
+def test_other_suffixes_are_refused(crystals, tmp_path):
+    with pytest.raises(InputError, match=".png, .svg, .pdf"):
+        maps.figure(asymmetric_map([crystals["cubic"]]), tmp_path / "map.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_positions_cover_whole_dots(crystals, tmp_path):
+    """300 dots an inch give each position of a row the same number of dots."""
+    orientation = Rotation.random(9 * 31, random_state=6).as_matrix().reshape(9, 31, 3, 3)
+    found = make_map(orientation, np.zeros((9, 31)), [crystals["cubic"]])
+    maps.figure(found, tmp_path / "map.png")
+    page = imread(tmp_path / "map.png")[..., :3]
+    picture = maps.draw(found)
+    box = panel(picture, "ipf z").get_position()
+    dots = page.shape[1] / picture.get_figwidth()
+    assert 250 < dots < 350
+    height = page.shape[0]
+    line = page[int(height * (1 - box.y1) + 0.5 * height * box.height / 9)]
+    line = line[round(box.x0 * page.shape[1]) + 4 : round(box.x1 * page.shape[1]) - 4]
+    edges = np.flatnonzero(np.abs(np.diff(line, axis=0)).max(-1) > 1e-3)
+    assert len(edges) == 30
+    assert len(np.unique(np.diff(edges))) == 1
+
+
+def test_thinned_maps_have_a_larger_step(crystals):
+    found = asymmetric_map([crystals["cubic"]])
+    thin = maps.thinned(found, 2)
+    assert thin.phase.shape == (2, 3) and thin.scan_step == 2 * found.scan_step
+    np.testing.assert_array_equal(thin.orientation, found.orientation[::2, ::2])
+    np.testing.assert_array_equal(thin.n_disks, found.n_disks[::2, ::2])
+    assert maps.thinned(found, 1).phase.shape == found.phase.shape
 
 
 def test_figure_writes_a_png_and_keeps_what_exists(crystals, tmp_path):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jaxstem import so3
 from jaxstem.crystal import operations, reflections
 from jaxstem.errors import InputError
-from jaxstem.infer import InferConfig, matcher_beside, predict_scan
+from jaxstem.infer import InferConfig, predict_scan, scorer
 from jaxstem.kinematic import Disks, Reflectors, simulate
 from jaxstem.match import (
     MOST_TEMPLATES,
@@ -35,7 +35,7 @@ from jaxstem.metrics import candidate_coverage, misorientations
 from jaxstem.model import Model
 from jaxstem.parallel import make_mesh
 from jaxstem.refine import ScoreConfig
-from jaxstem.transformer import ModelConfig
+from jaxstem.transformer import ModelConfig, init_params
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from laue_classes import PROTOTYPES, written_crystal  # noqa: E402
@@ -227,25 +227,28 @@ def test_matching_and_refinement_from_a_cif_alone(quick_compile, tmp_path, key):
     (m,) = model.materials
     truth = so3.random_rotations(key, (64,))
     scan = scan_of(simulate(truth, m.reflectors(), m.wavelength, n_disks=24), 300.0)
-    config = InferConfig(score=ScoreConfig(n_modes=8, levels=ScoreConfig().levels[:2]), batch=64)
+    config = InferConfig(score=ScoreConfig(levels=ScoreConfig().levels[:2]), batch=64)
     answer, _ = predict_scan(model, scan, config, mesh=make_mesh(jax.devices()[:1]))
     plain, mod_180 = misorientations(answer.orientation, np.asarray(truth), m.operations)
     assert np.median(plain) < 2.0
     assert (mod_180 < 5).mean() > 0.75
 
 
-def test_templates_stand_beside_a_network_with_cells_alone(tmp_path):
-    """Their cells are the network's; a matcher needs no second one, and nine numbers have none."""
+def test_a_network_with_cells_corrects_templates(tmp_path, rng):
+    """Before training a head over cells says what templates say, plus logits that leave the rest
+    alone; a matcher needs no second one, and nine numbers have no use for them.
+    """
     crystal = written_crystal("CuO", tmp_path)
     matching = matching_model([crystal], 300.0, 1.2, 30.0, 0.0, COARSE)
-    cells = len(matching.materials[0].grid)
-    trained = Model(ModelConfig(width=16, heads=2), matching.materials, {}, {})
-    beside = matcher_beside(trained)
-    made = templates(trained.materials, beside.config)
-    disks = Disks(*(jnp.zeros((2, 4)) for _ in range(3)), jnp.zeros((2, 4), bool))
-    score = beside.apply({"params": made}, disks)
-    assert beside.n_cells == (cells,) and score.shape == (2, cells + 1)
-    np.testing.assert_allclose(jnp.exp(score).sum(axis=1), 1.0, rtol=1e-4)
-    assert matcher_beside(matching) is None
-    nine_numbers = dataclasses.replace(trained, config=ModelConfig(head="matrix"))
-    assert matcher_beside(nine_numbers) is None
+    fresh = Model(ModelConfig(width=16, heads=2), matching.materials, {}, {}, COARSE)
+    q = rng.uniform(-0.8, 0.8, (2, 4, 6)).astype(np.float32)
+    disks = Disks(q[0], q[1], np.ones((4, 6), np.float32), np.ones((4, 6), bool))
+    params = init_params(fresh.network, jax.random.key(0))
+    output, made = scorer(fresh)
+    say = matching.network.apply({"params": matching.params}, disks)
+    alone = fresh.network.apply({"params": params}, disks)
+    np.testing.assert_allclose(output(params, made, disks), alone + say, rtol=1e-4, atol=1e-3)
+    assert scorer(matching)[1] is None
+    np.testing.assert_array_equal(scorer(matching)[0](matching.params, None, disks), say)
+    for config in (ModelConfig(head="matrix"), ModelConfig(templates=False)):
+        assert scorer(dataclasses.replace(fresh, config=config))[1] is None

@@ -203,6 +203,7 @@ def as_version_1(folder):
     params = flax.serialization.msgpack_restore(path.read_bytes())
     if found["network"]["head"] == "grid":
         params["Dense_1"] = {k: x[..., :-1] for k, x in params["Dense_1"].items()}
+        params.pop("trust", None)
     path.write_bytes(flax.serialization.msgpack_serialize(params))
 
 

@@ -377,7 +377,7 @@ def test_presets():
 
 def test_patterns_belong_to_their_orientations(copper, config, key):
     """A pattern of the source is the two-beam pattern of the orientation that comes with it."""
-    (source,) = train.make_sources([copper], config)
+    (source,) = train.make_sources([copper], config).phases
     assert isinstance(source, TwoBeam)
     disks, orientation = jax.jit(lambda k: sample_pattern(k, source, 12))(key)
     low, high = np.exp(source.log_thickness)

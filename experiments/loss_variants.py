@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One encoder, one budget, one stream of patterns, and each loss of `jaxstem.losses`.
+
+    python experiments/loss_variants.py [--steps 2000] [--seeds 0 1] [--variants geodesic grid_8]
+
+Every variant sees the same spoilt Bloch-wave patterns of one crystal in the same order and is
+asked, as it learns, for the likeliest orientation of patterns that it has not seen; nothing is
+verified. Grids read to a cell, so that their median is not below about a quarter of their spacing.
+`grid_8` is the grid distribution at 8 degrees, `simulation` the geodesic loss with a physics term
+(correlation of re-simulated disks). Prints a table and writes results/loss_variants.json and .png,
+with mean and spread over seeds. About four minutes on two cores for each variant and seed.
+"""
+
+import json
+import time
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+
+from jaxstem import losses, so3
+from jaxstem.crystal import read_cif
+from jaxstem.model import material, phases_space
+from jaxstem.train import TrainConfig, init_state, learning_rate, make_optimiser, make_sources
+from jaxstem.train import simulate_batch as simulate
+from jaxstem.transformer import ModelConfig, OrientationTransformer
+
+HERE = Path(__file__).resolve().parent
+VARIANTS = (
+    *(name for name in losses.LOSSES if name != "grid_cross_entropy"),
+    "simulation",
+    "grid_12",
+    "grid_8",
+    "grid_5.5",
+    "grid_4",
+)
+TEST_INDEX = 1 << 28
+"""First sample index of the test patterns, which no training step reaches."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """variants: see above; steps: of `batch` patterns; checks: how often the test is taken; n_test:
+    its patterns; seeds: of weights and patterns; network: the encoder that all share, whose
+    spacing serves heads without grid; quick: a run of seconds that writes nothing unless `out` is
+    given.
+    """
+
+    cif: Path = HERE.parent / "jaxstem" / "samples" / "Cu.cif"
+    variants: tuple[str, ...] = VARIANTS
+    steps: int = 2000
+    checks: int = 5
+    batch: int = 256
+    n_test: int = 1024
+    seeds: tuple[int, ...] = (0,)
+    learning_rate: float = 1.5e-3
+    physics: str = "bloch"
+    voltage_kv: float = 300.0
+    k_max: float = 2.0
+    network: ModelConfig = field(
+        default_factory=lambda: ModelConfig(width=64, feedforward=128, templates=False)
+    )
+    quick: bool = False
+    out: Path | None = None
+
+
+def variant_of(name: str, crystal, arguments: Arguments):
+    """Material, loss function and head of a variant."""
+    spacing = arguments.network.spacing_deg
+    if name.startswith("grid_"):
+        name, spacing = "grid_cross_entropy", float(name.removeprefix("grid_"))
+    shown = material(crystal, arguments.voltage_kv, arguments.k_max, spacing, 0.0064)
+    if name == "simulation":
+        near = replace(shown, k_max=min(1.2, arguments.k_max)).reflectors()
+        return shown, losses.with_simulation(near, shown.wavelength), losses.HEADS["matrix"]
+    return shown, losses.LOSSES[name].function, losses.HEADS[losses.LOSSES[name].head]
+
+
+def stream(config: TrainConfig, k_max: float):
+    """The compiled `(key, index, sources) -> batch` that all variants learn from."""
+    return jax.jit(lambda key, index, sources: simulate(key, index, sources, config, k_max))
+
+
+def learn(name: str, seed: int, crystal, draw, arguments: Arguments) -> list[dict]:
+    """Rows of accuracy against patterns seen; `draw(key, index)` gives patterns."""
+    shown, loss_fn, head = variant_of(name, crystal, arguments)
+    space = phases_space([shown])
+    config = TrainConfig(learning_rate=arguments.learning_rate)
+    network = OrientationTransformer(arguments.network, shown.k_max, head.n_out(space))
+    optimiser = make_optimiser(config)
+
+    @jax.jit
+    def step(state, batch):
+        def mean_loss(params):
+            output = network.apply({"params": params}, batch.disks)
+            return jax.vmap(loss_fn, (0, 0, None))(output, batch.label, space).mean()
+
+        loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+        updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
+        rate = learning_rate(config, state.step, state.total)
+        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state), loss
+
+    @jax.jit
+    def errors(params, batch):
+        output = network.apply({"params": params}, batch.disks)
+        answer = jax.lax.map(lambda one: head.orientation(one, space), output, batch_size=64)
+        pair = (answer, batch.label.orientation, space.operations[0])
+        return so3.misorientation(*pair), so3.misorientation_mod_180(*pair)
+
+    def unseen():
+        """The test patterns, as many at a time as a step takes."""
+        for start in range(0, arguments.n_test, arguments.batch):
+            yield draw(jax.random.key(1), TEST_INDEX + start + jnp.arange(arguments.batch))
+
+    state = init_state(network, optimiser, seed, arguments.steps)
+    checks = np.linspace(0, arguments.steps, arguments.checks + 1).astype(int)[1:]
+    rows, start = [], time.perf_counter()
+    for number in range(1, arguments.steps + 1):
+        index = number * arguments.batch + jnp.arange(arguments.batch)
+        state, loss = step(state, draw(jax.random.key(seed), index))
+        if number in checks:
+            angles = [errors(state.params, batch) for batch in unseen()]
+            plain, mod_180 = (
+                np.rad2deg(np.concatenate(x))[: arguments.n_test] for x in zip(*angles, strict=True)
+            )
+            rows.append(
+                {
+                    "patterns": number * arguments.batch,
+                    "loss": float(loss),
+                    "median_deg": float(np.median(plain)),
+                    "within_5": 100 * float((plain < 5).mean()),
+                    "within_5_mod_180": 100 * float((mod_180 < 5).mean()),
+                    "seconds": time.perf_counter() - start,
+                }
+            )
+    return rows
+
+
+def table(results: dict[str, list[list[dict]]]) -> str:
+    """The last row of each variant, mean and spread over seeds."""
+    lines = [
+        "| variant | outputs of | patterns seen | median | within 5° | within 5° mod 180° |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, runs in results.items():
+        cells = []
+        for key, unit in (("median_deg", "°"), ("within_5", " %"), ("within_5_mod_180", " %")):
+            last = [rows[-1][key] for rows in runs]
+            spread = f" ± {np.std(last, ddof=1):.1f}" if len(last) > 1 else ""
+            cells.append(f"{np.mean(last):.1f}{spread}{unit}")
+        loss = "grid_cross_entropy" if name.startswith("grid_") else name
+        head = "matrix" if name == "simulation" else losses.LOSSES[loss].head
+        lines.append(f"| {name} | {head} | {runs[0][-1]['patterns']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_figure(results: dict[str, list[list[dict]]], path: Path) -> None:
+    """Accuracy against patterns seen, a line for each variant, a band over seeds."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    titles = {"within_5": "likeliest within 5° (%)", "within_5_mod_180": "the same modulo 180° (%)"}
+    colours = plt.get_cmap("tab20").colors
+    for panel, (key, title) in zip(axes, titles.items(), strict=True):
+        for colour, (name, runs) in zip(colours, results.items(), strict=False):
+            patterns = [row["patterns"] for row in runs[0]]
+            values = np.array([[row[key] for row in rows] for rows in runs])
+            line = "-" if name.startswith("grid_") else "--"
+            panel.plot(patterns, values.mean(axis=0), line, color=colour, label=name)
+            if len(runs) > 1:
+                panel.fill_between(
+                    patterns, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2
+                )
+        panel.set(xlabel="patterns seen", ylabel=title)
+        panel.set_ylim(bottom=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(arguments: Arguments) -> None:
+    """Train each variant with each seed, print, write."""
+    if arguments.quick:
+        arguments = replace(
+            arguments,
+            variants=("quaternion",),
+            steps=4,
+            checks=2,
+            batch=16,
+            n_test=16,
+            physics="two_beam",
+            k_max=1.2,
+            network=replace(
+                arguments.network, width=16, blocks=1, heads=2, feedforward=16, n_disks=8
+            ),
+        )
+    crystal = read_cif(arguments.cif)
+    shared = TrainConfig(model=arguments.network, physics=arguments.physics, no_crystal=0.0)
+    shown = material(crystal, arguments.voltage_kv, arguments.k_max, 12.0, 0.0064)
+    sources = make_sources([shown], shared)
+    draw = partial(stream(shared, shown.k_max), sources=sources)
+    results: dict[str, list[list[dict]]] = {}
+    for name in arguments.variants:
+        results[name] = [learn(name, seed, crystal, draw, arguments) for seed in arguments.seeds]
+        print(table({name: results[name]}).splitlines()[-1], flush=True)
+    print(table(results))
+    out = arguments.out or (None if arguments.quick else HERE / "results" / "loss_variants.json")
+    if out:
+        settings = json.loads(json.dumps(asdict(arguments), default=str))
+        out.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+        draw_figure(results, out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))

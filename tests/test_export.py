@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What leaves jaxstem, as orix reads and understands it."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+from test_maps import crystal_of, make_map
+
+from jaxstem import export, maps
+from jaxstem.crystal import operations
+from jaxstem.errors import InputError
+from jaxstem.grains import bunge_angles
+from jaxstem.io import write_map
+from jaxstem.so3 import misorientation
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:orix.*"),
+]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """Crystals in settings that orix has and has not, one of them without an inversion centre."""
+    return {
+        "cubic": crystal_of("Pm-3m", (8, 8, 8, 90, 90, 90), "cubic"),
+        "monoclinic": crystal_of("P2_1/c", (5, 6, 7, 90, 101, 90), "monoclinic"),
+        "P-31m": crystal_of("P-31m", (6, 6, 8, 90, 90, 120), "P-31m"),
+        "rhombohedral": crystal_of("R-3m:R", (6, 6, 6, 70, 70, 70), "rhombohedral"),
+        "zinc blende": crystal_of("F-43m", (5, 5, 5, 90, 90, 90), "zinc blende"),
+        "triclinic": crystal_of("P-1", (5, 6, 7, 80, 95, 105), "triclinic"),
+    }
+
+
+def random_map(crystals, seed, shape=(4, 5), step=20.0, units="A"):
+    """Random orientations of all crystals; the last two positions unassigned and empty."""
+    n = shape[0] * shape[1]
+    orientation = Rotation.random(n, random_state=seed).as_matrix().reshape(*shape, 3, 3)
+    phase = (np.arange(n) % len(crystals)).reshape(shape)
+    phase[-1, -2:] = -1, -2
+    found = make_map(orientation, phase, crystals, step, units)
+    return dataclasses.replace(found, attributes={"voltage_kv": 300.0, "k_max": 1.5})
+
+
+def test_misorientations_and_colours_by_orix_are_ours(settings, seed):
+    from orix.plot import IPFColorKeyTSL
+    from orix.vector import Vector3d
+
+    for name, crystal in settings.items():
+        found = random_map([crystal], seed)
+        converted = found.to_orix()
+        orientations = converted["indexed"].orientations
+        matrix = found.orientation[found.phase >= 0]
+        angle = orientations[:-1].angle_with(orientations[1:])
+        ours = misorientation(matrix[:-1], matrix[1:], operations(crystal))
+        np.testing.assert_allclose(angle, ours, atol=2e-3, err_msg=name)
+        for direction in (maps.LAB_X, maps.LAB_Z):
+            key = IPFColorKeyTSL(orientations.symmetry, direction=Vector3d(direction))
+            colours = maps.rgb_map(found, direction)[found.phase >= 0]
+            np.testing.assert_allclose(
+                key.orientation2color(orientations), colours, atol=2e-3, err_msg=name
+            )
+
+
+def test_lattice_vectors_lie_in_the_lab_as_before(settings, seed):
+    """orix's cell, turned by orix's rotations, gives the lattice that our matrices give."""
+    for name, crystal in settings.items():
+        found = random_map([crystal], seed)
+        converted = found.to_orix()
+        cell = converted.phases[0].structure.lattice.base
+        turn, axes = export.standard_cell(crystal)
+        by_orix = np.einsum("ij,njk->nik", cell, converted.rotations.to_matrix())
+        ours = np.einsum("ij,njk->nik", axes @ crystal.lattice, found.orientation.reshape(-1, 3, 3))
+        known = found.phase.ravel() >= 0
+        np.testing.assert_allclose(by_orix[known], ours[known], atol=2e-5, err_msg=name)
+        volume = abs(np.linalg.det(axes))
+        assert len(converted.phases[0].structure) == round(volume) * len(crystal.numbers)
+        np.testing.assert_allclose(np.linalg.det(turn), 1)
+
+
+def test_positions_phases_and_properties(settings):
+    crystals = [settings["cubic"], settings["zinc blende"]]
+    found = random_map(crystals, 1)
+    converted = found.to_orix()
+    assert converted.shape == (4, 5) and converted.scan_unit == "nm"
+    row, column = np.indices((4, 5))
+    np.testing.assert_allclose(converted.y, 2.0 * row.ravel())
+    np.testing.assert_allclose(converted.x, 2.0 * column.ravel())
+    np.testing.assert_array_equal(converted.phase_id, np.maximum(found.phase, -1).ravel())
+    np.testing.assert_array_equal(converted.is_indexed, found.phase.ravel() >= 0)
+    np.testing.assert_array_equal(converted.prop["no_crystal"], found.phase.ravel() == -2)
+    for name in export.PROPERTIES:
+        np.testing.assert_array_equal(converted.prop[name], getattr(found, name).ravel())
+    cubic, zinc_blende = converted.phases[0], converted.phases[1]
+    assert cubic.space_group.number == 221 and cubic.point_group.name == "m-3m"
+    # known modulo the Laue group only
+    assert zinc_blende.space_group is None and zinc_blende.point_group.name == "m-3m"
+    assert found.to_orix().phases[1].name == "zinc blende"
+    assert random_map(crystals, 1, units="pixels").to_orix().scan_unit == "px"
+
+
+@pytest.mark.parametrize("suffix", [".ang", ".h5"])
+def test_orix_reads_back_the_same_map(suffix, settings, tmp_path, seed):
+    from orix import io as orix_io
+
+    for names in (["cubic"], ["cubic", "monoclinic"]):
+        found = random_map([settings[name] for name in names], seed)
+        write_map(tmp_path / "map.h5", found, overwrite=True)
+        out = tmp_path / f"out{suffix}"
+        export.export_map(tmp_path / "map.h5", out, overwrite=True)
+        read, expected = orix_io.load(out), found.to_orix()
+        known = found.phase.ravel() >= 0
+        assert read.shape == (4, 5)
+        np.testing.assert_array_equal(read.is_indexed, known)
+        np.testing.assert_allclose(
+            read.rotations.to_matrix()[known], expected.rotations.to_matrix()[known], atol=1e-4
+        )
+        scale = 1e-3 if suffix == ".ang" else 1.0
+        np.testing.assert_allclose(read.x, scale * expected.x, atol=1e-8)
+        np.testing.assert_allclose(read.y, scale * expected.y, atol=1e-8)
+        assert read.scan_unit == ("um" if suffix == ".ang" else "nm")
+        names_read = [read.phases[int(i)].name for i in read.phase_id[known]]
+        assert names_read == [found.phase_names[i] for i in found.phase.ravel()[known]]
+        score = read.prop["detector_signal" if suffix == ".ang" else "score"]
+        np.testing.assert_allclose(score[known], found.score.ravel()[known], atol=1e-5)
+        confidence = read.prop["ci" if suffix == ".ang" else "confidence"]
+        np.testing.assert_allclose(confidence[known], found.confidence.ravel()[known], atol=1e-5)
+
+
+def test_ang_columns(settings, tmp_path):
+    """Bunge's angles in radians. MTEX takes column 8 for the phase, unless column 9 holds nothing
+    but phase numbers and column 8 something else: the −1 of a single phase's unindexed positions.
+    """
+    found = random_map([settings["cubic"]], 3)
+    write_map(tmp_path / "map.h5", found)
+    export.export_map(tmp_path / "map.h5", tmp_path / "map.ang")
+    table = np.loadtxt(tmp_path / "map.ang")
+    known = found.phase.ravel() >= 0
+    angles = np.deg2rad(bunge_angles(found.orientation.reshape(-1, 3, 3)[known]))
+    np.testing.assert_allclose(np.mod(table[known, :3] - angles + 1, 2 * np.pi), 1, atol=1e-4)
+    np.testing.assert_allclose(table[~known, :3], 4 * np.pi, atol=1e-4)
+    assert set(table[:, 7]) <= {-1, 0, 1}
+    assert not set(table[:, 8]) <= {0, 1}
+
+
+def test_matrices_for_py4dstem(settings, tmp_path):
+    crystals = [settings["cubic"], settings["monoclinic"]]
+    found = random_map(crystals, 5)
+    second = found.phase.copy()
+    second[0] = np.where(found.phase[0] == 0, 1, 0)
+    found = dataclasses.replace(found, second_phase=second)
+    write_map(tmp_path / "map.h5", found)
+    export.export_map(tmp_path / "map.h5", tmp_path / "map.npy")
+    matrix = np.load(tmp_path / "map.npy")
+    assert matrix.shape == (2, 4, 5, 2, 3, 3)
+    for (i, j), phase in np.ndenumerate(found.phase):
+        for index in range(2):
+            answer = found.orientation[i, j] if phase == index else np.zeros((3, 3))
+            np.testing.assert_array_equal(matrix[index, i, j, 0], answer)
+    np.testing.assert_array_equal(matrix[1, 0, 0, 1], found.second_orientation[0, 0])
+
+
+def test_csv_of_grains(settings, tmp_path):
+    orientation = np.broadcast_to(np.eye(3), (4, 5, 3, 3)).copy()
+    orientation[:, 3:] = Rotation.from_rotvec([0, 0, 0.4]).as_matrix()
+    write_map(tmp_path / "map.h5", make_map(orientation, np.zeros((4, 5)), [settings["cubic"]]))
+    export.export_map(tmp_path / "map.h5", tmp_path / "map.csv")
+    with open(tmp_path / "map.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["phase"], row["area_nm2"]) for row in rows] == [
+        ("cubic", "48.0"),
+        ("cubic", "32.0"),
+    ]
+    export.export_map(tmp_path / "map.h5", tmp_path / "one.csv", grain_deg=30.0)
+    assert len((tmp_path / "one.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (5, 1)])
+def test_lines_and_single_positions(shape, settings, tmp_path):
+    from orix import io as orix_io
+
+    orientation = Rotation.random(shape[0] * shape[1], random_state=2).as_matrix()
+    found = make_map(orientation.reshape(*shape, 3, 3), np.zeros(shape), [settings["cubic"]])
+    write_map(tmp_path / "map.h5", found)
+    export.export_map(tmp_path / "map.h5", tmp_path / "out.h5")
+    export.export_map(tmp_path / "map.h5", tmp_path / "out.csv")
+    if shape[1] == 1:
+        with pytest.raises(InputError, match="single column"):
+            export.export_map(tmp_path / "map.h5", tmp_path / "out.ang")
+        return
+    for name, unit in (("out.ang", 2e-3), ("out.h5", 2.0)):
+        if name == "out.ang":
+            export.export_map(tmp_path / "map.h5", tmp_path / name)
+        read = orix_io.load(tmp_path / name)
+        np.testing.assert_allclose(read.rotations.to_matrix(), orientation, atol=1e-4)
+        np.testing.assert_allclose(read.x, unit * np.arange(shape[1]))
+
+
+def test_bad_input_is_refused_in_one_sentence(settings, tmp_path):
+    path = tmp_path / "map.h5"
+    write_map(path, make_map(np.eye(3), np.full((2, 3), -1), [settings["cubic"]]))
+    for out, complaint in [
+        ("map.txt", "ends in one of"),
+        ("map.ang", "no orientation at any position"),
+        ("map.csv", "no orientation at any position"),
+        ("map.h5", "is the map itself"),
+        ("none/map.ang", "does not exist"),
+    ]:
+        with pytest.raises(InputError, match=complaint):
+            export.export_map(path, tmp_path / out, overwrite=True)
+    (tmp_path / "there.npy").write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        export.export_map(path, tmp_path / "there.npy")
+    export.export_map(path, tmp_path / "empty.h5")  # orix's format can hold it
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.h5", "map.h5", "there.npy"]
