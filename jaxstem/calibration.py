@@ -51,7 +51,8 @@ IN_PIXELS = {
 """A calibration with which a scan's disks stay in detector pixels, as `fit_rings` takes them."""
 LEAST_DISKS = 30
 REACH = 4.0
-LEAST_CENTRED = 0.8
+LEAST_CENTRED, LARGEST_SPREAD = 0.75, 0.9
+"""Of disks that lie on their rings: share in the middle half, and spread [px]."""
 BLOCKS = 5
 """Blocks along each side of the scan, among which the bootstrap draws."""
 
@@ -161,8 +162,9 @@ def fit_rings(
             break
     phase = ", ".join(crystal.name for crystal in crystals)
     near, residual = _nearest(x, parameters, lengths, 4.7 * width * scale)
-    centred = _centred(x, parameters, lengths, max(2.0, 6 * width) * scale)
-    if near.sum() < LEAST_DISKS or centred < LEAST_CENTRED or not parameters[0] > 0:
+    centred = _centred(x, parameters, lengths)
+    sharp = width < LARGEST_SPREAD and centred > LEAST_CENTRED
+    if near.sum() < LEAST_DISKS or not sharp or not parameters[0] > 0:
         raise InputError(
             f"{scan.source}: the disks do not lie on the rings of {phase}, or not on them alone; "
             "check the crystal, give a rough pixel size, or a scan without other phases."
@@ -267,21 +269,21 @@ def _nearest(x, parameters, lengths, reach: float):
     return np.abs(residual) < reach, residual
 
 
-def _centred(x, parameters, lengths, apart: float) -> float:
+def _centred(x, parameters, lengths) -> float:
     """Share of the disks that lie in the middle half between the borders of their ring; a half
-    where rings have nothing to do with the disks. Borders less than `apart` [1/Å] from each other
-    do not count.
+    where rings have nothing to do with the disks, 1 where too few can be judged. The first and the
+    last ring do not count, nor those whose borders are less than three pixels apart.
     """
     radius = np.hypot(*_mapped(x, parameters).T)
     borders = np.concatenate([[0.0], 0.5 * (lengths[1:] + lengths[:-1])])
-    wide = np.diff(borders, append=np.inf) > apart
+    wide = np.diff(borders, append=np.inf) > 3 * parameters[0]
     index = np.searchsorted(borders, radius, side="right") - 1
     above = np.append(np.diff(lengths) / 2, np.inf)
     below = np.insert(np.diff(lengths) / 2, 0, lengths[0] / 2)
     own = radius - lengths[index]
     half = np.where(own > 0, above[index], below[index])
-    counted = wide[index] & (index < len(lengths) - 1)
-    return float((np.abs(own) < half / 2)[counted].mean()) if counted.any() else 0.0
+    counted = wide[index] & (index > 0) & (index < len(lengths) - 1)
+    return float((np.abs(own) < half / 2)[counted].mean()) if counted.sum() > LEAST_DISKS else 1.0
 
 
 def _biweight(u):

@@ -111,11 +111,12 @@ class Reading:
         mask = read_mask(self.mask) if self.mask else None
         return DetectConfig(mask=mask, origin=self.origin, radius=self.radius, **settings)
 
-    def opened(self, scan: Path) -> DiskSource:
-        """The disks of a scan. Raises InputError."""
+    def opened(self, scan: Path, voltage_kv: float | None = None) -> DiskSource:
+        """The disks of a scan, taken at `voltage_kv` [kV] if not None. Raises InputError."""
         from jaxstem.disks import open_scan
 
-        return open_scan(scan, self.detection(), None, self.scan_shape, self.changes())
+        changes = self.changes()
+        return open_scan(scan, self.detection(), None, self.scan_shape, changes, voltage_kv)
 
 
 ReadingOptions = Annotated[Reading, tyro.conf.arg(name="")]
@@ -140,7 +141,7 @@ def train(
     u_iso: Annotated[float, tyro.conf.arg(metavar="U")] = 0.0064,
     overwrite: Flag = False,
 ) -> None:
-    """Train a model for one or more crystals, from their CIFs alone.
+    """Train a model for crystals from their CIFs alone.
 
     Args:
         cif: The unit cells, one CIF for each phase; phases are named after the files.
@@ -236,16 +237,20 @@ def detect(
         tyro.conf.arg(metavar="SIGMA", help_behavior_hint="(default: from --false-alarms)"),
     ] = None,
     false_alarms: Annotated[float, tyro.conf.arg(metavar="N")] = 0.02,
+    voltage_kv: Annotated[
+        float | None, tyro.conf.arg(metavar="KV", help_behavior_hint=OF_FILE)
+    ] = None,
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
 ) -> None:
-    """Find the Bragg disks of a raw scan, for `jaxstem map` and for py4DSTEM.
+    """Find the Bragg disks of a raw scan, for py4DSTEM too.
 
     Args:
         cube: Raw patterns, in any of the formats of docs/file-formats.md.
         out: Bragg disks to write (EMD 1.0 BraggVectors).
         threshold: Least significance of a disk, in standard deviations of the background.
         false_alarms: Disks a pattern that counting noise alone may give.
+        voltage_kv: The accelerating voltage in kV, for detectors calibrated in mrad.
         reading: How the scan is read.
         overwrite: Replace BRAGG.h5.
     """
@@ -255,7 +260,7 @@ def detect(
         from jaxstem import disks
         from jaxstem.cubes import read_cube
 
-        raw = read_cube(cube, reading.scan_shape, reading.changes())
+        raw = read_cube(cube, reading.scan_shape, reading.changes(), voltage_kv)
         config = reading.detection(threshold=threshold, false_alarms=false_alarms)
         with disks.progress_bar(raw) as advance:
             found = disks.find_disks(raw, config, progress=advance)
@@ -271,7 +276,7 @@ def convert(
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
 ) -> None:
-    """Pack the Bragg disks of a scan into a table that `jaxstem map` reads at the disk's speed.
+    """Pack Bragg disks into a table that is read at disk speed.
 
     Args:
         scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them, or raw patterns, in which
@@ -363,7 +368,7 @@ def map_command(
             map_file = files.enter_context(atomic_path(out, overwrite))
             if figure:
                 picture_file = files.enter_context(atomic_path(picture, overwrite))
-        disks = reading.opened(scan)
+        disks = reading.opened(scan, voltage_kv)
 
         from jaxstem.infer import InferConfig
         from jaxstem.likelihood import LikelihoodConfig
@@ -429,7 +434,7 @@ def evaluate(
     as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
     overwrite: Flag = False,
 ) -> None:
-    """Score maps against the known truth: jaxstem evaluate MAP.h5 TRUTH.h5
+    """Score maps against the known truth.
 
     Args:
         files: Maps that `jaxstem map` wrote; without --truth one map, followed by its truth.
@@ -472,7 +477,7 @@ def export(
     grain_deg: Annotated[float, tyro.conf.arg(metavar="DEG")] = 5.0,
     overwrite: Flag = False,
 ) -> None:
-    """Write a map for other programs, or as a figure; the name's suffix chooses.
+    """Write a map for another program, or as a figure.
 
     Args:
         map_file: Map that `jaxstem map` wrote.
@@ -496,7 +501,7 @@ def calibrate(
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
 ) -> None:
-    """Fit pixel size and ellipticity to the rings of known crystals, for --calibration.
+    """Fit pixel size and ellipse to the rings of a known crystal.
 
     Args:
         scan: Raw patterns or Bragg disks in detector pixels.
@@ -534,7 +539,7 @@ def report(
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
 ) -> None:
-    """Write a map as one web page in which every position can be looked at, offline.
+    """Write a map as a web page to look into, offline.
 
     Args:
         map_file: Map that `jaxstem map` wrote.
@@ -550,7 +555,7 @@ def report(
 
 
 def demo(out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxstem-demo")) -> None:
-    """Map the sample scan that ships with jaxstem and score the map.
+    """Map and score the sample scan that ships with jaxstem.
 
     Args:
         out: Folder for the map, its picture and the score.

@@ -31,7 +31,7 @@ CALIBRATION = "datacube_root/metadatabundle/calibration"
 DISKS = "datacube_root/braggvectors/_v_uncal/data"
 SHAPE = (3, 4)
 EMPTY = (1, 2)
-SMALL = ModelConfig(width=16, blocks=1, heads=2, feedforward=16, n_disks=8)
+SMALL = ModelConfig(width=16, blocks=1, heads=2, feedforward=16, n_disks=8, templates=False)
 
 
 def write_scan(path, **changes):
@@ -327,7 +327,7 @@ def test_inference_options_reach_the_inference(
     )
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure", *options]
     assert run(*argv) == 0
-    config, default = asked.pop(), infer.InferConfig()
+    config, default = asked.pop(), infer.InferConfig(refine=refine)
     assert (config.refine, config.batch) == (refine, batch)
     assert config.score.likelihood.semi_angle == semi_angle
     changed = {"refine": refine, "batch": batch, "score": config.score}
@@ -390,6 +390,12 @@ def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypat
     assert score["phases"]["Cu"]["plain"]["within_2"] == 1.0
     assert run("evaluate", "map.h5", "truth.h5") == 0
     assert re.search(r"Cu +\d+ +plain", capsys.readouterr().out)
+    table = ["evaluate", "map.h5", "map.h5", "--truth", "truth.h5", "--out", "table.csv"]
+    assert run(*table) == 0
+    assert capsys.readouterr().out.count("| map | fast | Cu |") == 2
+    assert len(Path("table.csv").read_text().splitlines()) == 3
+    assert_refused(table, here, capsys, "table.csv", "exists")
+    assert_refused(["evaluate", "map.h5"], here, capsys, "truth")
 
 
 def test_maps_are_replaced_only_when_asked(trained, here, answers, capsys):

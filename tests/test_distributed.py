@@ -41,7 +41,13 @@ def train_tiny(out, mesh=None):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "acquire", light_acquisition)
         network = ModelConfig(
-            width=16, blocks=0, heads=2, feedforward=32, n_disks=12, spacing_deg=12.0
+            width=16,
+            blocks=0,
+            heads=2,
+            feedforward=32,
+            n_disks=12,
+            spacing_deg=12.0,
+            templates=False,
         )
         config = train.TrainConfig(
             model=network,

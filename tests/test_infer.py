@@ -75,7 +75,7 @@ def scan_of(lists):
 @pytest.fixture(scope="module", autouse=True)
 def tabulated_once(tables):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer, "candidate_tables", lambda *_: tables)
+        patch.setattr(infer, "candidate_tables", lambda *_, **__: tables)
         yield
 
 
@@ -769,7 +769,7 @@ def two_phases(copper, tables, crystals, tiny):
 def answers_of(two_phases, monkeypatch, **changes):
     scan, truth, model, both = two_phases
     left = iter(both)
-    monkeypatch.setattr(infer, "candidate_tables", lambda *_: next(left))
+    monkeypatch.setattr(infer, "candidate_tables", lambda *_, **__: next(left))
     config = replace(CONFIG, chance=InferConfig().chance, **changes)
     return on_devices(model, scan, config, 1)[0], truth
 

@@ -138,6 +138,32 @@ def test_other_units_are_refused(scan_file, units):
     )
 
 
+def test_a_calibration_in_the_place_of_the_files(scan_file):
+    """Entries given replace those stored; without ellipse, rotation and flip pixels remain."""
+    from jaxstem.calibration import IN_PIXELS
+    from jaxstem.disks import read_scan
+
+    scan = read_scan(scan_file, calibration=IN_PIXELS)
+    with h5py.File(scan_file) as file:
+        raw = np.concatenate(list(file[DISKS][()].ravel()))
+        origin = np.repeat(
+            [file[f"{CALIBRATION}/{name}"][()].ravel() for name in ("qx0", "qy0")],
+            np.diff(scan.offsets),
+            axis=1,
+        )
+    np.testing.assert_allclose(scan.qx, raw["qx"] - origin[0], atol=1e-5)
+    np.testing.assert_allclose(scan.qy, raw["qy"] - origin[1], atol=1e-5)
+
+
+def test_milliradians_need_the_voltage(scan_file):
+    """q = θ / λ, with λ of 200 kV electrons of 0.02508 Å."""
+    before = io.read_disks(scan_file)
+    replace(scan_file, f"{CALIBRATION}/Q_pixel_units", b"mrad")
+    assert_refused(io.read_disks, scan_file, "'mrad'")
+    scan = io.bragg_source(scan_file, voltage_kv=200.0).read(0, 3)
+    np.testing.assert_allclose(scan.qx, before.qx * 1e-3 / 0.02508, rtol=1e-3, atol=1e-9)
+
+
 @pytest.mark.parametrize("size", [0.0, -0.03, np.nan, np.inf, None, [0.03, 0.03]])
 def test_unusable_pixel_sizes_are_refused(scan_file, size):
     replace(scan_file, f"{CALIBRATION}/Q_pixel_size", size)

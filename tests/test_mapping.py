@@ -37,7 +37,9 @@ def tiny_model():
     copper = material(
         read_cif(Path(__file__).parent / "fixtures" / "Cu.cif"), 300.0, 1.5, 16.0, 0.0
     )
-    config = ModelConfig(width=16, blocks=1, heads=2, feedforward=32, n_disks=12, spacing_deg=16.0)
+    config = ModelConfig(
+        width=16, blocks=1, heads=2, feedforward=32, n_disks=12, spacing_deg=16.0, templates=False
+    )
     network = build_network(config, [copper])
     params = jax.jit(lambda key: init_params(network, key))(jax.random.key(1))
     return Model(config, (copper,), params)

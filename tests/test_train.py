@@ -476,7 +476,7 @@ def test_libraries_of_two_phases_have_different_sizes(two, key):
         )
     n_axes = min(len(s.orientation) for s in sources)
     assert n_axes >= 20
-    disks, phase, _ = drawn(key, 200, tuple(sources), 0.0)
+    disks, phase, _ = drawn(key, 200, train.Sources(tuple(sources), None), 0.0)
     for p, n_beams in enumerate((16, 9)):
         assert (disks.mask[phase == p].sum(axis=1) == n_beams).all()
         of_phase = disks.intensity[phase == p][disks.mask[phase == p]]
