@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: train, detect, convert, calibrate, map, evaluate,
-export, report, demo.
+"""The command line: train, detect, convert, calibrate, map, evaluate, export, report, demo.
 
 One function for each command; tyro makes the options from its signature and the help from its
 docstring. Whatever imports jax is imported inside the commands, so that `--help` and a mistyped
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Example: jaxstem map scan.h5 --model cu --out map.h5
 
-Orientation maps from the Bragg disks of 4D-STEM scans. To see one made: jaxstem demo.
-More on a command: jaxstem map --help. The version: jaxstem --version."""
+Orientation maps from 4D-STEM scans. To see one made: jaxstem demo."""
 
 Flag = tyro.conf.FlagCreatePairsOff[bool]
 command_line: ContextVar[str] = ContextVar("command_line")
