@@ -25,6 +25,7 @@ import tyro
 
 from jaxstem import losses, so3
 from jaxstem.crystal import read_cif
+from jaxstem.demo import sample
 from jaxstem.model import material, phases_space
 from jaxstem.train import TrainConfig, init_state, learning_rate, make_optimiser, make_sources
 from jaxstem.train import simulate_batch as simulate
@@ -51,7 +52,7 @@ class Arguments:
     given.
     """
 
-    cif: Path = HERE.parent / "jaxstem" / "samples" / "Cu.cif"
+    cif: Path = sample("Cu.cif")
     variants: tuple[str, ...] = VARIANTS
     steps: int = 2000
     checks: int = 5

@@ -25,6 +25,7 @@ import tyro
 
 from jaxstem.crystal import operations, read_cif
 from jaxstem.cubes import cube_from_array, read_cube
+from jaxstem.demo import sample
 from jaxstem.disks import detect_disks
 from jaxstem.infer import InferConfig, count_disks
 from jaxstem.io import Truth, read_truth
@@ -46,7 +47,7 @@ class Arguments:
     `jaxstem map`.
     """
 
-    cif: Path = HERE.parent / "jaxstem" / "samples" / "Cu.cif"
+    cif: Path = sample("Cu.cif")
     out: Path | None = None
     model: str | None = None
     abtem: Path | None = None

@@ -38,6 +38,7 @@ from jaxstem.correlation import (
 )
 from jaxstem.crystal import operations
 from jaxstem.cubes import Cube, read_cube
+from jaxstem.demo import sample
 from jaxstem.disks import find_disks, read_scan
 from jaxstem.infer import InferConfig
 from jaxstem.io import DiskScan, pad_disks, read_map, read_truth, source_of
@@ -48,7 +49,6 @@ from jaxstem.metrics import misorientations
 from jaxstem.model import load_model
 
 HERE = Path(__file__).resolve().parent
-SAMPLES = HERE.parent / "jaxstem" / "samples"
 METHODS = ("jaxstem", "py4DSTEM")
 AGREE = 5.0  # degrees
 ANGLES, RADII = 360, 100  # of a polar image
@@ -65,7 +65,7 @@ class Arguments:
 
     model: str = "cu"
     scan: Path = HERE / "data" / "cu_detected.h5"
-    truth: Path | None = SAMPLES / "cu_truth.h5"
+    truth: Path | None = sample("cu_truth.h5")
     matching: Path = HERE / "results" / "py4dstem.npz"
     cube: Path | None = None
     map: Path | None = None

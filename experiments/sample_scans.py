@@ -22,6 +22,7 @@ import tyro
 from calibration import reliability
 
 from jaxstem.crystal import operations, read_cif
+from jaxstem.demo import sample
 from jaxstem.disks import read_scan
 from jaxstem.infer import InferConfig, likeliest_cells
 from jaxstem.io import NO_CRYSTAL, read_truth, write_map
@@ -30,8 +31,8 @@ from jaxstem.metrics import candidate_coverage, grain_bootstrap, misorientations
 from jaxstem.model import load_model
 
 HERE = Path(__file__).resolve().parent
-SAMPLES, DATA = HERE.parent / "jaxstem" / "samples", HERE / "data"
-CRYSTALS = {"Cu": read_cif(SAMPLES / "Cu.cif"), "Cu2O": read_cif(DATA / "Cu2O.cif")}
+DATA = HERE / "data"
+CRYSTALS = {"Cu": read_cif(sample("Cu.cif")), "Cu2O": read_cif(DATA / "Cu2O.cif")}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Scan:
 
 
 SETS = {
-    "cu": Scan("cu", SAMPLES / "cu_bragg.h5", DATA / "cu_detected.h5", SAMPLES / "cu_truth.h5"),
+    "cu": Scan("cu", sample("cu_bragg.h5"), DATA / "cu_detected.h5", sample("cu_truth.h5")),
     **{
         name: Scan(
             model, DATA / f"{name}_bragg.h5", DATA / f"{name}_{own}.h5", DATA / f"{name}_truth.h5"

@@ -22,8 +22,10 @@ import h5py
 import numpy as np
 import tyro
 
+from jaxstem.demo import sample
+
 HERE = Path(__file__).resolve().parent
-SAMPLE = HERE.parent / "jaxstem" / "samples" / "cu_bragg.h5"
+SAMPLE = sample("cu_bragg.h5")
 CIF = SAMPLE.with_name("Cu.cif")
 
 

@@ -31,11 +31,12 @@ import tyro
 from jaxstem import losses, parallel, train
 from jaxstem.acquisition import Acquisition
 from jaxstem.crystal import read_cif
+from jaxstem.demo import sample
 from jaxstem.library import default_cache
 from jaxstem.model import Material, build_network, material, phases_space
 
 HERE = Path(__file__).resolve().parent
-COPPER = HERE.parent / "jaxstem" / "samples" / "Cu.cif"
+COPPER = sample("Cu.cif")
 PARTS = ("simulation", "forward", "backward", "update")
 
 

@@ -299,18 +299,23 @@ def test_a_full_pattern_may_have_lost_its_weakest_disks():
 
 
 def test_modes_are_the_peaks(copper, cells, tables, rng):
-    """Two separate peaks come out first, each between the cells where it was put."""
-    truth = random_matrices(rng, 2)
-    while angle_deg(truth[0], truth[1], copper.operations) < 35:
-        truth = random_matrices(rng, 2)
-    parts = [log_probability_around(r, copper, cells) for r in truth]
-    mixture = jnp.logaddexp(parts[0] + np.log(0.6), parts[1] + np.log(0.4))
-    cell, orientation, mass = jax.jit(lambda p: modes(p, tables, 4))(mixture)
-    error = angle_deg(orientation[:2, None], truth, copper.operations).min(axis=0)
-    assert error.max() < 0.7 * np.rad2deg(copper.spacing)
+    """Two separate peaks come out first, each between the cells where it was put.
+
+    Now and then a peak between cells has two summits, so that the other one comes out third.
+    """
+    truth = random_matrices(rng, 64).reshape(32, 2, 3, 3)
+    apart = angle_deg(truth[:, 0], truth[:, 1], copper.operations)
+    truth = truth[np.argsort(apart)[-16:]]
+    peaks = jax.vmap(jax.vmap(lambda r: log_probability_around(r, copper, cells)))(truth)
+    mixture = jax.nn.logsumexp(peaks + np.log([[0.6], [0.4]]), axis=1)
+    cell, orientation, mass = jax.jit(jax.vmap(lambda p: modes(p, tables, 4)))(mixture)
+    error = angle_deg(orientation[:, :2, None], truth[:, None], copper.operations).min(axis=1)
+    close = error.max(axis=1) < 0.7 * np.rad2deg(copper.spacing)
+    assert close.sum() >= 14 and np.median(error) < 0.4 * np.rad2deg(copper.spacing)
     # fifteen cells hold most of a peak
-    assert 0.6 < np.exp(mass[:2]).sum() <= 1.0001
-    assert len(set(np.asarray(cell).tolist())) == 4
+    held = np.exp(mass[:, :2]).sum(axis=1)
+    assert np.all(held[close] > 0.6) and np.all(held[close] <= 1.0001)
+    assert all(len(set(cells.tolist())) == 4 for cells in np.asarray(cell))
 
 
 def test_siblings_follow_then_all_turned_about_the_beam(copper, cells, tables):
