@@ -43,6 +43,7 @@ from jaxstem.model import NEVER, Material, Model, phases_space
 from jaxstem.refine import (
     THOROUGH,
     CandidateTables,
+    Limit,
     Ranked,
     ScoreConfig,
     candidate_tables,
@@ -109,7 +110,8 @@ class InferConfig:
     refine: "fast": verify and polish candidates by two-beam theory; "full": more of them, then by
     Bloch waves; "none": the network alone; score: how (None: as suits `refine`); likelihood_weight,
     prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
-    of a candidate (below one, since neither model is exact and both saw the same disks); chance:
+    of a candidate (below one, since neither model is exact and both saw the same disks; None for
+    the prior: 0.5, or 0.05 beside Bloch waves, which leave the network little to add); chance:
     log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
@@ -122,13 +124,22 @@ class InferConfig:
     refine: str = "fast"
     score: ScoreConfig | None = None
     likelihood_weight: float = 0.25
-    prior_weight: float = 0.05
+    prior_weight: float | None = None
     chance: float = 6.0
     lengths: tuple[int, ...] = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40)
     batch: int | None = None
     chunk: int = 8
     least: int = 2048
     precision: str = "float32"
+
+    def log_odds(
+        self, log_likelihood: Float[Array, "..."], prior: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """Log-odds from a log-likelihood [nat] and the network's log-probability."""
+        weight = self.prior_weight
+        if weight is None:
+            weight = 0.05 if self.refine == "full" else 0.5
+        return self.likelihood_weight * log_likelihood + weight * prior
 
     @property
     def rules(self) -> ScoreConfig:
@@ -155,8 +166,8 @@ def summarise(
     """
     n_phases = len(operations)
     apart, turned_from = angles(ranked, operations)
-    log_odds = config.likelihood_weight * ranked.log_likelihood + config.prior_weight * ranked.prior
-    of_none = config.likelihood_weight * config.chance + config.prior_weight * no_crystal
+    log_odds = config.log_odds(ranked.log_likelihood, ranked.prior)
+    of_none = config.log_odds(config.chance, no_crystal)
     again = outdone(apart, log_odds)
     share = jax.nn.softmax(jnp.append(jnp.where(again, -jnp.inf, log_odds), of_none))
     member = jnp.append(ranked.phase, n_phases) == jnp.arange(n_phases + 1)[:, None]
@@ -359,13 +370,13 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             return network_alone(output, log_probability, phases)
         return verified(disks, exposed, log_probability, phases)
 
-    def step(given, disks: Disks, incident, incident_sigma, log_limit) -> Answer:
+    def step(given, disks: Disks, incident, incident_sigma, limit) -> Answer:
         params, (phases, made) = given
         strongest = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
         output = scores(params, made, strongest)
 
         def everywhere(args):
-            return one(args[0], Exposure(*args[1], log_limit), args[2], phases)
+            return one(args[0], Exposure(*args[1], limit), args[2], phases)
 
         arguments = (disks, (incident, incident_sigma), output)
         if jax.default_backend() != "cpu" or config.refine == "none":
@@ -384,13 +395,12 @@ class Exposure(NamedTuple):
     """What the intensities of a scan's disks mean.
 
     Per position: intensity of the incident beam in the disks' units, and how well its logarithm is
-    known. For the whole scan: logarithm of the weakest share of it that is detected, at radii
-    evenly spaced from 0 to k_max.
+    known. For the whole scan: the weakest disks that are listed.
     """
 
     incident: Float[np.ndarray, " positions"]
     incident_sigma: Float[np.ndarray, " positions"]
-    log_limit: Float[np.ndarray, " n_radii"]
+    limit: Limit
 
     def at(self, index: Int[np.ndarray, " n"]) -> Exposure:
         """The same for some positions."""
@@ -403,14 +413,13 @@ def exposure(
     scan: DiskScan,
     k_min: float,
     k_max: float,
-    log_limit: Float[np.ndarray, " n_radii"] | None = None,
+    limit: Limit | None = None,
 ) -> Exposure:
     """Incident intensity of every position of a scan, and its detection limit if none is given.
 
     Where the direct beam (a disk within `k_min`, 1/Å) is listed, the incident beam is the sum of
     all disks; elsewhere the disks are taken to hold 30 % of it, give or take a factor of
-    twenty. The limit at a radius is the share of the 4 % weakest disks near it, for the diffuse
-    background hides more of them near the direct beam; where disks are few, near it means all.
+    twenty.
     """
     counts = np.diff(scan.offsets)
     position = np.repeat(np.arange(len(counts)), counts)
@@ -422,21 +431,42 @@ def exposure(
     has_direct = np.bincount(position[direct], minlength=len(counts)) > 0
     incident = np.where(has_direct, total, total / 0.3)
     incident = np.where(incident > 0, incident, 1.0)
-    if log_limit is None:
+    if limit is None:
         share = positive / incident[position]
         usable = ~direct & (share > 0)
-        log_limit = detection_limit(radius[usable], share[usable], k_max)
+        limit = detection_limit(position[usable], radius[usable], share[usable], k_max)
     return Exposure(
-        incident.astype(np.float32),
-        np.where(has_direct, 0.1, 3.0).astype(np.float32),
-        log_limit,
+        incident.astype(np.float32), np.where(has_direct, 0.1, 3.0).astype(np.float32), limit
     )
 
 
 def detection_limit(
-    radius: Float[np.ndarray, " n"], share: Float[np.ndarray, " n"], k_max: float
-) -> Float[np.ndarray, " n_radii"]:
-    """Logarithm of the share of the beam below which 4 % of the disks near a radius lie."""
+    position: Int[np.ndarray, " n"],
+    radius: Float[np.ndarray, " n"],
+    share: Float[np.ndarray, " n"],
+    k_max: float,
+) -> Limit:
+    """The weakest disks listed, from all disks: their position in the scan, radius [1/Å] and share
+    of the beam.
+
+    Either disks above some share of the beam were listed: that at a radius below which 4 % of the
+    disks near it lie, for the diffuse background hides more of them near the direct beam (where
+    disks are few, near it means all). Or all above some ratio to the strongest of their pattern:
+    that which one pattern in a hundred spans, of those with four disks or more. If that ratio to
+    the strongest is in most patterns brighter than the limit by share, it was what decided;
+    otherwise it only tells how bright the brightest patterns are.
+    """
+    of_pattern = np.unique(position, return_inverse=True)[1]
+    number = np.bincount(of_pattern)
+    weakest, strongest = np.full(len(number), np.inf), np.zeros(len(number))
+    np.minimum.at(weakest, of_pattern, share)
+    np.maximum.at(strongest, of_pattern, share)
+    weakest, strongest = weakest[number >= 4], strongest[number >= 4]
+    if len(weakest) >= 20:
+        ratio = np.percentile(weakest / strongest, 1.0)
+        if np.median(ratio * strongest) > np.percentile(share, 4.0):
+            lowest = np.full(N_RADII, np.log(share.min()), np.float32)
+            return Limit(lowest, np.log(ratio).astype(np.float32))
     order = np.argsort(radius)
     radius, share = radius[order], share[order]
     overall = np.percentile(share, 4.0) if len(share) else 1e-3
@@ -447,7 +477,7 @@ def detection_limit(
         ]
         if len(near) >= 50:
             limit[place] = np.percentile(near, 4.0)
-    return np.log(limit).astype(np.float32)
+    return Limit(np.log(limit).astype(np.float32), np.float32(-np.inf))
 
 
 def choose_lengths(
@@ -500,7 +530,7 @@ def looks_empty(scan: DiskScan, k_min: float, exposed: Exposure) -> Bool[np.ndar
     counts = count_disks(scan, k_min, np.inf)
     share = scan.intensity / np.repeat(exposed.incident, np.diff(scan.offsets))
     beyond = np.hypot(scan.qx, scan.qy) > k_min
-    is_bright = beyond & (share > FALSE_FACTOR * np.exp(exposed.log_limit.min()))
+    is_bright = beyond & (share > FALSE_FACTOR * np.exp(exposed.limit.log_share.min()))
     bright = np.concatenate([[0], np.cumsum(is_bright)])
     return (counts <= 1) & (np.diff(bright[scan.offsets]) == 0)
 
@@ -508,11 +538,11 @@ def looks_empty(scan: DiskScan, k_min: float, exposed: Exposure) -> Bool[np.ndar
 class Survey(NamedTuple):
     """What is known of a scan as a whole before it is worked on.
 
-    log_limit: the detection limit, as in `Exposure`; lengths: to which patterns are padded; pieces:
-    those read for it, by first and last row.
+    limit: the weakest disks listed; lengths: to which patterns are padded; pieces: those read for
+    it, by first and last row.
     """
 
-    log_limit: Float[np.ndarray, " n_radii"]
+    limit: Limit
     lengths: tuple[int, ...]
     pieces: dict[tuple[int, int], DiskScan]
 
@@ -532,7 +562,7 @@ def survey(source: DiskSource, model: Model, config: InferConfig) -> Survey:
     lengths, spare = ladder(model, config)
     share = max(n_positions, 1) / max(len(counts), 1)
     return Survey(
-        exposure(scan, model.k_min, model.k_max).log_limit,
+        exposure(scan, model.k_min, model.k_max).limit,
         choose_lengths(counts, lengths, config.least / share, spare) or lengths[:1],
         pieces,
     )
@@ -655,12 +685,12 @@ def batches(
             *disks, incident, sigma = (
                 np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x for x in arrays
             )
-            yield Batch(Disks(*disks), Exposure(incident, sigma, known.log_limit), where)
+            yield Batch(Disks(*disks), Exposure(incident, sigma, known.limit), where)
 
     for number, (start, stop) in enumerate(ranges):
         start, stop = start + rows[0], stop + rows[0]
         scan = known.pieces.pop((start, stop), None) or source.read(start, stop)
-        exposed = exposure(scan, k_min, k_max, known.log_limit)
+        exposed = exposure(scan, k_min, k_max, known.limit)
         first = (start - rows[0]) * source.scan_shape[1]
         piece = unanswered(number, first, scan, model, exposed)
         yield piece

@@ -138,6 +138,18 @@ class CandidateTables(NamedTuple):
     sibling_turn: Float[Array, "n_cells S 3 3"] | None
 
 
+class Limit(NamedTuple):
+    """The weakest disks that a scan lists.
+
+    log_share: logarithm of their share of the incident beam, at radii evenly spaced from 0 to
+    k_max; log_ratio: of their ratio to the strongest disk of their pattern, -inf where that did
+    not decide.
+    """
+
+    log_share: Float[Array, " n_radii"]
+    log_ratio: Float[Array, ""]
+
+
 class Pattern(NamedTuple):
     """One measured pattern ready for verification.
 
@@ -153,12 +165,11 @@ def pattern_of(
     disks: Disks,
     incident: Float[Array, ""],
     incident_sigma: Float[Array, ""],
-    log_limit: Float[Array, " n_radii"],
+    limit: Limit,
     power: float,
 ) -> Pattern:
     """Prepare disks (K,); `incident` is the beam's intensity in the disks' units, known to
-    `incident_sigma` in its logarithm, `log_limit` the weakest share of it that is detected, by
-    radius.
+    `incident_sigma` in its logarithm.
     """
     weight = jnp.where(disks.mask, jnp.maximum(disks.intensity, 1e-12) ** power, 0.0)
     norm = jnp.sqrt(jnp.sum(weight**2, axis=-1, keepdims=True))
@@ -166,7 +177,9 @@ def pattern_of(
     log_share = jnp.log(jnp.maximum(disks.intensity / incident, 1e-9))
     # where no place is left, weaker disks may have been dropped
     weakest = jnp.where(disks.mask.all(), log_share.min(), -jnp.inf)
-    log_limit = jnp.maximum(log_limit, weakest)
+    strongest = jnp.where(disks.mask, log_share, -jnp.inf).max()
+    of_pattern = jnp.maximum(weakest, strongest + limit.log_ratio)
+    log_limit = jnp.maximum(limit.log_share, of_pattern)
     return Pattern(
         jnp.where(disks.mask, jnp.log(relative + 1e-12), -1e4),
         Observed(disks.qx, disks.qy, log_share, disks.mask, log_limit, incident_sigma),

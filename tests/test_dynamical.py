@@ -18,7 +18,7 @@ from jaxstem.crystal import operations
 from jaxstem.dynamical import DynamicalConfig, climb
 from jaxstem.kinematic import Disks, disk_tilts, strongest
 from jaxstem.likelihood import LikelihoodConfig
-from jaxstem.refine import Pattern, Ranked, ScoreConfig, pattern_of, verify_dynamically
+from jaxstem.refine import Limit, Pattern, Ranked, ScoreConfig, pattern_of, verify_dynamically
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -71,7 +71,7 @@ def simulate(phases):
 
 
 def prepared(disks, incident_sigma=0.1) -> Pattern:
-    limit = jnp.full(41, np.log(LIMIT), jnp.float32)
+    limit = Limit(jnp.full(41, np.log(LIMIT), jnp.float32), jnp.float32(-jnp.inf))
     return pattern_of(disks, 1.0, jnp.float32(incident_sigma), limit, 0.25)
 
 

@@ -322,12 +322,12 @@ def test_exposure_by_hand():
     sigma = found.incident_sigma
     assert sigma[0] < 0.3 < 0.7 < sigma[1] == sigma[2]
     shares = [0.15, 0.05, 0.15, 0.15]
-    assert found.log_limit.shape == (infer.N_RADII,)
-    np.testing.assert_allclose(np.exp(found.log_limit), np.percentile(shares, 4), rtol=1e-5)
+    assert found.limit.log_share.shape == (infer.N_RADII,)
+    np.testing.assert_allclose(np.exp(found.limit.log_share), np.percentile(shares, 4), rtol=1e-5)
     part = found.at(np.array([2, 0]))
     np.testing.assert_array_equal(part.incident, [1, 100])
     np.testing.assert_array_equal(part.incident_sigma, sigma[[2, 0]])
-    np.testing.assert_array_equal(part.log_limit, found.log_limit)
+    np.testing.assert_array_equal(part.limit.log_share, found.limit.log_share)
 
 
 def test_the_detection_limit_follows_the_radius(rng):
@@ -341,7 +341,7 @@ def test_the_detection_limit_follows_the_radius(rng):
         listed = share > np.where(radius < 0.6, 1e-2, 1e-3)
         disks = np.stack([radius * np.cos(angle), radius * np.sin(angle), share], axis=-1)[listed]
         lists.append(np.concatenate([[[0.0, 0.0, 1.0 - disks[:, 2].sum()]], disks]))
-    limit = np.exp(exposure(scan_of(lists), 0.25, 1.5).log_limit)
+    limit = np.exp(exposure(scan_of(lists), 0.25, 1.5).limit.log_share)
     radii = np.linspace(0, 1.5, infer.N_RADII)
     near, far, beyond = (radii > 0.3) & (radii < 0.5), (radii > 0.7) & (radii < 1.1), radii > 1.35
     assert np.all((limit[near] >= 1e-2) & (limit[near] < 1.6e-2))
@@ -349,11 +349,32 @@ def test_the_detection_limit_follows_the_radius(rng):
     assert len(set(limit[beyond])) == 1 and 1e-3 <= limit[-1] < 2e-3
 
 
+@pytest.mark.parametrize("by_ratio", [False, True])
+def test_lists_cut_by_share_or_by_ratio_to_the_strongest(rng, by_ratio):
+    """Patterns of very different brightness, without disks under a share of the beam, or without
+    those under a hundredth of the strongest one.
+    """
+    lists = []
+    for _ in range(300):
+        place = rng.uniform(-1, 1, (40, 2))
+        share = np.exp(rng.normal(-5, 1.5)) * np.exp(rng.uniform(np.log(1e-4), 0, 40))
+        least = 0.01 * share.max() if by_ratio else 1e-4
+        disks = np.column_stack([place, share])[share > least]
+        lists.append(np.concatenate([[[0.0, 0.0, 1.0]], disks]))
+    limit = exposure(scan_of(lists), 1e-6, 2.0).limit
+    if by_ratio:
+        assert 0.01 <= np.exp(limit.log_ratio) < 0.011
+        assert np.all(limit.log_share <= np.log(min(rows[:, 2].min() for rows in lists)) + 0.1)
+    else:
+        assert limit.log_ratio == -np.inf
+        assert np.all((np.exp(limit.log_share) > 1e-4) & (np.exp(limit.log_share) < 2e-4))
+
+
 @pytest.mark.parametrize("n_positions", [0, 3])
 def test_exposure_of_nothing(n_positions):
     found = exposure(scan_of([np.zeros((0, 3))] * n_positions), 0.3, 1.5)
     assert found.incident.shape == found.incident_sigma.shape == (n_positions,)
-    assert np.isfinite(found.log_limit).all() and np.all(found.incident > 0)
+    assert np.isfinite(found.limit.log_share).all() and np.all(found.incident > 0)
 
 
 LENGTHS = (4, 6, 9, 12, 20)
@@ -487,7 +508,7 @@ def test_a_small_scan_is_surveyed_as_a_whole(model, monkeypatch, rng):
     scan = random_scan(rng, (20, 8))
     known = survey(source_of(scan), model, CONFIG)
     expected = exposure(scan, model.k_min, model.k_max)
-    np.testing.assert_array_equal(known.log_limit, expected.log_limit)
+    np.testing.assert_array_equal(known.limit.log_share, expected.limit.log_share)
     whole = joined([known.pieces[row, row + 1] for row in range(20)])
     np.testing.assert_array_equal(whole.qx, scan.qx)
     np.testing.assert_array_equal(whole.offsets, scan.offsets)
@@ -502,7 +523,7 @@ def test_a_large_scan_is_surveyed_in_part(model, monkeypatch, rng):
     known = survey(counted, model, CONFIG)
     assert read == sorted(known.pieces) and len(read) == 5
     assert read[0] == (0, 1) and read[-1] == (19, 20)
-    assert np.isfinite(known.log_limit).all() and known.lengths
+    assert np.isfinite(known.limit.log_share).all() and known.lengths
     predict_scan(model, counted, replace(CONFIG, refine="none"), progress=False)
     assert sorted(read[5:]) == [(row, row + 1) for row in range(20)]  # each once
 
@@ -596,7 +617,7 @@ def test_summary_without_a_second(summary):
 def test_prior_decides_between_equal_patterns(summary):
     orientations = [BASE, BASE @ so3.HALF_TURN_ABOUT_BEAM]
     for best in (0, 1):
-        prior = np.where(np.arange(2) == best, 0.0, -20.0)
+        prior = np.where(np.arange(2) == best, 0.0, -2.0)
         answer = summary(ranked_of(orientations, [3.0, 3.0], prior))
         np.testing.assert_allclose(answer.orientation, orientations[best], atol=1e-6)
         assert 0.5 < answer.confidence < 0.95
@@ -618,7 +639,7 @@ def test_summary_holds_its_promises(summary, copper, seed, spread):
     answer = summary(ranked)
     assert 0 <= answer.confidence <= answer.confidence_mod180 + 1e-6 <= 1 + 2e-6
     config = InferConfig()
-    log_odds = config.likelihood_weight * ranked.log_likelihood + config.prior_weight * ranked.prior
+    log_odds = config.log_odds(ranked.log_likelihood, ranked.prior)
     np.testing.assert_array_equal(answer.orientation, ranked.orientation[np.argmax(log_odds)])
     operations = jnp.asarray(copper.operations, jnp.float32)
     away = np.rad2deg(so3.misorientation(answer.orientation, ranked.orientation, operations))
@@ -642,7 +663,7 @@ def shares(mixed, share, none, **rest):
     likelihood = np.log(share) / config.likelihood_weight
     of_none = np.log(none) - config.likelihood_weight * config.chance
     ranked = ranked_of(likelihood=likelihood, **rest)
-    return mixed(ranked, jnp.asarray(of_none / config.prior_weight, jnp.float32))
+    return mixed(ranked, jnp.asarray(of_none / config.log_odds(0.0, 1.0), jnp.float32))
 
 
 def test_the_likeliest_phase_is_answered_by_its_best_candidate(mixed):
