@@ -172,6 +172,42 @@ def templates(materials: Sequence[Material], config: MatchConfig) -> Templates:
     return Templates(jnp.concatenate(log_rate, axis=1), jnp.concatenate(log_weight))
 
 
+def summed_rates(
+    disks: Disks, log_rate: Float[Array, "F C"], raster: Raster
+) -> Float[Array, "B C"]:
+    """The log-rates of each cell at the disks of each pattern (B, K), summed; bilinear in between.
+
+    On a processor row by row of the table, eight operations for each disk and cell, which its cache
+    feeds. Elsewhere as one matrix product over all bins, 2 F C operations a pattern (11 million for
+    3,700 cells up to 2 1/Å), nearly all of them with zero.
+    """
+    if jax.default_backend() != "cpu":
+        bins = jax.vmap(lambda d: rasterise(d.qx, d.qy, d.mask.astype(d.qx.dtype), raster))(disks)
+        return bins @ log_rate
+    axis, n_cells = raster.axis, log_rate.shape[1]
+    row_of = np.full(len(axis) ** 2, -1, np.int32)
+    row_of[raster.inside] = np.arange(len(raster.inside))
+
+    def one(disks: Disks) -> Float[Array, " C"]:
+        x, y = ((q[:, None] - axis[0]) / raster.pitch for q in (disks.qx, disks.qy))
+        corner = lambda x, up: jnp.clip(jnp.floor(x), 0, len(axis) - 2) + up  # noqa: E731
+        i, j = corner(x, np.array([0, 0, 1, 1])), corner(y, np.array([0, 1, 0, 1]))
+        share = jnp.maximum(1 - jnp.abs(x - i), 0) * jnp.maximum(1 - jnp.abs(y - j), 0)
+        rows = jnp.asarray(row_of)[(i * len(axis) + j).astype(jnp.int32)]
+        weight = jnp.where((rows >= 0) & disks.mask[:, None], share, 0.0)
+        used = jnp.max(jnp.where(disks.mask, jnp.arange(1, len(disks.qx) + 1), 0))
+
+        def add(k, total):
+            for corner in range(4):
+                at = jax.lax.dynamic_slice(log_rate, (rows[k, corner], 0), (1, n_cells))
+                total += weight[k, corner] * at[0]
+            return total
+
+        return jax.lax.fori_loop(0, used, add, jnp.zeros(n_cells, log_rate.dtype))
+
+    return jax.lax.map(one, disks)
+
+
 def match(
     disks: Disks,
     templates: Templates,
@@ -182,11 +218,9 @@ def match(
     """Log-probability of each cell, and of no crystal, for each pattern (B, K).
 
     `n_cells` says how many cells each phase has. Between phases the likelihood counts in full;
-    within one it is flattened by `config.sureness`. 2 F C operations a pattern: 11 million for
-    3,700 cells up to 2 1/Å.
+    within one it is flattened by `config.sureness`.
     """
-    bins = jax.vmap(lambda d: rasterise(d.qx, d.qy, d.mask.astype(d.qx.dtype), raster))(disks)
-    likelihood = bins @ templates.log_rate + templates.log_weight
+    likelihood = summed_rates(disks, templates.log_rate, raster) + templates.log_weight
     *phases, nothing = jnp.split(likelihood, np.cumsum(n_cells), axis=1)
     evidence = [jax.nn.logsumexp(phase, axis=1, keepdims=True) for phase in phases]
     within = [jax.nn.log_softmax(config.sureness * phase) for phase in phases]

@@ -29,6 +29,7 @@ from jaxstem.match import (
     matching_model,
     nearby_turns,
     rasterise,
+    summed_rates,
     templates,
 )
 from jaxstem.metrics import candidate_coverage, misorientations
@@ -85,6 +86,18 @@ def test_expected_disks_are_the_integral_of_the_rate(copper, copper_templates):
     np.testing.assert_allclose(copper_templates.log_weight[:-1], weight[:-1], atol=2e-3)
     assert 1 < np.median(expected[:-1]) < 10
     np.testing.assert_allclose(rate[:, -1], 0, atol=1e-6)
+
+
+def test_rates_are_summed_row_by_row_as_by_a_matrix_product(rng):
+    """Also for disks on the edge, beyond the table, and with padding among them."""
+    table = jnp.asarray(rng.normal(size=(len(RASTER.inside), 7)), jnp.float32)
+    q = rng.uniform(-1.7, 1.7, (2, 30, 9))
+    q[:, 0] = [[1.5, -1.5, 0, 0, 0.1, 0.15, 1.6, 99, 0.0], [0, 0, 1.5, -1.5, 0.1, 1.45, 0, 99, 0]]
+    mask = rng.random((30, 9)) < 0.7
+    disks = Disks(*jnp.asarray(q, jnp.float32), jnp.ones((30, 9)), jnp.asarray(mask))
+    bins = jax.vmap(lambda d: rasterise(d.qx, d.qy, d.mask.astype(jnp.float32), RASTER))(disks)
+    product = jnp.matmul(bins, table, precision="highest")
+    np.testing.assert_allclose(summed_rates(disks, table, RASTER), product, atol=2e-5)
 
 
 def test_score_is_the_poisson_likelihood(copper, copper_templates):
