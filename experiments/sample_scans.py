@@ -224,7 +224,7 @@ def main(arguments: Arguments) -> None:
                 print(
                     f"  {label(c)}, {method}: {extra or row if method == 'candidates' else extra}"
                 )
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
