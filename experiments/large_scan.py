@@ -1,108 +1,104 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A scan of millions of positions through `jaxstem convert` and `jaxstem map`: memory and time.
+"""Scans of millions of positions through `jaxstem convert` and `jaxstem map`: memory and time.
 
-    python experiments/large_scan.py --side 2048
+    python experiments/large_scan.py --sides 1024 2048 --refine none
+    python experiments/large_scan.py --sides 1024 --refine fast --rows 64   # a part of the scan
 
 Tiles the packaged sample scan (64 × 64 positions) to side × side, written in pieces; packs it; maps
-it from the table, and from the Bragg vectors where --bragg asks for it. Prints seconds and the peak
-of the resident memory of each command.
+it from the table, and from the Bragg vectors with --bragg, which are then converted, too. Prints
+seconds, the seconds of all cores and the peak of the resident memory of each whole command, and
+writes them to experiments/results/large_scan.json. With --rows only so many rows of the scan are
+made and mapped; the time for all of them is then worked out, and marked so.
 """
 
+import json
 import os
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
+import jax
 import tyro
-from throughput import SAMPLE, tile
+from scans import HERE, SAMPLE, command, small_model, tiled, write_bragg
 
-from jaxstem.io import DiskScan, DiskSource, joined, read_disks
+from jaxstem.io import read_disks
 from jaxstem.packed import write_packed
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """side: positions along each axis, a multiple of 64; bragg: map from BraggVectors instead,
-    which lie in memory while the file is made, and then convert them; precision: of the network.
+    """sides: positions along each axis; rows: of them, where not all; bragg: map from BraggVectors
+    instead and convert them; precision: of the network; folder: for the scan and the map; quick: a
+    small scan by a small network, without figure, written nowhere.
     """
 
-    side: int = 2048
+    sides: tuple[int, ...] = (1024, 2048)
+    rows: int | None = None
     model: str = "cu"
     refine: str = "none"
     precision: str = "float32"
     bragg: bool = False
     folder: Path | None = None
+    quick: bool = False
+    out: Path = HERE / "results" / "large_scan.json"
 
 
-def tiled(scan: DiskScan, side: int) -> DiskSource:
-    """The sample over and over, read a few rows at a time."""
-    n_rows, n_columns = scan.scan_shape
+def measured(arguments: Arguments, side: int, folder: Path) -> dict:
+    """What each command takes for a scan of `side` columns."""
+    rows = min(arguments.rows or side, side)
+    scan, found = folder / "scan.h5", {"side": side, "rows": rows}
+    if arguments.bragg:
+        write_bragg(scan, (rows, side))
+    else:
+        write_packed(scan, tiled(read_disks(SAMPLE), (rows, side)), progress=False)
+    found["scan_mib"] = round(scan.stat().st_size / 2**20)
+    model = str(small_model(folder / "model")) if arguments.quick else arguments.model
+    words = ["map", str(scan), "--model", model, "--out", f"{folder}/map.h5"]
+    words += ["--refine", arguments.refine, "--precision", arguments.precision, "--overwrite"]
+    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"} if arguments.quick else None
+    words += ["--no-figure"] if arguments.quick else []
+    commands = {"map": words}
+    if arguments.bragg:
+        commands["convert"] = ["convert", str(scan), "--out", f"{folder}/disks.h5", "--overwrite"]
+    for name, words in commands.items():
+        ran = command(*words, environment=environment)
+        found[name] = {key: round(value, 2) for key, value in ran.items()}
+        found[name]["positions_per_second"] = round(rows * side / ran["seconds"], 1)
+        if rows < side:
+            found[name]["seconds_extrapolated"] = round(ran["seconds"] * side / rows, 1)
+    return found
 
-    def row(number: int) -> DiskScan:
-        offsets = scan.offsets[number * n_columns : (number + 1) * n_columns + 1]
-        own, times = slice(offsets[0], offsets[-1]), side // n_columns
-        counts = np.tile(np.diff(offsets), times)
-        return replace(
-            scan,
-            qx=np.tile(scan.qx[own], times),
-            qy=np.tile(scan.qy[own], times),
-            intensity=np.tile(scan.intensity[own], times),
-            offsets=np.concatenate([[0], np.cumsum(counts)]),
-            scan_shape=(1, side),
-        )
 
-    return DiskSource(
-        (side, side),
-        scan.scan_step,
-        scan.scan_units,
-        scan.voltage_kv,
-        scan.source,
-        lambda start, stop: joined([row(number % n_rows) for number in range(start, stop)]),
+def line(name: str, found: dict) -> str:
+    """One command's numbers."""
+    ran = found[name]
+    whole = ran.get("seconds_extrapolated")
+    of = f", worked out for all {found['side']} rows: {whole:.0f} s" if whole else ""
+    return (
+        f"{name}: {found['rows']} x {found['side']} positions, {ran['seconds']:.1f} s{of}, "
+        f"{ran['positions_per_second']:.0f} positions/s, peak memory {ran['peak_gib']:.2f} GiB"
     )
 
 
-def timed(*command: str) -> tuple[float, float]:
-    """Seconds, and peak resident memory in GiB, of a command of jaxstem."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "jaxstem", *command])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"jaxstem {command[0]} failed")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024**2
-
-
 def main(arguments: Arguments) -> None:
-    """Make, map, print."""
-    positions = arguments.side**2
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        scan = Path(folder) / "scan.h5"
-        if arguments.bragg:
-            tile(scan, arguments.side // 64)
-        else:
-            write_packed(scan, tiled(read_disks(SAMPLE), arguments.side), progress=False)
-        print(
-            f"{arguments.side} x {arguments.side} positions, {scan.stat().st_size / 2**20:.0f} MiB"
-        )
-        seconds, peak = timed(
-            *["map", str(scan), "--model", arguments.model, "--out", f"{folder}/map.h5"],
-            *["--refine", arguments.refine, "--precision", arguments.precision],
-        )
-        print(
-            f"map: {seconds:.1f} s, {positions / seconds:.0f} positions/s, peak memory "
-            f"{peak:.2f} GiB; cores: {os.cpu_count()}, load {os.getloadavg()[0]:.1f}, this script "
-            f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.2f} GiB"
-        )
-        if arguments.bragg:
-            seconds, peak = timed("convert", str(scan), "--out", f"{folder}/disks.h5")
-            print(
-                f"convert: {seconds:.1f} s, {positions / seconds:.0f} positions/s, peak memory "
-                f"{peak:.2f} GiB"
-            )
+    """Make, map, print, write."""
+    if arguments.quick:
+        arguments = replace(arguments, sides=(64,), rows=2)
+    device = jax.devices()[0].device_kind
+    key = f"{arguments.refine}, {arguments.precision}, {'bragg' if arguments.bragg else 'packed'}"
+    results = {}
+    if arguments.out.exists() and not arguments.quick:
+        results = json.loads(arguments.out.read_text())
+    for side in arguments.sides:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            found = measured(arguments, side, Path(folder))
+        found |= {"device": device, "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
+        for name in ("map", "convert"):
+            if name in found:
+                print(line(name, found), flush=True)
+        results[f"{side}, {key}"] = found
+        if not arguments.quick:
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How long py4DSTEM's template matching takes for some rows of a scan, as one line of JSON.
+"""How long py4DSTEM's template matching takes, asked piece by piece by benchmark_speed.py.
 
 Runs in py4DSTEM's own virtual environment (experiments/fixtures/requirements.txt):
 
-    python experiments/py4dstem_speed.py SCAN.h5 CIF ROWS
+    python experiments/py4dstem_speed.py CIF ZONE_AXIS_STEP
 
-Settings as in py4dstem_matching.py. Reading and the orientation plan are timed apart.
+First prints a line of JSON with the seconds that the orientation plan took. Then, for each line
+`SCAN.h5 POSITIONS` of its input, it reads the scan, matches that many positions spread over it, and
+prints the seconds of both. Settings as in py4dstem_matching.py (step 2°). A second line about the
+same file does not read it again.
 """
 
 import contextlib
@@ -14,40 +17,61 @@ import os
 import sys
 import time
 
+import numpy as np
 import py4DSTEM
 
 
-def main(scan: str, cif: str, n_rows: int) -> dict[str, float]:
-    """Seconds to read the scan, to make the plan, and to match `n_rows` of its rows."""
+def plan(cif: str, step: float):
+    """The crystal, ready to match, and the seconds for it."""
     start = time.perf_counter()
-    bragg = py4DSTEM.read(scan)
-    bragg.setcal()
-    read = time.perf_counter()
     crystal = py4DSTEM.process.diffraction.Crystal.from_CIF(cif)
     crystal.setup_diffraction(300e3)
     crystal.calculate_structure_factors(2.0992)
     crystal.orientation_plan(
-        angle_step_zone_axis=2,
-        angle_step_in_plane=2,
+        angle_step_zone_axis=step,
+        angle_step_in_plane=step,
         corr_kernel_size=0.08,
         zone_axis_range="auto",
     )
-    plan = time.perf_counter()
-    n_columns = int(bragg.shape[1])
-    for row in range(n_rows):
-        for column in range(n_columns):
-            crystal.match_single_pattern(bragg.cal[row, column], min_number_peaks=3, verbose=False)
-    done = time.perf_counter()
-    return {
-        "read_seconds": read - start,
-        "plan_seconds": plan - read,
-        "match_seconds": done - plan,
-        "matched": n_rows * n_columns,
-        "version": py4DSTEM.__version__,
-    }
+    return crystal, time.perf_counter() - start
+
+
+def read(scan: str):
+    """The calibrated disks of a scan, and the seconds for it."""
+    start = time.perf_counter()
+    bragg = py4DSTEM.read(scan)
+    bragg.setcal()
+    return bragg, time.perf_counter() - start
+
+
+def match(crystal, bragg, n_positions: int) -> tuple[int, float]:
+    """How many positions were matched, evenly spread over the scan, and the seconds for them."""
+    shape = tuple(int(n) for n in bragg.shape)
+    chosen = np.linspace(0, np.prod(shape), n_positions, endpoint=False).astype(int)
+    chosen = np.unique(chosen)
+    start = time.perf_counter()
+    for flat in chosen:
+        row, column = np.unravel_index(flat, shape)
+        crystal.match_single_pattern(bragg.cal[row, column], min_number_peaks=3, verbose=False)
+    return len(chosen), time.perf_counter() - start
+
+
+def main(cif: str, step: float, answer) -> None:
+    """Answer until the input ends."""
+    crystal, seconds = plan(cif, step)
+    answer({"plan": seconds, "version": py4DSTEM.__version__})
+    known = None
+    for line in sys.stdin:
+        scan, n_positions = line.rsplit(maxsplit=1)
+        found = {}
+        if scan != known:
+            bragg, found["read"] = read(scan)
+            known = scan
+        found["matched"], found["match"] = match(crystal, bragg, int(n_positions))
+        answer(found)
 
 
 if __name__ == "__main__":
+    out = sys.stdout
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        found = main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-    print(json.dumps(found))
+        main(sys.argv[1], float(sys.argv[2]), lambda x: print(json.dumps(x), file=out, flush=True))

@@ -23,10 +23,10 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from arithmetic import operations_of
 
 from jaxstem import losses, parallel, train
 from jaxstem.acquisition import Acquisition
@@ -52,29 +52,14 @@ class Arguments:
     out: Path = HERE / "results" / "training_profile.json"
 
 
-def matrix_operations(jaxpr) -> float:
-    """Floating-point operations of all matrix products in a program, loops counted once a turn."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (summed, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            inner = np.prod([left[axis] for axis in summed], dtype=float)
-            total += 2 * inner * np.prod(equation.outvars[0].aval.shape, dtype=float)
-        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner_jaxpr in jax.extend.core.jaxprs_in_params(equation.params):
-            total += turns * matrix_operations(inner_jaxpr)
-    return total
-
-
-def seconds_per_call(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Of calls that are compiled already: the best of five rounds of half a second or one call,
+def seconds_per_call(calls: dict[str, Callable[[], object]], least: float) -> dict[str, float]:
+    """Of calls that are compiled already: the best of five rounds of `least` seconds or one call,
     whichever is longer, in turns, so that other work on the machine meets all alike.
     """
     best: dict[str, float] = {}
     for _ in range(5):
         for name, call in calls.items():
-            n = max(1, int(0.5 / best.get(name, 0.5)))
+            n = max(1, int(least / best.get(name, least)))
             start = time.perf_counter()
             for _ in range(n):
                 result = call()
@@ -101,6 +86,22 @@ class Compilations:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
+def groups(config: train.TrainConfig, mesh) -> tuple[int, ...]:
+    """Lengths to which the step pads groups of patterns; none where it pads all alike."""
+    per_device, n_disks = config.batch // mesh.size, config.model.n_disks
+    by_length = config.model.dropout == 0.0 and mesh.devices.flat[0].platform == "cpu"
+    if not by_length or per_device % train.GROUP or per_device <= train.GROUP:
+        return ()
+    return (*(length for length in train.LENGTHS if length < n_disks), n_disks)
+
+
+def shares(n_disks: np.ndarray, lengths: tuple[int, ...]) -> tuple[float, ...]:
+    """Of the groups of a batch, with so many disks each, those padded to each of the lengths."""
+    longest = np.sort(n_disks).reshape(-1, train.GROUP).max(axis=1)
+    chosen = np.bincount(np.searchsorted(lengths, longest), minlength=len(lengths))
+    return tuple(chosen / chosen.sum())
+
+
 def parts(materials: list[Material], config: train.TrainConfig, network, mesh):
     """Programs `(state, key, sources)` that end after simulation, the loss, the gradient."""
     space = phases_space(materials)
@@ -111,16 +112,19 @@ def parts(materials: list[Material], config: train.TrainConfig, network, mesh):
         key = jax.random.fold_in(key, state.step)
         index = parallel.sample_index(per_device)
         batch = train.simulate_batch(key, index, sources, config, materials[0].k_max)
+        batch = train.with_prior(batch, sources, materials)
         if part == "simulation":
             return batch
 
-        def mean_loss(params):
-            output = train.apply_with_dropout(network, params, batch.disks, key, index)
+        def mean_loss(params, batch, index):
+            output = train.apply_with_dropout(network, params, batch, key, index)
             return loss_fn(output, batch.label, space).mean()
 
-        if part == "forward":
-            return jax.lax.pmean(mean_loss(state.params), parallel.AXIS)
-        return jax.lax.pmean(jax.value_and_grad(mean_loss)(state.params), parallel.AXIS)
+        of_part = mean_loss if part == "forward" else jax.value_and_grad(mean_loss)
+        of_batch = partial(of_part, state.params)
+        grouped = groups(config, mesh)
+        found = train.in_groups(of_batch, batch, index) if grouped else of_batch(batch, index)
+        return jax.lax.pmean(found, parallel.AXIS)
 
     whole = parallel.REPLICATED
     return {
@@ -134,8 +138,8 @@ def parts(materials: list[Material], config: train.TrainConfig, network, mesh):
     }
 
 
-def profile(config: train.TrainConfig, matrix_size: int) -> dict:
-    """The numbers of one preset, for copper at 300 kV."""
+def profile(config: train.TrainConfig, matrix_size: int, least: float) -> dict:
+    """The numbers of one preset, for copper at 300 kV; `least` seconds for each timing."""
     copper = [material(read_cif(COPPER), 300.0, 2.0, config.model.spacing_deg, 0.0064)]
     mesh = parallel.make_mesh()
     network, optimiser = build_network(config.model, copper), train.make_optimiser(config)
@@ -144,8 +148,6 @@ def profile(config: train.TrainConfig, matrix_size: int) -> dict:
     arrays = (begin(), begin(), jax.random.key(0), sources)
     fixed, state, key, sources = parallel.replicate(arrays, mesh)
     step = train.make_train_step(network, copper, config, optimiser, mesh)
-    operations = mesh.size * matrix_operations(jax.make_jaxpr(step)(state, key, sources).jaxpr)
-    of_xla = step.lower(state, key, sources).cost_analysis() or {}
     validate = train.make_validation(network, copper, config, sources, mesh)
 
     def advance():
@@ -158,13 +160,17 @@ def profile(config: train.TrainConfig, matrix_size: int) -> dict:
     calls |= {"update": advance, "matrix product": matrix_product(matrix_size)}
     firsts = {part: jax.block_until_ready(call()) for part, call in calls.items()}
     disks = np.asarray(firsts["simulation"].disks.mask).sum(axis=1)
+    lengths = groups(config, mesh)
+    branches = shares(disks, lengths) if lengths else ()
+    operations = operations_of(step, state, key, sources, branches=branches)
+    matrix = mesh.size * operations.matrix
     validate(fixed.params)
 
     compilations = Compilations()
     with jax.transfer_guard("disallow"):  # raises at an implicit transfer
-        seconds = seconds_per_call(calls)
+        seconds = seconds_per_call(calls, least)
     compiled = compilations.count
-    validation = seconds_per_call({"all": lambda: validate(fixed.params)})["all"]
+    validation = seconds_per_call({"all": lambda: validate(fixed.params)}, least)["all"]
     whole = seconds["update"]
     rate = 2 * matrix_size**3 / seconds["matrix product"]
     ends = [0.0] + [seconds[part] for part in PARTS]
@@ -175,10 +181,10 @@ def profile(config: train.TrainConfig, matrix_size: int) -> dict:
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "seconds_per_step": round(whole, 5),
         "patterns_per_second": round(config.batch / whole, 1),
-        "matrix_gflop_per_step": round(operations / 1e9, 3),
-        "all_gflop_per_step": round(of_xla.get("flops", float("nan")) * mesh.size / 1e9, 3),
+        "matrix_gflop_per_step": round(matrix / 1e9, 3),
+        "all_gflop_per_step": round(mesh.size * sum(operations) / 1e9, 3),
         "matrix_gflop_per_second": round(rate / 1e9, 1),
-        "share_of_matrix_rate": round(operations / whole / rate, 4),
+        "share_of_matrix_rate": round(matrix / whole / rate, 4),
         "seconds": {
             part: round(end - begin, 5)
             for part, begin, end in zip(PARTS, ends, ends[1:], strict=False)
@@ -245,7 +251,8 @@ def main(arguments: Arguments) -> None:
         config = dataclasses.replace(config, batch=min(config.batch, arguments.largest_batch))
         config = small(config) if arguments.quick else config
         print(f"{name} …", flush=True)
-        results["presets"][name] = profile(config, 512 if arguments.quick else 2048)
+        size, least = (512, 0.02) if arguments.quick else (2048, 0.5)
+        results["presets"][name] = profile(config, size, least)
         if not arguments.quick:
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(to_table(results))

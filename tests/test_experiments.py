@@ -6,7 +6,12 @@ import runpy
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from jaxstem.io import read_disks
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
@@ -14,17 +19,21 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def contents():
-    return {p: p.stat().st_mtime_ns for p in EXPERIMENTS.rglob("*") if "__pycache__" not in str(p)}
+    files = (p for p in EXPERIMENTS.rglob("*.*") if p.suffix not in (".py", ".pyc") and p.is_file())
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
+        ("benchmark_speed.py", r"\| 8² \| command bragg none \|"),
+        ("large_scan.py", r"map: 2 x 64 positions, .* worked out for all 64 rows"),
         ("loss_variants.py", r"\| quaternion \| quaternion \| 64 \|"),
         ("multislice.py", r"\| jaxstem, cu, none \| 20 \|"),
         ("paper_maps.py", r"sparse correlation: medians .* of 256"),
         ("paper_phases.py", r"\| synthetic \| Cu2O \| \d+ \| [\d.]+ % \|"),
         ("paper_training.py", r"\| test, network \| 16 \|"),
+        ("training_profile.py", r"\| compilations \| 0 \|"),
     ],
 )
 def test_quick(script, expected, monkeypatch, capsys):
@@ -34,3 +43,35 @@ def test_quick(script, expected, monkeypatch, capsys):
     runpy.run_path(str(EXPERIMENTS / script), run_name="__main__")
     assert re.search(expected, capsys.readouterr().out)
     assert contents() == before
+
+
+def test_operations_of_loops_and_branches(monkeypatch, rng):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    from arithmetic import operations_of
+
+    turns, n = (int(x) for x in rng.integers(2, 9, 2))
+
+    def program(x):
+        x, _ = jax.lax.scan(lambda x, _: (jnp.exp(x @ x), None), x, length=turns)
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x, lambda x: x @ x, x)
+
+    share = rng.random()  # of the time the condition does not hold
+    found = operations_of(program, jnp.ones((n, n)), branches=(share, 1 - share))
+    np.testing.assert_allclose(found.matrix, 2 * n**3 * (turns + share))
+    assert found.transcendental == turns * n**2
+
+
+def test_scans_of_any_size_are_the_sample_repeated(monkeypatch, tmp_path, rng):
+    monkeypatch.syspath_prepend(EXPERIMENTS)
+    from scans import SAMPLE, tiled, write_bragg
+
+    shape = int(rng.integers(1, 140)), int(rng.integers(1, 140))
+    write_bragg(tmp_path / "scan.h5", shape)
+    sample, found = read_disks(SAMPLE), read_disks(tmp_path / "scan.h5")
+    expected = tiled(sample, shape).read(0, shape[0])
+    assert found.scan_shape == expected.scan_shape == shape
+    for name in ("qx", "qy", "intensity", "offsets"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    row, column = shape[0] - 1, shape[1] - 1
+    theirs = sample.offsets[(row % 64) * 64 + column % 64 :][:2]
+    np.testing.assert_array_equal(found.qx[found.offsets[-2] :], sample.qx[slice(*theirs)])

@@ -1,0 +1,637 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Time of an orientation map against the size of the scan, for jaxstem and py4DSTEM.
+
+    python experiments/benchmark_speed.py --py4dstem ENV/bin/python     # within --minutes
+    python experiments/benchmark_speed.py --quick                       # is all in order?
+
+The sample scan, tiled to each size, is mapped by both programs in turns: in each of `runs` rounds
+every size by every method, so that whatever else the machine does meets all of them. jaxstem is
+timed stage by stage in this process, one stage after the other with everything compiled (load,
+tokens, inference, map), and as the whole command, start, reading, picture and writing included:
+first with an empty compilation cache, then with what that run left there. py4DSTEM matches
+`py4dstem_positions` positions spread over the scan, and its time for all of them is worked out.
+What would not fit into the time left, by its earlier runs or those of smaller scans, is worked out
+from the largest sizes that did, and marked so.
+
+Measured besides: the accuracy of each way to run; how the cost of a pattern grows with its number
+of disks and with phases; and the arithmetic floor of a pattern, operations counted in the program
+over the rates at which this machine does them. Writes experiments/results/benchmark_speed.json and
+.png and prints Markdown. A run that was interrupted goes on with --resume.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # commands share the GPU with this
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from arithmetic import Operations, floor_seconds, operations_of, rates
+from scans import CIF, HERE, SAMPLE, command, small_model, tiled, write_bragg
+
+from jaxstem import metrics, parallel, transformer
+from jaxstem.disks import open_scan
+from jaxstem.infer import (
+    PIECE,
+    Answer,
+    Batch,
+    Exposure,
+    InferConfig,
+    Piece,
+    batches,
+    count_disks,
+    exposure,
+    make_predict,
+    scorer,
+    survey,
+    workers,
+)
+from jaxstem.io import (
+    DiskScan,
+    joined,
+    map_writer,
+    pad_disks,
+    read_disks,
+    read_truth,
+    source_of,
+)
+from jaxstem.kinematic import Disks
+from jaxstem.mapping import map_header, map_scan
+from jaxstem.model import Model, load_model
+from jaxstem.packed import write_packed
+
+TRUTH = SAMPLE.with_name("cu_truth.h5")
+STAGES = ("load", "tokens", "inference", "map")
+PUBLISHED = {
+    "published, GPU": {1024**2: 199.5, 128**2: 5.8},
+    "published, many-core CPU": {1024**2: 1450.0, 128**2: 24.0},
+    "py4DSTEM, published": {1024**2: 21400.0, 128**2: 303.0},
+}
+"""Seconds for scans of so many positions, end to end (arXiv 2602.12420)."""
+PACKED_FROM = 1024
+"""Sides from which on the packed table is timed beside the BraggVectors."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """sides: of the square scans; runs: rounds; minutes: for the rounds, all told; refine: ways to
+    run; precision: of the network, each for `none`; model: folder or packaged name; py4dstem: the
+    interpreter of its environment (experiments/fixtures/requirements.txt); growth: time the cost
+    by disks and phases; paper: time the published network, untrained; resume: go on with what OUT
+    holds; quick: the smallest of all, written nowhere.
+    """
+
+    sides: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
+    runs: int = 10
+    minutes: float = 60.0
+    refine: tuple[str, ...] = ("none", "fast")
+    precision: tuple[str, ...] = ("float32", "bfloat16")
+    model: str = "cu"
+    py4dstem: Path | None = None
+    py4dstem_positions: int = 64
+    growth: bool = True
+    paper: bool = False
+    resume: bool = False
+    quick: bool = False
+    out: Path = HERE / "results" / "benchmark_speed.json"
+
+
+class Runner:
+    """A model ready to map on all devices: its programs compile at first use and are kept."""
+
+    def __init__(self, model: Model, config: InferConfig):
+        self.model, self.config = model, config
+        self.mesh = parallel.make_mesh(jax.local_devices())
+        self.batch = config.batch_on(self.mesh)
+        self.predict = make_predict(model, config, self.mesh)
+        self.params = parallel.replicate(model.params, self.mesh)
+        self.compiled: set[int] = set()
+
+    def __call__(self, disks: Disks, exposed: Exposure) -> Answer:
+        return jax.tree.map(np.asarray, self.predict(self.params, disks, exposed))
+
+    def prepare(self, made: list[Batch]) -> None:
+        """Compile for the lengths of these batches."""
+        for batch in made:
+            length = batch.disks.qx.shape[1]
+            if length not in self.compiled:
+                self(batch.disks, batch.exposed)
+                self.compiled.add(length)
+
+    def answers(self, made: list[Batch]) -> list[Answer]:
+        """Those of all batches, by as many threads as `jaxstem map` uses."""
+        with ThreadPoolExecutor(workers(self.mesh)) as crew:
+            return list(crew.map(lambda batch: self(batch.disks, batch.exposed), made))
+
+
+def stages(scan_file: Path, runner: Runner, target: Path) -> dict[str, float]:
+    """Seconds of each stage of a map, one after the other, compilation left out."""
+    clock = [time.perf_counter()]
+    model, config = runner.model, runner.config
+    source = open_scan(scan_file)
+    scan = joined([source.read(*rows) for rows in source.pieces(PIECE)])
+    clock.append(time.perf_counter())
+    within = source_of(scan)
+    known = survey(within, model, config)
+    found = list(batches(within, model, config, known, (0, scan.scan_shape[0]), runner.batch))
+    pieces, made = ([x for x in found if isinstance(x, kind)] for kind in (Piece, Batch))
+    clock.append(time.perf_counter())
+    runner.prepare(made)
+    clock[-1], lost = time.perf_counter(), time.perf_counter() - clock[-1]
+    answers = runner.answers(made)
+    clock.append(time.perf_counter())
+    for batch, answer in zip(made, answers, strict=True):
+        start = 0
+        for piece, index in batch.where:
+            for into, values in zip(piece.answer, answer, strict=True):
+                into[index] = values[start : start + len(index)]
+            start += len(index)
+    n_columns = scan.scan_shape[1]
+    with map_writer(target, map_header(source, model, config, 0.0, None), overwrite=True) as write:
+        for piece in pieces:
+            arrays = piece.answer._asdict() | {"n_disks": piece.counts}
+            rows = {k: x.reshape(-1, n_columns, *x.shape[1:]) for k, x in arrays.items()}
+            write(piece.first // n_columns, rows)
+    clock.append(time.perf_counter())
+    taken = np.diff(clock)
+    taken[1] -= lost
+    return dict(zip(STAGES, taken.tolist(), strict=True))
+
+
+@contextmanager
+def py4dstem(python: Path | None, quick: bool) -> Iterator[Callable[..., dict] | None]:
+    """A function `(scan, positions)` to what py4dstem_speed.py says of it; its `start` says how
+    long it took to be ready, and its plan's seconds. None without the interpreter.
+    """
+    if python is None:
+        yield None
+        return
+    begun = time.perf_counter()
+    words = [python, HERE / "py4dstem_speed.py", CIF, 20 if quick else 2]
+    process = subprocess.Popen(
+        [str(word) for word in words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+
+    def heard() -> dict:
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit("py4DSTEM's process ended; try its environment by hand.")
+        return json.loads(line)
+
+    def ask(scan: Path, positions: int) -> dict:
+        process.stdin.write(f"{scan} {positions}\n")
+        process.stdin.flush()
+        return heard()
+
+    try:
+        ask.start = heard()
+        ask.start["seconds"] = time.perf_counter() - begun
+        yield ask
+    finally:
+        process.stdin.close()
+        process.wait()
+
+
+def accuracy(model: Model, config: InferConfig) -> dict[str, float]:
+    """Shares of the sample's pixels within 5° of the truth, and the median error [degrees]."""
+    score = metrics.evaluate(
+        map_scan(read_disks(SAMPLE), model, config, progress=False), read_truth(TRUTH), 2
+    )
+    found = score.phases["Cu"]
+    return {
+        "within_5": round(found.plain.within_5, 4),
+        "within_5_mod_180": round(found.mod_180.within_5, 4),
+        "median_deg": round(found.plain.median, 3),
+    }
+
+
+def patterns_of(runner: Runner, scan: DiskScan, length: int) -> tuple[Disks, Exposure]:
+    """A batch of the sample's patterns that have as near to `length` disks as there are."""
+    model = runner.model
+    counts = count_disks(scan, model.k_min, model.k_max)
+    index = np.argsort(np.abs(counts - length), kind="stable")[: runner.batch]
+    index = np.resize(index, runner.batch)
+    disks = Disks(*pad_disks(scan, index, model.k_max, model.k_min, length))
+    return disks, exposure(scan, model.k_min, model.k_max).at(index)
+
+
+def seconds_per_pattern(runner: Runner, disks: Disks, exposed: Exposure) -> float:
+    """Of a batch that all threads work on at the same time: the shortest of several."""
+    threads, best = workers(runner.mesh), float("inf")
+    with ThreadPoolExecutor(threads) as crew:
+        for _ in range(4):
+            start = time.perf_counter()
+            list(crew.map(lambda _: runner(disks, exposed), range(threads)))
+            best = min(best, time.perf_counter() - start)
+    return best / (threads * len(disks.qx))
+
+
+def growth(names: tuple[str, ...], refine: tuple[str, ...], lengths: tuple[int, ...]) -> list[dict]:
+    """Seconds of a pattern by disks, for models of one phase and of two."""
+    scan, rows = read_disks(SAMPLE), []
+    for name, how in itertools.product(names, refine):
+        runner = Runner(load_model(name), InferConfig(refine=how))
+        for length in lengths:
+            if how == "none" and length > runner.model.config.n_disks:
+                continue
+            each = seconds_per_pattern(runner, *patterns_of(runner, scan, length))
+            phases = len(runner.model.materials)
+            row = {"model": name, "phases": phases, "refine": how, "disks": length}
+            rows.append(row | {"microseconds": round(1e6 * each, 1)})
+    return rows
+
+
+def floor(runner: Runner, rate: Operations, length: int) -> dict:
+    """Operations of a pattern of so many disks, network with templates and whole program, the time
+    that they need at the machine's rates, and that share of the time it takes.
+    """
+    disks, exposed = patterns_of(runner, read_disks(SAMPLE), length)
+    scores, made = scorer(runner.model, runner.config.precision)
+    n = len(disks.qx)
+    per_pattern = lambda found: Operations(*(x / n for x in found))  # noqa: E731
+    network = per_pattern(operations_of(scores, runner.model.params, made, disks))
+    # a sharded program's operations are those of one device
+    of_program = operations_of(runner.predict, runner.params, disks, exposed)
+    whole = Operations(*(x * runner.mesh.size / n for x in of_program))
+    taken, least = seconds_per_pattern(runner, disks, exposed), floor_seconds(whole, rate)
+    return {
+        "disks": length,
+        "network_operations": network._asdict(),
+        "operations": whole._asdict(),
+        "floor_microseconds": round(1e6 * least, 2),
+        "network_floor_microseconds": round(1e6 * floor_seconds(network, rate), 2),
+        "microseconds": round(1e6 * taken, 2),
+        "share_of_floor": round(least / taken, 4),
+    }
+
+
+def published_network(model: Model) -> dict:
+    """Patterns a second through the published network, untrained, by the sample's lengths."""
+    config = transformer.ModelConfig.paper()
+    bare = Model(config, model.materials, None)
+    params = transformer.init_params(bare.network, jax.random.key(0))
+    runner = Runner(dataclasses.replace(bare, params=params), InferConfig(refine="none"))
+    source = source_of(read_disks(SAMPLE))
+    known = survey(source, runner.model, runner.config)
+    rows = (0, source.scan_shape[0])
+    found = batches(source, runner.model, runner.config, known, rows, runner.batch)
+    made = [item for item in found if isinstance(item, Batch)]
+    runner.prepare(made)
+    start = time.perf_counter()
+    runner.answers(made)
+    n = sum(len(index) for batch in made for _, index in batch.where)
+    return {"patterns_per_second": round(n / (time.perf_counter() - start), 1), "patterns": n}
+
+
+@dataclass
+class Task:
+    """Something to time once a round: `key` names it, `size` is its number of positions, `family`
+    those that differ in size alone.
+    """
+
+    key: str
+    family: str
+    size: int
+    run: Callable[[], dict]
+
+
+def expected(task: Task, tasks: list[Task], runs: dict[str, list[dict]]) -> float:
+    """Seconds that a run will take, from earlier ones or those of smaller scans; 0: not known."""
+    known = [t for t in tasks if t.family == task.family and runs.get(t.key)]
+    if not known:
+        return 0.0
+    nearest = max(known, key=lambda t: (t.size <= task.size, t.size))
+    own = [task] if runs.get(task.key) else [nearest]
+    wall = np.mean([run["wall"] for run in runs[own[0].key]])
+    return float(wall * max(1.0, task.size / own[0].size))
+
+
+def rounds(
+    tasks: list[Task], runs: dict[str, list[dict]], arguments: Arguments, keep: Callable[[], None]
+) -> None:
+    """Time every task once a round, unless it would take longer than what is left."""
+    end = time.monotonic() + 60 * arguments.minutes
+    for number in range(arguments.runs):
+        for task in tasks:
+            left = end - time.monotonic()
+            if len(runs.get(task.key, ())) > number or expected(task, tasks, runs) > left:
+                continue
+            start = time.perf_counter()
+            found = task.run()
+            found["wall"] = time.perf_counter() - start
+            runs.setdefault(task.key, []).append(found)
+            keep()
+
+
+def plan(arguments: Arguments, folder: Path, ask, runners: dict[str, Runner]) -> list[Task]:
+    """Every size by every method, small ones first."""
+    tasks, sample = [], read_disks(SAMPLE)
+    cpu = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"} if arguments.quick else {}
+
+    def scan(side: int, packed: bool) -> Path:
+        path = folder / f"{'packed' if packed else 'bragg'}-{side}.h5"
+        if not path.exists() and packed:
+            write_packed(path, tiled(sample, (side, side)), progress=False)
+        elif not path.exists():
+            write_bragg(path, (side, side))
+        return path
+
+    def whole(side: int, packed: bool, how: str) -> dict:
+        cache = folder / f"cache-{side}-{packed}-{how}"
+        words = ["map", str(scan(side, packed)), "--model", arguments.model, "--refine", how]
+        words += ["--out", str(folder / "map.h5"), "--overwrite"]
+        kept = {"JAX_COMPILATION_CACHE_DIR": str(cache), **cpu}
+        if cache.exists():
+            return command(*words, environment=kept)
+        cold = command(*words, environment=kept)
+        warm = cold if arguments.quick else command(*words, environment=kept)
+        return warm | {"cold": cold}
+
+    for side in arguments.sides:
+        for packed in (False, True) if side >= PACKED_FROM else (False,):
+            kind = "packed" if packed else "bragg"
+            for how in arguments.refine:
+                run = lambda s=side, p=packed, h=how: stages(  # noqa: E731
+                    scan(s, p), runners[h], folder / "stages.h5"
+                )
+                family = f"stages {kind} {how}"
+                tasks.append(Task(f"{family} {side}", family, side**2, run))
+                if arguments.quick and how != arguments.refine[0]:
+                    continue
+                run = lambda s=side, p=packed, h=how: whole(s, p, h)  # noqa: E731
+                family = f"command {kind} {how}"
+                tasks.append(Task(f"{family} {side}", family, side**2, run))
+        if ask is not None:
+            n = min(arguments.py4dstem_positions, side**2)
+            run = lambda s=side, n=n: ask(scan(s, False), n)  # noqa: E731
+            tasks.append(Task(f"py4DSTEM {side}", "py4DSTEM", side**2, run))
+    return tasks
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Mean and standard deviation (None of one value)."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "deviation": deviation, "runs": len(values)}
+
+
+def summary(runs: dict[str, list[dict]], ready: dict | None) -> list[dict]:
+    """A row for each size and method: seconds of the stages and of everything, and where both were
+    timed how many times faster than py4DSTEM in the same rounds; sizes that did not fit in are
+    worked out from the largest that did (`extrapolated_from`), in proportion to the positions.
+    """
+    rows = []
+    for key, found in runs.items():
+        *words, side = key.split()
+        method, side = " ".join(words), int(side)
+        row = {"method": method, "side": side, "positions": side**2}
+        if method == "py4DSTEM":
+            load = [run["read"] for run in found if "read" in run]
+            each = np.array([run["match"] / run["matched"] for run in found])
+            total = (ready["seconds"] + np.mean(load) + side**2 * each).tolist()
+            row |= {"load": spread(load), "matched_positions": found[0]["matched"]}
+            row |= {"plan": ready["plan"], "start": ready["seconds"] - ready["plan"]}
+            row |= {"matching": spread((side**2 * each).tolist())}
+        elif method.startswith("stages"):
+            total = [sum(run[stage] for stage in STAGES) for run in found]
+            row |= {stage: spread([run[stage] for run in found]) for stage in STAGES}
+            rate = side**2 / np.mean([run["inference"] for run in found])
+            row["inference_patterns_per_second"] = round(float(rate), 1)
+        else:
+            total = [run["seconds"] for run in found]
+            row["peak_gib"] = round(max(run["peak_gib"] for run in found), 2)
+            row["core_seconds"] = spread([run["core_seconds"] for run in found])
+            row["cold_seconds"] = found[0]["cold"]["seconds"] if "cold" in found[0] else None
+            theirs = runs.get(f"py4DSTEM {side}", [])
+            if theirs:
+                read = np.mean([run["read"] for run in theirs if "read" in run])
+                paired = [
+                    (ready["seconds"] + read + side**2 * b["match"] / b["matched"]) / a
+                    for a, b in zip(total, theirs, strict=False)
+                ]
+                row["times_py4DSTEM"] = spread(paired)
+        row["total"] = spread(total)
+        row["patterns_per_second"] = round(side**2 / row["total"]["mean"], 1)
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["method"], row["side"]))
+
+
+def extrapolated(rows: list[dict], sides: tuple[int, ...]) -> list[dict]:
+    """Rows for the sizes that were not run, from the two largest that were: a start and a cost for
+    each position.
+    """
+    added = []
+    for method in sorted({row["method"] for row in rows}):
+        if "packed" in method:
+            continue
+        own = [row for row in rows if row["method"] == method]
+        large = own[-1]
+        each = large["total"]["mean"] / large["positions"]
+        if len(own) > 1:
+            rise = large["total"]["mean"] - own[-2]["total"]["mean"]
+            each = max(rise / (large["positions"] - own[-2]["positions"]), 0.0)
+        for side in sides:
+            if side > large["side"]:
+                seconds = large["total"]["mean"] + each * (side**2 - large["positions"])
+                row = {"method": method, "side": side, "positions": side**2}
+                row["total"] = {"mean": seconds, "deviation": None, "runs": 0}
+                row["patterns_per_second"] = round(side**2 / seconds, 1)
+                added.append(row | {"extrapolated_from": large["side"]})
+    return added
+
+
+LINES = {
+    "py4DSTEM": ("py4DSTEM", "tab:red"),
+    "command bragg fast": ("jaxstem, fast", "tab:blue"),
+    "command bragg none": ("jaxstem, network alone", "tab:green"),
+}
+
+
+def draw(results: dict, path: Path) -> None:
+    """Whole time against positions: measured points joined, what was worked out hollow."""
+    figure, axes = plt.subplots(figsize=(5.2, 4.2), layout="constrained")
+    for method, (label, colour) in LINES.items():
+        own = [row for row in results["table"] if row["method"] == method]
+        if not own:
+            continue
+        own.sort(key=lambda row: row["side"])
+        x = [row["positions"] for row in own]
+        y = [row["total"]["mean"] for row in own]
+        axes.plot(x, y, color=colour, lw=1.2, label=label)
+        for row in own:
+            part = row.get("matched_positions", row["positions"]) < row["positions"]
+            hollow = "extrapolated_from" in row or part
+            face = "white" if hollow else colour
+            error = row["total"]["deviation"] or None
+            at = row["positions"], row["total"]["mean"]
+            axes.errorbar(*at, error, fmt="o", ms=4, color=colour, mfc=face, capsize=2)
+    for (label, points), marker in zip(PUBLISHED.items(), "*DX", strict=True):
+        axes.plot(*zip(*sorted(points.items()), strict=True), marker, color="0.4", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="scan positions", ylabel="whole time [s]")
+    sides = sorted({row["side"] for row in results["table"]})
+    axes.set_xticks([s**2 for s in sides], [f"{s}²" for s in sides], minor=False)
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, frameon=False, loc="upper left")
+    axes.set_title(f"{results['device']}; hollow: worked out", fontsize=8)
+    figure.savefig(path, dpi=160)
+    plt.close(figure)
+
+
+def seconds_text(value: dict | float | None) -> str:
+    """Mean ± deviation with sensible digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    mean, deviation = value["mean"], value["deviation"]
+    if deviation is None:
+        return seconds_text(mean)
+    digits = f"{deviation:.2g}" if deviation < 10 else f"{deviation:.0f}"
+    return f"{seconds_text(mean)} ± {digits}"
+
+
+def to_markdown(results: dict) -> str:
+    """The tables, for the README and for people."""
+    lines = [
+        "| scan | method | load [s] | tokens [s] | inference [s] | map [s] | total [s] |"
+        " patterns/s | times py4DSTEM |",
+        "|" + " --- |" * 9,
+    ]
+    for row in sorted(results["table"], key=lambda row: (row["side"], row["method"])):
+        cells = [f"{row['side']}²", row["method"]]
+        cells += [seconds_text(row.get(stage)) for stage in STAGES]
+        if row["method"] == "py4DSTEM" and "matching" in row:
+            cells[4] = seconds_text(row["matching"]) + f" (from {row['matched_positions']})"
+        total = seconds_text(row["total"])
+        if "extrapolated_from" in row:
+            total += f" (worked out from {row['extrapolated_from']}²)"
+        cells += [total, f"{row['patterns_per_second']:.0f}"]
+        cells += [seconds_text(row.get("times_py4DSTEM"))]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| run | within 5° | mod 180° | median |", "|" + " --- |" * 4]
+    for name, found in results["accuracy"].items():
+        share = f"{found['within_5']:.1%} | {found['within_5_mod_180']:.1%}"
+        lines.append(f"| {name} | {share} | {found['median_deg']:.2f}° |")
+    lines += [
+        "",
+        "| run | disks | pattern [µs] | floor [µs] | share of floor |",
+        "|" + " --- |" * 5,
+    ]
+    for name, found in results["floor"].items():
+        lines.append(
+            f"| {name} | {found['disks']} | {found['microseconds']} | "
+            f"{found['floor_microseconds']} | {found['share_of_floor']:.0%} |"
+        )
+    if results["growth"]:
+        lines += ["", "| model | phases | refine | disks | pattern [µs] |", "|" + " --- |" * 5]
+        lines += [
+            "| " + " | ".join(str(value) for value in row.values()) + " |"
+            for row in results["growth"]
+        ]
+    if "paper" in results:
+        lines.append(f"\npublished network: {results['paper']['patterns_per_second']} patterns/s")
+    rate = results["rates"]
+    lines.append(
+        f"\n{results['device']}, load average {results['load_average']:.1f}; "
+        f"{rate['matrix'] / 1e9:.0f} Gflop/s of matrix products, {rate['elementwise'] / 1e9:.1f} "
+        f"elementwise, {rate['transcendental'] / 1e9:.2f} G exponentials/s. {results['cache']}"
+    )
+    return "\n".join(lines)
+
+
+def main(arguments: Arguments) -> None:
+    """Time, measure, print, write."""
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.quick:
+            jax.config.update("jax_disable_most_optimizations", True)
+            arguments = dataclasses.replace(
+                arguments,
+                sides=(8,),
+                runs=1,
+                refine=("none",),
+                precision=("float32",),
+                growth=False,
+                model=str(small_model(Path(folder) / "model")),
+            )
+        benchmark(arguments, Path(folder))
+
+
+def benchmark(arguments: Arguments, folder: Path) -> None:
+    """All of it; `folder` is for the scans and the maps."""
+    device = jax.devices()[0]
+    model = load_model(arguments.model)
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    settings = {
+        "device": f"{jax.device_count()} x {device.device_kind}, {n_cores} cores",
+        "model": arguments.model,
+    }
+    results = settings | {
+        "load_average": os.getloadavg()[0],
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "cache": "Stages run compiled; commands with the compilation cache that a first one left.",
+        "runs": {},
+    }
+    if arguments.resume and arguments.out.exists():
+        before = json.loads(arguments.out.read_text())
+        if {name: before.get(name) for name in settings} != settings:
+            raise SystemExit(f"{arguments.out} is of another device or model; without --resume.")
+        results |= before
+
+    def keep() -> None:
+        if not arguments.quick:
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+
+    runners = {how: Runner(model, InferConfig(refine=how)) for how in arguments.refine}
+    variants = [(how, "float32") for how in arguments.refine]
+    variants += [("none", p) for p in arguments.precision if p != "float32"]
+    every = {
+        f"{how}, {precision}": runners[how]
+        if precision == "float32"
+        else Runner(model, InferConfig(refine=how, precision=precision))
+        for how, precision in variants
+    }
+    with py4dstem(arguments.py4dstem, arguments.quick) as ask:
+        ready = results["py4DSTEM"] = ask.start if ask else results.get("py4DSTEM")
+        rounds(plan(arguments, folder, ask, runners), results["runs"], arguments, keep)
+    table = summary(results["runs"], ready)
+    results["table"] = table + extrapolated(table, arguments.sides)
+    threads = workers(parallel.make_mesh())
+    rate = rates(threads, 256 if arguments.quick else 4096 if device.platform == "gpu" else 1024)
+    results["rates"] = rate._asdict()
+    results["floor"] = {name: floor(runner, rate, 8) for name, runner in every.items()}
+    results["accuracy"] = {}
+    if not arguments.quick:
+        results["accuracy"] = {name: accuracy(model, r.config) for name, r in every.items()}
+    results["growth"] = []
+    if arguments.growth:
+        names = (arguments.model, *(["cu-cu2o"] if arguments.model == "cu" else []))
+        results["growth"] = growth(names, arguments.refine, (4, 8, 16, 20, 32))
+    if arguments.paper:
+        results["paper"] = published_network(model)
+    keep()
+    if not arguments.quick:
+        draw(results, arguments.out.with_suffix(".png"))
+    print(to_markdown(results))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
