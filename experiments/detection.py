@@ -4,20 +4,29 @@
     python experiments/detection.py --data DIR [--py4dstem PYTHON] [--sets cu_random cu2o_random]
 
 DIR holds `NAME_cube.h5`, `NAME_bragg.h5` (py4DSTEM's disks), `NAME_truth.h5` and the CIFs; PYTHON
-is that of an environment with py4DSTEM 0.14.18 (experiments/fixtures/requirements.txt), for its
-speed on the same cube in the same run. True disks are the reflections that Bloch waves, averaged
+is that of an environment with py4DSTEM 0.14.18 (experiments/fixtures/requirements.txt). With it
+both programs take turns at the same cube (`speed`: medians over the rounds), py4DSTEM opens what
+`jaxstem detect` writes (`opened`), and its disks are found once more with its finest subpixel
+method. True disks are the reflections that Bloch waves, averaged
 over the illumination's cone, give more than 2e-5 of the beam at the true orientation and thickness;
-a detected disk within one disk radius of one is true, any other is false. Prints a table and writes
-experiments/results/detection.json. About five minutes on two cores, most of it Bloch waves.
+a detected disk within one disk radius of one is true, any other is false. `positions` compares
+strong disks (more than 0.002 of the beam) that both programs found: how far each puts them from the
+truth, and how far apart they are, in detector pixels. Prints a table and writes
+experiments/results/detection.json. About ten minutes on two cores, most of it Bloch waves and
+py4DSTEM.
 """
 
+import itertools
 import json
+import os
+import resource
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +35,14 @@ import tyro
 from jaxstem import bloch
 from jaxstem.crystal import read_cif
 from jaxstem.cubes import cube_from_array, read_cube
-from jaxstem.disks import detect_disks
-from jaxstem.io import DiskScan, read_disks, read_truth
+from jaxstem.disks import calibrated, detect_disks, find_disks, write_bragg
+from jaxstem.io import (
+    DiskScan,
+    calibrate_disks,
+    emd_calibration,
+    read_disks,
+    read_truth,
+)
 from jaxstem.probe import DetectConfig
 
 HERE = Path(__file__).resolve().parent
@@ -38,17 +53,20 @@ THERMAL = 0.08**2  # Å²
 FAINTEST = 2e-5  # share of the beam below which a reflection is none
 PIXEL = 0.0328  # 1/Å
 REACH = 2.3  # px, one disk radius
+STRONG = 2e-3
 SHARES = [1e-4, 2e-4, 4e-4, 7e-4, 1.5e-3, 1.0]
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """data: folder of the scans; py4dstem: its Python; sets: which; speed: cube to time on."""
+    """data: folder of the scans; py4dstem: its Python; sets: which; speed: cube to time on;
+    rounds: how often each program is timed."""
 
     data: Path
     py4dstem: Path | None = None
     sets: tuple[str, ...] = tuple(CIFS)
     speed: str = "cu"
+    rounds: int = 3
     out: Path = HERE / "results" / "detection.json"
 
 
@@ -111,7 +129,7 @@ def compare(scan: DiskScan, predicted) -> dict:
         inside = (np.abs(gx) < edge) & (np.abs(gy) < edge)
         there += np.histogram(share[inside], SHARES)[0]
         found += np.histogram(share[inside & near.any(1)], SHARES)[0]
-        strong = np.flatnonzero(inside & near.any(1) & (share > 2e-3))
+        strong = np.flatnonzero(inside & near.any(1) & (share > STRONG))
         if len(strong):
             nearest = distance[strong].argmin(1)
             error.extend(distance[strong, nearest])
@@ -133,43 +151,128 @@ def compare(scan: DiskScan, predicted) -> dict:
     }
 
 
-def between(ours: DiskScan, theirs: DiskScan) -> dict:
-    """Distance [px] between the two methods' positions of the same strong disk."""
-    distance = []
-    for p in range(len(ours.offsets) - 1):
-        a, b = (slice(s.offsets[p], s.offsets[p + 1]) for s in (ours, theirs))
-        strong = ours.intensity[a] > 2e-3 * ours.intensity[a].sum()
-        d = np.hypot(
-            ours.qx[a][strong, None] - theirs.qx[b], ours.qy[a][strong, None] - theirs.qy[b]
-        )
-        distance.extend((d.min(1) / PIXEL)[d.min(1) < PIXEL * REACH] if d.size else [])
-    return {"median": round(float(np.median(distance)), 3)}
+@dataclass(frozen=True)
+class Disks:
+    """The disks of a scan, and where they are in the patterns: (row, column) [px], one a disk."""
+
+    scan: DiskScan
+    place: np.ndarray
+
+
+def ours(cube, config: DetectConfig) -> Disks:
+    """Found by jaxstem."""
+    found = find_disks(cube, config)
+    return Disks(calibrated(found), np.stack([found.row, found.column], -1))
+
+
+def theirs(bragg: Path, found) -> Disks:
+    """Found by py4DSTEM (`find` or `open` of py4dstem_detection.py), calibrated as `bragg` is."""
+    stated = read_disks(bragg)
+    with h5py.File(bragg) as file:
+        calibration = emd_calibration(file["datacube_root"])
+    counts = found["counts"].ravel()
+    pixels = np.rec.fromarrays([found["row"], found["column"]], names="qx,qy")
+    qx, qy = calibrate_disks(pixels, counts, stated.scan_shape, calibration, bragg)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    scan = replace(stated, qx=qx, qy=qy, intensity=found["intensity"], offsets=offsets)
+    return Disks(scan, np.stack([found["row"], found["column"]], -1))
+
+
+def positions(one: Disks, other: Disks, predicted) -> dict:
+    """Distances [px] of the strong disks that both programs found: of each from the truth, as
+    calibrated, and of one from the other in the pattern.
+    """
+    distances = {"jaxstem_from_truth": [], "py4dstem_from_truth": [], "between": []}
+    for p, (gx, gy, share) in enumerate(zip(*predicted, strict=True)):
+        strong = (share > STRONG) & (np.hypot(gx, gy) > 0.1)
+        pairs = []
+        for disks in (one, other):
+            own = slice(disks.scan.offsets[p], disks.scan.offsets[p + 1])
+            x, y = disks.scan.qx[own], disks.scan.qy[own]
+            if not len(x):
+                break
+            apart = np.hypot(gx[strong, None] - x, gy[strong, None] - y) / PIXEL
+            pairs.append((apart.min(1), disks.place[own][apart.argmin(1)]))
+        if len(pairs) < 2:
+            continue
+        (near, place), (also_near, other_place) = pairs
+        both = (near < REACH) & (also_near < REACH)
+        distances["jaxstem_from_truth"].extend(near[both])
+        distances["py4dstem_from_truth"].extend(also_near[both])
+        distances["between"].extend(np.hypot(*(place - other_place)[both].T))
+    n = len(distances["between"])
+    quantiles = {
+        name: {f"q{100 * q:g}": round(float(np.quantile(x, q)), 3) for q in (0.5, 0.9)}
+        for name, x in distances.items()
+    }
+    return {"n_disks": n} | quantiles
+
+
+def run_py4dstem(arguments: Arguments, *call) -> dict:
+    """The result of py4dstem_detection.py."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.npz"
+        command = [arguments.py4dstem, HERE / "py4dstem_detection.py", *call, out]
+        subprocess.run(command, check=True, capture_output=True)
+        with np.load(out) as result:
+            return dict(result)
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process, all threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def speed(arguments: Arguments) -> dict:
-    """Patterns a second on one cube: from memory and from the file, and py4DSTEM's from memory."""
-    cube = read_cube(arguments.data / f"{arguments.speed}_cube.h5")
-    patterns = cube.rows(0, cube.scan_shape[0])
-    memory = cube_from_array(patterns, pixel_size=cube.pixel_size)
-    number = np.prod(cube.scan_shape)
-    rates = {}
-    for name, source in (("compile", memory), ("from_memory", memory), ("from_file", cube)):
-        start = time.perf_counter()
-        detect_disks(source)
-        seconds = time.perf_counter() - start
-        rates[name] = round(float(seconds if name == "compile" else number / seconds), 1)
-    if arguments.py4dstem:
-        with tempfile.TemporaryDirectory() as folder:
-            files = [arguments.data / f"{arguments.speed}_{x}.h5" for x in ("cube", "bragg")]
-            out = Path(folder) / "out.npz"
-            script = HERE / "py4dstem_detection.py"
-            subprocess.run(
-                [arguments.py4dstem, script, *files, out], check=True, capture_output=True
-            )
-            result = np.load(out)
-            rates["py4dstem_from_memory"] = round(float(number / result["seconds"]), 1)
-            rates["times_py4dstem"] = round(rates["from_memory"] / rates["py4dstem_from_memory"], 1)
-    return rates
+    """Patterns a second on one cube, from memory, of both programs in turns; from the file; and
+    the processor time that each takes."""
+    files = [arguments.data / f"{arguments.speed}_{x}.h5" for x in ("cube", "bragg")]
+    cube = read_cube(files[0])
+    memory = cube_from_array(cube.rows(0, cube.scan_shape[0]), pixel_size=cube.pixel_size)
+    number = int(np.prod(cube.scan_shape))
+    start = time.perf_counter()
+    detect_disks(memory)
+    rates = {"cores": os.cpu_count(), "first_call_s": round(time.perf_counter() - start, 1)}
+    rounds = []
+    for _ in range(arguments.rounds):
+        row = {}
+        for name, source in (("from_file", cube), ("from_memory", memory)):
+            start, start_cpu = time.perf_counter(), cpu_seconds()
+            detect_disks(source)
+            row[name] = number / (time.perf_counter() - start)
+            row["cpu_ms"] = 1e3 * (cpu_seconds() - start_cpu) / number
+        if arguments.py4dstem:
+            found = run_py4dstem(arguments, "find", *files, "poly")
+            row["py4dstem_from_memory"] = number / float(found["seconds"])
+            row["py4dstem_cpu_ms"] = 1e3 * float(found["cpu_seconds"]) / number
+            row["times_py4dstem"] = row["from_memory"] / row["py4dstem_from_memory"]
+        rounds.append({name: round(value, 3) for name, value in row.items()})
+        print("round:", rounds[-1], flush=True)
+    medians = {name: round(float(np.median([r[name] for r in rounds])), 3) for name in rounds[0]}
+    return rates | medians | {"rounds": rounds}
+
+
+def opened(arguments: Arguments, name: str) -> dict:
+    """How the disks that py4DSTEM reads from our file differ from ours: numbers at each position,
+    places [px], calibrated vectors [1/Å]; all should be nothing.
+    """
+    found = find_disks(read_cube(arguments.data / f"{name}_cube.h5"))
+    scan = calibrated(found)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bragg.h5"
+        write_bragg(path, found)
+        there = run_py4dstem(arguments, "open", path)
+    counts = np.diff(found.offsets).reshape(found.cube.scan_shape)
+    assert there["counts"].shape == counts.shape and (there["counts"] == counts).all()
+    largest = lambda *pairs: float(max(np.abs(a - b).max() for a, b in pairs))  # noqa: E731
+    return {
+        "disks": int(counts.sum()),
+        "units": str(there["units"]),
+        "largest_px": largest((there["row"], found.row), (there["column"], found.column)),
+        "largest_per_angstrom": largest((there["qx"], scan.qx), (there["qy"], scan.qy)),
+        "largest_share_of_counts": float(np.abs(there["intensity"] / found.counts - 1).max()),
+    }
 
 
 def main(arguments: Arguments) -> None:
@@ -180,16 +283,33 @@ def main(arguments: Arguments) -> None:
         truth = read_truth(arguments.data / f"{name}_truth.h5")
         predicted = predict(arguments.data / CIFS[name], truth)
         cube = read_cube(arguments.data / f"{name}_cube.h5")
-        scans = {
-            "py4DSTEM": read_disks(arguments.data / f"{name}_bragg.h5"),
-            "jaxstem": detect_disks(cube),
-            "jaxstem, no slopes": detect_disks(cube, DetectConfig(structure=False)),
+        bragg = arguments.data / f"{name}_bragg.h5"
+        methods = {
+            "jaxstem": ours(cube, DetectConfig()),
+            "jaxstem, no slopes": ours(cube, DetectConfig(structure=False)),
         }
+        if arguments.py4dstem:
+            files = (arguments.data / f"{name}_cube.h5", bragg)
+            methods |= {
+                "py4DSTEM": theirs(bragg, run_py4dstem(arguments, "open", bragg)),
+                "py4DSTEM, multicorr 16": theirs(
+                    bragg, run_py4dstem(arguments, "find", *files, "multicorr")
+                ),
+            }
+        scans = {method: disks.scan for method, disks in methods.items()}
+        scans.setdefault("py4DSTEM", read_disks(bragg))
         results[name] = {method: compare(scan, predicted) for method, scan in scans.items()}
-        for method in ("jaxstem", "jaxstem, no slopes"):
-            results[name][method]["px_from_py4dstem"] = between(scans[method], scans["py4DSTEM"])
         for method, row in results[name].items():
             print(name, method, row, flush=True)
+        if not arguments.py4dstem:
+            continue
+        results[name]["opened"] = opened(arguments, name)
+        print(name, "opened by py4DSTEM:", results[name]["opened"], flush=True)
+        results[name]["positions"] = {}
+        for one, other in itertools.product(list(methods)[:2], list(methods)[2:]):
+            row = positions(methods[one], methods[other], predicted)
+            results[name]["positions"][f"{one} | {other}"] = row
+            print(name, one, "|", other, row, flush=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

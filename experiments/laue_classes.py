@@ -34,7 +34,7 @@ from jaxstem.kinematic import simulate
 from jaxstem.match import matching_model
 from jaxstem.metrics import misorientations
 from jaxstem.model import Model, material
-from jaxstem.train import TrainConfig, train
+from jaxstem.training import TrainConfig, train
 from jaxstem.transformer import ModelConfig
 
 

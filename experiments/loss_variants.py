@@ -27,8 +27,8 @@ from jaxstem import losses, so3
 from jaxstem.crystal import read_cif
 from jaxstem.demo import sample
 from jaxstem.model import material, phases_space
-from jaxstem.train import TrainConfig, init_state, learning_rate, make_optimiser, make_sources
-from jaxstem.train import simulate_batch as simulate
+from jaxstem.training import TrainConfig, init_state, learning_rate, make_optimiser, make_sources
+from jaxstem.training import simulate_batch as simulate
 from jaxstem.transformer import ModelConfig, OrientationTransformer
 
 HERE = Path(__file__).resolve().parent

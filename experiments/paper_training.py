@@ -35,7 +35,7 @@ from jaxstem.likelihood import polish
 from jaxstem.metrics import misorientations
 from jaxstem.model import Model, load_model
 from jaxstem.refine import pattern_of
-from jaxstem.train import TrainConfig, make_sources, simulate_batch
+from jaxstem.training import TrainConfig, make_sources, simulate_batch
 from jaxstem.transformer import init_params
 
 HERE = Path(__file__).resolve().parent
@@ -116,7 +116,7 @@ def likelihoods(model: Model, disks: Disks, orientation, config: InferConfig) ->
     exposed = exposure(scan, model.k_min, model.k_max)
     far = np.hypot(disks.qx, disks.qy) > model.k_min
     disks = disks._replace(mask=disks.mask & far)
-    forward, rules = model.materials[0].reflectors(), config.score.likelihood
+    forward, rules = model.materials[0].reflectors(), config.rules.likelihood
 
     @jax.jit
     def one(args):

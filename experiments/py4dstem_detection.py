@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How fast py4DSTEM finds disks: run in its own environment by detection.py.
+"""What py4DSTEM does with a scan: run in its own environment by detection.py.
 
-    python experiments/py4dstem_detection.py CUBE.h5 BRAGG.h5 OUT.npz
+    python experiments/py4dstem_detection.py find CUBE.h5 BRAGG.h5 SUBPIXEL OUT.npz
+    python experiments/py4dstem_detection.py open BRAGG.h5 OUT.npz
 
-Finds the disks of the cube with the settings and the template that BRAGG.h5 was made with, the cube
-being in memory, and writes the seconds taken and the number of patterns.
+`find` detects the disks of the cube, which is in memory by then, with the template and the settings
+that BRAGG.h5 was made with, but for SUBPIXEL: `poly`, or `multicorr`, upsampled 16 times. It writes
+the seconds that it took (`seconds`, of the clock, and `cpu_seconds`) and the disks. `open` reads
+Bragg vectors from a file, whoever wrote it, and writes the disks as py4DSTEM sees them: in detector
+pixels (`row`, `column`, `intensity`) and calibrated (`qx`, `qy`), with the number at each position
+(`counts`, of the scan's shape) and the units of the calibration.
 """
 
 import sys
@@ -15,7 +20,15 @@ import numpy as np
 import py4DSTEM
 
 
-def main(cube_file: str, bragg_file: str, out: str) -> None:
+def flat(vectors, shape) -> dict:
+    """The disks of all positions one after the other, and how many each has."""
+    lists = [vectors[x, y] for x, y in np.ndindex(*shape)]
+    names = {"row": "qx", "column": "qy", "intensity": "intensity"}
+    disks = {ours: np.concatenate([x.data[name] for x in lists]) for ours, name in names.items()}
+    return disks | {"counts": np.reshape([len(x.data) for x in lists], shape)}
+
+
+def find(cube_file: str, bragg_file: str, subpixel: str, out: str) -> None:
     """Detect, take the time, write."""
     with h5py.File(bragg_file) as file:
         settings = file["datacube_root/braggvectors/metadatabundle/gen_params"]
@@ -24,16 +37,25 @@ def main(cube_file: str, bragg_file: str, out: str) -> None:
         names += ("sigma_cc", "sigma_dp", "corrPower", "minRelativeIntensity")
         chosen = {name: settings[name][()] for name in names}
     cube = py4DSTEM.read(cube_file)
-    start = time.perf_counter()
+    start, start_cpu = time.perf_counter(), time.process_time()
     found = cube.find_Bragg_disks(
-        template=template,
-        subpixel="poly",
-        **chosen,
+        template=template, subpixel=subpixel, upsample_factor=16, **chosen
     )
-    seconds = time.perf_counter() - start
-    counts = [len(found.raw[x, y].qx) for x, y in np.ndindex(*cube.Rshape)]
-    np.savez(out, seconds=seconds, patterns=len(counts), disks=sum(counts))
+    seconds = {"seconds": time.perf_counter() - start}
+    seconds["cpu_seconds"] = time.process_time() - start_cpu
+    np.savez(out, **flat(found.raw, cube.Rshape), **seconds)
+
+
+def open_vectors(bragg_file: str, out: str) -> None:
+    """Read, calibrate, write."""
+    vectors = py4DSTEM.read(bragg_file)
+    vectors.setcal()
+    shape = vectors.Rshape
+    calibrated = flat(vectors.cal, shape)
+    units = vectors.calibration.get_Q_pixel_units()
+    disks = flat(vectors.raw, shape)
+    np.savez(out, qx=calibrated["row"], qy=calibrated["column"], units=units, **disks)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    {"find": find, "open": open_vectors}[sys.argv[1]](*sys.argv[2:])

@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 from arithmetic import operations_of
 
-from jaxstem import losses, parallel, train
+from jaxstem import losses, parallel, training
 from jaxstem.acquisition import Acquisition
 from jaxstem.crystal import read_cif
 from jaxstem.demo import sample
@@ -86,23 +86,23 @@ class Compilations:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
-def groups(config: train.TrainConfig, mesh) -> tuple[int, ...]:
+def groups(config: training.TrainConfig, mesh) -> tuple[int, ...]:
     """Lengths to which the step pads groups of patterns; none where it pads all alike."""
     per_device, n_disks = config.batch // mesh.size, config.model.n_disks
     by_length = config.model.dropout == 0.0 and mesh.devices.flat[0].platform == "cpu"
-    if not by_length or per_device % train.GROUP or per_device <= train.GROUP:
+    if not by_length or per_device % training.GROUP or per_device <= training.GROUP:
         return ()
-    return (*(length for length in train.LENGTHS if length < n_disks), n_disks)
+    return (*(length for length in training.LENGTHS if length < n_disks), n_disks)
 
 
 def shares(n_disks: np.ndarray, lengths: tuple[int, ...]) -> tuple[float, ...]:
     """Of the groups of a batch, with so many disks each, those padded to each of the lengths."""
-    longest = np.sort(n_disks).reshape(-1, train.GROUP).max(axis=1)
+    longest = np.sort(n_disks).reshape(-1, training.GROUP).max(axis=1)
     chosen = np.bincount(np.searchsorted(lengths, longest), minlength=len(lengths))
     return tuple(chosen / chosen.sum())
 
 
-def parts(materials: list[Material], config: train.TrainConfig, network, mesh):
+def parts(materials: list[Material], config: training.TrainConfig, network, mesh):
     """Programs `(state, key, sources)` that end after simulation, the loss, the gradient."""
     space = phases_space(materials)
     loss_fn = losses.batched(config.loss_name)
@@ -111,19 +111,19 @@ def parts(materials: list[Material], config: train.TrainConfig, network, mesh):
     def up_to(part, state, key, sources):
         key = jax.random.fold_in(key, state.step)
         index = parallel.sample_index(per_device)
-        batch = train.simulate_batch(key, index, sources, config, materials[0].k_max)
-        batch = train.with_prior(batch, sources, materials)
+        batch = training.simulate_batch(key, index, sources, config, materials[0].k_max)
+        batch = training.with_prior(batch, sources, materials)
         if part == "simulation":
             return batch
 
         def mean_loss(params, batch, index):
-            output = train.apply_with_dropout(network, params, batch, key, index)
+            output = training.apply_with_dropout(network, params, batch, key, index)
             return loss_fn(output, batch.label, space).mean()
 
         of_part = mean_loss if part == "forward" else jax.value_and_grad(mean_loss)
         of_batch = partial(of_part, state.params)
         grouped = groups(config, mesh)
-        found = train.in_groups(of_batch, batch, index) if grouped else of_batch(batch, index)
+        found = training.in_groups(of_batch, batch, index) if grouped else of_batch(batch, index)
         return jax.lax.pmean(found, parallel.AXIS)
 
     whole = parallel.REPLICATED
@@ -138,17 +138,17 @@ def parts(materials: list[Material], config: train.TrainConfig, network, mesh):
     }
 
 
-def profile(config: train.TrainConfig, matrix_size: int, least: float) -> dict:
+def profile(config: training.TrainConfig, matrix_size: int, least: float) -> dict:
     """The numbers of one preset, for copper at 300 kV; `least` seconds for each timing."""
     copper = [material(read_cif(COPPER), 300.0, 2.0, config.model.spacing_deg, 0.0064)]
     mesh = parallel.make_mesh()
-    network, optimiser = build_network(config.model, copper), train.make_optimiser(config)
-    sources = train.make_sources(copper, config, cache=default_cache())
-    begin = lambda: train.init_state(network, optimiser, 0, 1000)  # noqa: E731
+    network, optimiser = build_network(config.model, copper), training.make_optimiser(config)
+    sources = training.make_sources(copper, config, cache=default_cache())
+    begin = lambda: training.init_state(network, optimiser, 0, 1000)  # noqa: E731
     arrays = (begin(), begin(), jax.random.key(0), sources)
     fixed, state, key, sources = parallel.replicate(arrays, mesh)
-    step = train.make_train_step(network, copper, config, optimiser, mesh)
-    validate = train.make_validation(network, copper, config, sources, mesh)
+    step = training.make_train_step(network, copper, config, optimiser, mesh)
+    validate = training.make_validation(network, copper, config, sources, mesh)
 
     def advance():
         nonlocal state
@@ -195,7 +195,7 @@ def profile(config: train.TrainConfig, matrix_size: int, least: float) -> dict:
     }
 
 
-def small(config: train.TrainConfig) -> train.TrainConfig:
+def small(config: training.TrainConfig) -> training.TrainConfig:
     """A network and a source of patterns for a look in seconds."""
     network = dataclasses.replace(config.model, width=16, blocks=1, feedforward=32, heads=2)
     network = dataclasses.replace(network, n_disks=12, spacing_deg=12.0)
@@ -247,7 +247,7 @@ def main(arguments: Arguments) -> None:
         "presets": {},
     }
     for name in arguments.presets[:1] if arguments.quick else arguments.presets:
-        config = train.preset(name)
+        config = training.preset(name)
         config = dataclasses.replace(config, batch=min(config.batch, arguments.largest_batch))
         config = small(config) if arguments.quick else config
         print(f"{name} …", flush=True)

@@ -350,7 +350,7 @@ def read_calibration(path: str | Path) -> Calibration:
         usable = np.isfinite(numbers).all() and found.pixel_size > 0 and found.ellipticity > -1
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
         raise InputError(f"{path} is no calibration that jaxstem wrote; {remedy}.") from None
     if not usable:
         raise InputError(f"{path}: a number of the calibration makes no sense; {remedy}.")

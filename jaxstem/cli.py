@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: train, detect, convert, calibrate, map, evaluate, export, report, demo.
+"""The command line: train, detect, convert, calibrate, map, evaluate, export, report, demo, doctor.
 
 One function for each command; tyro makes the options from its signature and the help from its
 docstring. Whatever imports jax is imported inside the commands, so that `--help` and a mistyped
-option answer at once. `main` turns an InputError into one sentence and exit code 2.
+option answer at once. `main` turns an InputError into one sentence and exit code 2
+(docs/command-line.md has all exit codes).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+import math
 import os
 import platform
 import shlex
@@ -18,14 +19,24 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from jaxstem import __version__
+from jaxstem.console import (
+    USUAL,
+    CommandLine,
+    Flag,
+    Output,
+    OutputOptions,
+    command_line,
+    complain,
+    expanded,
+    warn,
+)
 from jaxstem.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,12 +44,7 @@ if TYPE_CHECKING:
     from jaxstem.mapping import Overview
     from jaxstem.probe import DetectConfig
 
-DESCRIPTION = """Example: jaxstem map scan.h5 --model cu --out map.h5
-
-Orientation maps from 4D-STEM scans. To see one made: jaxstem demo."""
-
-Flag = tyro.conf.FlagCreatePairsOff[bool]
-command_line: ContextVar[str] = ContextVar("command_line")
+DESCRIPTION = "4D-STEM orientation maps. Example: jaxstem map scan.h5 --model cu --out map.h5"
 OF_FILE = "(default: what the file states)"
 OF_PRESET = "(default: the preset's)"
 PICTURE = 1024
@@ -46,6 +52,8 @@ PICTURE = 1024
 every third, and so on."""
 STOPPED = 143
 """Exit code of a run that SIGTERM ended early: 128 + 15, as shells report that signal."""
+CUT_OFF = 141
+"""Exit code when nobody reads what is printed any more: 128 + 13, as of SIGPIPE."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,6 @@ class Reading:
 
     def changes(self) -> dict[str, Any]:
         """Entries that replace those of a file's calibration. Raises InputError."""
-        import math
-
         entries: dict[str, Any] = {}
         if self.calibration:
             from jaxstem.calibration import read_calibration
@@ -109,12 +115,14 @@ class Reading:
         mask = read_mask(self.mask) if self.mask else None
         return DetectConfig(mask=mask, origin=self.origin, radius=self.radius, **settings)
 
-    def opened(self, scan: Path, voltage_kv: float | None = None) -> DiskSource:
+    def opened(
+        self, scan: Path, voltage_kv: float | None = None, progress: bool | None = None
+    ) -> DiskSource:
         """The disks of a scan, taken at `voltage_kv` [kV] if not None. Raises InputError."""
         from jaxstem.disks import open_scan
 
         changes = self.changes()
-        return open_scan(scan, self.detection(), None, self.scan_shape, changes, voltage_kv)
+        return open_scan(scan, self.detection(), progress, self.scan_shape, changes, voltage_kv)
 
 
 ReadingOptions = Annotated[Reading, tyro.conf.arg(name="")]
@@ -138,6 +146,7 @@ def train(
     ] = None,
     u_iso: Annotated[float, tyro.conf.arg(metavar="U")] = 0.0064,
     overwrite: Flag = False,
+    output: OutputOptions = USUAL,
 ) -> None:
     """Train a model for crystals from their CIFs alone.
 
@@ -154,6 +163,7 @@ def train(
         spacing_deg: Spacing of the orientation grid in degrees.
         u_iso: Mean square displacement of the atoms in Å^2.
         overwrite: Replace a model that is there.
+        output: What is said.
     """
     _require_between("--voltage-kv", voltage_kv, 1.0, 10_000.0, "kV")
     _require_between("--k-max", k_max, 0.01, 10.0, "1/Å")
@@ -163,68 +173,47 @@ def train(
     _require_between("--batch", 1 if batch is None else batch, 1, 10**6)
     _require_between("--seed", seed, 0, 2**31 - 1)
     _require_between("--spacing-deg", 2.0 if spacing_deg is None else spacing_deg, 2, 30, "degrees")
-    _check_model_folder(out)
 
-    import dataclasses
-
-    from jaxstem import crystal, library, model, parallel
-    from jaxstem import train as training
+    from jaxstem import api, parallel, training
+    from jaxstem.model import MODEL_FILES
 
     parallel.start_cluster()
-    unit_cells = [crystal.read_cif(path) for path in cif]
-    config = training.preset(preset)
-    mesh = parallel.make_mesh()
-    if batch is None:
-        batch = -(-config.batch // mesh.size) * mesh.size
-    elif batch % mesh.size:
-        raise InputError(
-            f"--batch {batch} does not divide among {mesh.size} devices; choose a multiple of "
-            f"{mesh.size}."
-        )
-    spacing_deg = spacing_deg or config.model.spacing_deg
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, spacing_deg=spacing_deg),
-        steps=steps or 0,
-        minutes=minutes,
-        batch=batch,
-        seed=seed,
-    )
-    materials = []
-    for path, unit_cell in zip(cif, unit_cells, strict=True):
-        try:
-            materials.append(model.material(unit_cell, voltage_kv, k_max, spacing_deg, u_iso))
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
-    try:
-        model.check_materials(materials)
-    except InputError as error:
-        raise InputError(f"--cif {shlex.join(map(str, cif))}: {error}") from None
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
-            trained = training.train(
-                materials,
-                config,
+            warnings.showwarning = warn
+            trained = api.train(
+                cif,
                 out,
-                mesh=mesh,
+                voltage_kv=voltage_kv,
+                k_max=k_max,
+                minutes=minutes,
+                steps=steps,
+                preset=preset,
+                seed=seed,
+                batch=batch,
+                spacing_deg=spacing_deg,
+                u_iso=u_iso,
                 overwrite=overwrite,
-                cache=library.default_cache(),
+                progress=output.progress,
             )
     except training.Stopped as stop:
         if parallel.is_first():
             resume = "the same command without --overwrite resumes it."
-            _complain(f"{out}: checkpointed and {stop}, by SIGTERM; {resume}", STOPPED)
+            complain(f"{out}: checkpointed and {stop}, by SIGTERM; {resume}", STOPPED)
         raise SystemExit(STOPPED) from None
     if not parallel.is_first():
         return
     record = trained.record
-    print(
+    batch = record["config"]["batch"]
+    output.tell(
+        {"files": [out / name for name in MODEL_FILES], "phases": trained.phase_names}
+        | {name: record[name] for name in ("total_steps", "devices", "validation")}
+        | {"batch": batch, "training_seconds": record["seconds"]},
         f"{out}: model of {', '.join(trained.phase_names)}, {record['total_steps']} steps of "
         f"{batch} patterns in {record['seconds'] / 60:.1f} minutes on {record['devices']}; "
-        f"validation median {record['validation']['val_median_deg']:.1f}° before refinement"
+        f"validation median {record['validation']['val_median_deg']:.1f}° before refinement",
+        f"use it: jaxstem map SCAN.h5 --model {shlex.quote(str(out))} --out MAP.h5",
     )
-    print(f"use it: jaxstem map SCAN.h5 --model {shlex.quote(str(out))} --out MAP.h5")
 
 
 def detect(
@@ -240,6 +229,7 @@ def detect(
     ] = None,
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
+    output: OutputOptions = USUAL,
 ) -> None:
     """Find the Bragg disks of a raw scan, for py4DSTEM too.
 
@@ -251,6 +241,7 @@ def detect(
         voltage_kv: The accelerating voltage in kV, for detectors calibrated in mrad.
         reading: How the scan is read.
         overwrite: Replace BRAGG.h5.
+        output: What is said.
     """
     from jaxstem.io import atomic_path
 
@@ -260,12 +251,14 @@ def detect(
 
         raw = read_cube(cube, reading.scan_shape, reading.changes(), voltage_kv)
         config = reading.detection(threshold=threshold, false_alarms=false_alarms)
-        with disks.progress_bar(raw) as advance:
+        with disks.progress_bar(raw, output.progress) as advance:
             found = disks.find_disks(raw, config, progress=advance)
         disks.write_bragg(temporary, found, overwrite=True)
-    ny, nx = raw.scan_shape
-    print(f"{ny} x {nx} positions, {len(found.row) / (ny * nx):.1f} disks each; wrote {out}")
-    print(f"use them: jaxstem map {shlex.quote(str(out))} --model DIR|NAME --out MAP.h5")
+    output.tell(
+        _disk_counts(out, raw.scan_shape, len(found.row)),
+        _disk_line(out, raw.scan_shape, len(found.row)),
+        f"use them: jaxstem map {shlex.quote(str(out))} --model DIR|NAME --out MAP.h5",
+    )
 
 
 def convert(
@@ -273,15 +266,17 @@ def convert(
     out: Annotated[Path, tyro.conf.arg(metavar="DISKS.h5")],
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
+    output: OutputOptions = USUAL,
 ) -> None:
-    """Pack Bragg disks into a table that is read at disk speed.
+    """Pack Bragg disks into a table that reads fast, or into CSV.
 
     Args:
         scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them, or raw patterns, in which
             disks are found first (formats: docs/file-formats.md).
-        out: Packed table to write (layout: docs/file-formats.md).
+        out: Packed table to write, or .csv (layouts: docs/file-formats.md).
         reading: How the scan is read.
         overwrite: Replace DISKS.h5.
+        output: What is said.
     """
     from jaxstem.io import check_target
 
@@ -289,12 +284,28 @@ def convert(
     if out.exists() and scan.exists() and out.samefile(scan):
         raise InputError(f"{out} is the scan itself; give the table another name.")
 
-    from jaxstem.packed import write_packed
+    source = reading.opened(scan, None, output.progress)
+    if out.suffix.lower() == ".csv":
+        from jaxstem.tables import write_csv
 
-    source = reading.opened(scan)
-    n_disks = write_packed(out, source, overwrite)
-    ny, nx = source.scan_shape
-    print(f"{ny} x {nx} positions, {n_disks / (ny * nx):.1f} disks each; wrote {out}")
+        n_disks = write_csv(out, source, overwrite)
+    else:
+        from jaxstem.packed import write_packed
+
+        n_disks = write_packed(out, source, overwrite, output.progress)
+    output.tell(
+        _disk_counts(out, source.scan_shape, n_disks), _disk_line(out, source.scan_shape, n_disks)
+    )
+
+
+def _disk_counts(out: Path, scan_shape: tuple[int, int], n_disks: int) -> dict[str, Any]:
+    mean = n_disks / (scan_shape[0] * scan_shape[1])
+    return {"files": [out], "scan_shape": scan_shape, "disks": n_disks, "disks_mean": mean}
+
+
+def _disk_line(out: Path, scan_shape: tuple[int, int], n_disks: int) -> str:
+    ny, nx = scan_shape
+    return f"{ny} x {nx} positions, {n_disks / (ny * nx):.1f} disks each; wrote {out}"
 
 
 def map_command(
@@ -317,6 +328,7 @@ def map_command(
     precision: Literal["float32", "bfloat16"] = "float32",
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
+    output: OutputOptions = USUAL,
 ) -> None:
     """Map the phases and orientations over a scan.
 
@@ -338,6 +350,7 @@ def map_command(
         precision: Of the network; verification is always in float32.
         reading: How the scan is read.
         overwrite: Replace MAP.h5 and MAP.png.
+        output: What is said.
     """
     _require_between("--batch", 1 if batch is None else batch, 1, 10**6)
     _require_between("--least-confidence", least_confidence, 0.0, 1.0)
@@ -366,10 +379,9 @@ def map_command(
             map_file = files.enter_context(atomic_path(out, overwrite))
             if figure:
                 picture_file = files.enter_context(atomic_path(picture, overwrite))
-        disks = reading.opened(scan, voltage_kv)
+        disks = reading.opened(scan, voltage_kv, output.progress)
 
-        from jaxstem.infer import InferConfig
-        from jaxstem.likelihood import LikelihoodConfig
+        from jaxstem.api import infer_config
         from jaxstem.mapping import check_voltage, map_to_file
         from jaxstem.model import load_model
 
@@ -381,21 +393,19 @@ def map_command(
         else:
             loaded = load_model(model)
         check_voltage(disks, loaded, voltage_kv)
-        config = InferConfig(refine=refine, batch=batch, precision=precision)
-        likelihood = LikelihoodConfig(semi_angle=semiangle_mrad)
-        config = replace(config, score=replace(config.rules, likelihood=likelihood))
         found = map_to_file(
             map_file,
             disks,
             loaded,
-            config,
+            infer_config(refine, semiangle_mrad, batch, precision),
             least_confidence=least_confidence,
             voltage_kv=voltage_kv,
             attributes={
-                "command": command_line.get(),
+                "command": _command(),
                 "method": method,
                 "model": model or ", ".join(path.name for path in cif),
             },
+            progress=output.progress,
         )
         if not parallel.is_first():
             return
@@ -404,8 +414,11 @@ def map_command(
 
             every = -(-max(disks.scan_shape) // PICTURE)
             maps.figure(read_map(map_file, every), picture_file)
-    print(_summary(found))
-    print(f"wrote {out}" + (f" and {picture}" if figure else ""))
+    output.tell(
+        {"files": [out, *([picture] if figure else [])], **_counts(found)},
+        _summary(found),
+        f"wrote {out}" + (f" and {picture}" if figure else ""),
+    )
 
 
 def _matching_model(cif: Sequence[Path], voltage_kv: float):
@@ -429,8 +442,8 @@ def evaluate(
         Path | None,
         tyro.conf.arg(metavar="TABLE", help_behavior_hint="(default: printed alone)"),
     ] = None,
-    as_json: Annotated[Flag, tyro.conf.arg(name="json")] = False,
     overwrite: Flag = False,
+    output: OutputOptions = USUAL,
 ) -> None:
     """Score maps against the known truth.
 
@@ -439,8 +452,8 @@ def evaluate(
         truth: The true orientations and phases (layout: docs/file-formats.md): one file for all
             maps, or as many as maps, in their order. Gives one table.
         out: Table to write: .csv, .json or .md.
-        as_json: Print JSON instead of a table.
         overwrite: Replace TABLE.
+        output: What is said.
     """
     from jaxstem import evaluation
 
@@ -451,9 +464,10 @@ def evaluate(
     if truth or out:
         maps, truths = (files, truth) if truth else (files[:1], files[1:])
         rows = evaluation.evaluate_maps(maps, truths)
-        print(evaluation.to_json(rows) if as_json else evaluation.to_markdown(rows), end="")
         if out:
             evaluation.write_table(out, rows, overwrite)
+        summary = {"files": [out] if out else [], "rows": rows}
+        output.tell(summary, evaluation.to_markdown(rows).rstrip("\n"))
         return
 
     from jaxstem.io import read_map, read_truth
@@ -466,7 +480,7 @@ def evaluate(
         score = metrics.evaluate(found, known)
     except InputError as error:
         raise InputError(f"{map_file}, {truth_file}: {error}") from None
-    print(json.dumps(metrics.to_dict(score), indent=1) if as_json else metrics.to_text(score))
+    output.tell({"files": [], **metrics.to_dict(score)}, metrics.to_text(score))
 
 
 def export(
@@ -474,6 +488,7 @@ def export(
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")],
     grain_deg: Annotated[float, tyro.conf.arg(metavar="DEG")] = 5.0,
     overwrite: Flag = False,
+    output: OutputOptions = USUAL,
 ) -> None:
     """Write a map for another program, or as a figure.
 
@@ -483,13 +498,14 @@ def export(
             or .pdf (figure).
         grain_deg: Misorientation between neighbours that bounds a grain, for .csv.
         overwrite: Replace FILE.
+        output: What is said.
     """
     _require_between("--grain-deg", grain_deg, 0.01, 180.0, "degrees")
 
     from jaxstem.export import export_map
 
     export_map(map_file, out, grain_deg, overwrite)
-    print(f"wrote {out}")
+    output.tell({"files": [out]}, f"wrote {out}")
 
 
 def calibrate(
@@ -498,6 +514,7 @@ def calibrate(
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")],
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
+    output: OutputOptions = USUAL,
 ) -> None:
     """Fit pixel size and ellipse to the rings of a known crystal.
 
@@ -507,24 +524,28 @@ def calibrate(
         out: Calibration to write; its picture goes beside it (.png).
         reading: How the scan is read; --pixel-size is where the fit starts.
         overwrite: Replace FILE.json and FILE.png.
+        output: What is said.
     """
-    import math
-
     from jaxstem import calibration
     from jaxstem.crystal import read_cif
     from jaxstem.disks import read_scan
 
     turn = None if reading.rotation_deg is None else math.radians(reading.rotation_deg)
     found = calibration.calibrate(
-        lambda entries: read_scan(scan, reading.detection(), None, reading.scan_shape, entries),
+        lambda entries: read_scan(
+            scan, reading.detection(), output.progress, reading.scan_shape, entries
+        ),
         [read_cif(path) for path in cif],
         out,
         reading.pixel_size,
         turn,
         overwrite,
     )
-    print(calibration.summary(found))
-    print(f"use it: jaxstem map {shlex.quote(str(scan))} --calibration {shlex.quote(str(out))} ...")
+    output.tell(
+        {"files": [out, out.with_suffix(".png")], **asdict(found)},
+        calibration.summary(found),
+        f"use it: jaxstem map {shlex.quote(str(scan))} --calibration {shlex.quote(str(out))} ...",
+    )
 
 
 def report(
@@ -536,6 +557,7 @@ def report(
     ] = None,
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
+    output: OutputOptions = USUAL,
 ) -> None:
     """Write a map as a web page to look into, offline.
 
@@ -545,35 +567,68 @@ def report(
         scan: What was mapped: the raw cube, to see its patterns, or its disks.
         reading: How the scan is read.
         overwrite: Replace REPORT.html.
+        output: What is said.
     """
     from jaxstem.report import write_report
 
-    write_report(map_file, out, scan, overwrite, calibration=reading.changes())
-    print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    write_report(
+        map_file,
+        out,
+        scan,
+        overwrite,
+        calibration=reading.changes(),
+        progress=output.progress,
+    )
+    size = out.stat().st_size
+    output.tell(
+        {"files": [out], "bytes": size}, f"wrote {out} ({size / 1e6:.1f} MB); open it in a browser"
+    )
 
 
-def demo(out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxstem-demo")) -> None:
+def demo(
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("jaxstem-demo"),
+    output: OutputOptions = USUAL,
+) -> None:
     """Map and score the sample scan that ships with jaxstem.
 
     Args:
         out: Folder for the map, its picture and the score.
+        output: What is said.
     """
     from jaxstem import demo as demonstration
 
     demonstration.check_folder(out)
-    found, score = demonstration.run(out, {"command": command_line.get(), "model": "cu"})
+    about = {"command": _command(), "model": "cu"}
+    found, score = demonstration.run(out, about, output.progress)
 
     from jaxstem import metrics
 
-    print(_summary(found))
-    print()
-    print(metrics.to_text(score))
-    print()
     meanings = ("orientations, phases, confidence", "the map as a picture", "the table above")
-    for name, meaning in zip(demonstration.FILES, (*meanings, "the same as JSON"), strict=True):
-        print(f"{out / name}  {meaning}")
-    print("your own crystal: jaxstem train --cif FILE.cif --out MODEL_DIR")
-    print("your own scan:    jaxstem map SCAN.h5 --model MODEL_DIR --out MAP.h5")
+    files = [out / name for name in demonstration.FILES]
+    output.tell(
+        {"files": files, **_counts(found), "score": metrics.to_dict(score)},
+        f"{_summary(found)}\n\n{metrics.to_text(score)}\n",
+        *(
+            f"{file}  {meaning}"
+            for file, meaning in zip(files, (*meanings, "the same as JSON"), strict=True)
+        ),
+        "your own crystal: jaxstem train --cif FILE.cif --out MODEL_DIR",
+        "your own scan:    jaxstem map SCAN.h5 --model MODEL_DIR --out MAP.h5",
+    )
+
+
+def doctor(json: Flag = False) -> None:
+    """Print versions, devices, caches, and one line of advice.
+
+    Args:
+        json: Print one JSON object.
+    """
+    from jaxstem import doctor as examination
+
+    facts = examination.examine()
+    Output(json=json).tell(facts, examination.to_text(facts))
+    if facts["device_error"]:
+        raise SystemExit(1)
 
 
 COMMANDS = {
@@ -586,30 +641,43 @@ COMMANDS = {
     "export": export,
     "report": report,
     "demo": demo,
+    "doctor": doctor,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code, 2 for unusable input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments == ["--version"]:
-        print(f"jaxstem {__version__}")
-        return 0
-    command_line.set(shlex.join(["jaxstem", *arguments]))
     settle_jax()
     try:
+        if arguments == ["--version"]:
+            print(f"jaxstem {__version__}", flush=True)
+            return 0
+        arguments = expanded(arguments, COMMANDS)
+        command_line.set(CommandLine(tuple(arguments)))
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="jaxstem", description=DESCRIPTION, args=arguments
         )
+        sys.stdout.flush()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
     except InputError as error:
-        return _complain(str(error), 2)
+        return complain(str(error), 2)
+    except BrokenPipeError:
+        # Python would try once more to print at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
     except OSError as error:
-        return _complain(f"{error.filename or 'a file'}: {error.strerror or error}.", 2)
+        about = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return complain(f"{about}.", 2)
     except KeyboardInterrupt:
-        return _complain("interrupted.", 130)
+        return complain("interrupted.", 130)
     return 0
+
+
+def _command() -> str:
+    """The command line as a shell takes it."""
+    return shlex.join(["jaxstem", *command_line.get().words])
 
 
 def settle_jax() -> None:
@@ -648,52 +716,43 @@ def _require_between(option: str, value: float, low: float, high: float, unit: s
         )
 
 
-def _check_model_folder(out: Path) -> None:
-    """Raise InputError unless a model can be trained into `out`, without harm to other files."""
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give the name of a folder for the model.")
-    # a run that was killed in its first moments leaves run.json.part alone
-    if out.is_dir() and any(path.name != "run.json.part" for path in out.iterdir()):
-        if not any((out / name).exists() for name in ("run.json", "model.json")):
-            raise InputError(f"{out} holds other files; give a new folder for the model.")
+def _counts(found: OrientationMap | Overview) -> dict[str, Any]:
+    """What there is to count in a map."""
+    import numpy as np
+
+    from jaxstem.io import NO_CRYSTAL
+
+    assigned = found.phase >= 0
+    return {
+        "scan_shape": assigned.shape,
+        "assigned": int(assigned.sum()),
+        "no_crystal": int((found.phase == NO_CRYSTAL).sum()),
+        "phases": {
+            name: int((found.phase == index).sum()) for index, name in enumerate(found.phase_names)
+        },
+        "confidence_median": np.median(found.confidence[assigned]) if assigned.any() else None,
+        "ambiguous_180": int(found.ambiguous_180.sum()),
+    }
 
 
 def _summary(found: OrientationMap | Overview) -> str:
     """One line about a map, with a warning where no crystal was found."""
-    import numpy as np
-
     from jaxstem.infer import MIN_DISKS
-    from jaxstem.io import NO_CRYSTAL
 
-    assigned, empty = found.phase >= 0, found.phase == NO_CRYSTAL
-    ny, nx = assigned.shape
-    parts = [f"{ny} x {nx} positions, {assigned.sum()} assigned ({100 * assigned.mean():.1f} %)"]
-    if empty.any():
-        parts.append(f"{empty.sum()} without a crystal")
-    if not assigned.any():
+    told = _counts(found)
+    (ny, nx), assigned = told["scan_shape"], told["assigned"]
+    parts = [f"{ny} x {nx} positions, {assigned} assigned ({100 * assigned / (ny * nx):.1f} %)"]
+    if told["no_crystal"]:
+        parts.append(f"{told['no_crystal']} without a crystal")
+    if not assigned:
         if (found.n_disks < MIN_DISKS).all():
             parts.append("no position has enough disks within the model's k_max")
             parts.append("check the pixel size")
         return ", ".join(parts)
-    if len(found.phase_names) > 1:
-        parts += [
-            f"{name} {100 * (found.phase == index)[assigned].mean():.1f} %"
-            for index, name in enumerate(found.phase_names)
-        ]
-    median = np.median(found.confidence[assigned])
-    if np.isfinite(median):
-        parts.append(f"median confidence {median:.2f}")
-        parts.append(f"{found.ambiguous_180.sum()} ambiguous by 180°")
+    if len(told["phases"]) > 1:
+        shares = told["phases"].items()
+        parts += [f"{name} {100 * count / assigned:.1f} %" for name, count in shares]
+    if math.isfinite(told["confidence_median"]):
+        parts.append(f"median confidence {told['confidence_median']:.2f}")
+        parts.append(f"{told['ambiguous_180']} ambiguous by 180°")
     return ", ".join(parts)
-
-
-def _warn(message, *_, **__) -> None:
-    """A warning as one line, without the place in the code."""
-    print(f"jaxstem: {message}", file=sys.stderr)
-
-
-def _complain(sentence: str, code: int) -> int:
-    print(f"jaxstem: {sentence}", file=sys.stderr)
-    return code

@@ -25,8 +25,8 @@ import h5py
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
-from scipy import ndimage
+from jaxtyping import Bool, Float, Int
+from scipy import fft
 from tqdm import tqdm
 
 from jaxstem import __version__
@@ -88,7 +88,7 @@ def find_disks(
     """
     names = ("row", "column", "counts", "sigma", "significance")
     plan, layout = make_plan(sample(cube, config.n_sample), config, cube.source)
-    size = config.chunk or (16 if jax.default_backend() == "cpu" else 512)
+    size = config.chunk or (32 if jax.default_backend() == "cpu" else 512)
     parts, counts, origins = [], [], []
     for found in stream_disks(cube, plan, layout, size, mesh, progress):
         parts.append([getattr(found, name)[found.mask] for name in names])
@@ -315,20 +315,19 @@ def smooth_origin(measured: Float[np.ndarray, "ny nx 2"]) -> Float[np.ndarray, "
     known &= departure <= 8 * np.median(departure[known]) + 0.02
     widths = [0.7, 1.0, 1.5, 2.5, 4.0, 7.0, 12.0, 20.0, 40.0]
     widths = [w for w in widths if w <= max(1.0, max(measured.shape[:2]))]
+    errors = []
+    for width in widths:
+        predicted, _ = _local_plane(measured, known, width, own=False)
+        errors.append(np.median(np.abs(measured - predicted)[known], axis=0))
     smoothed = np.empty_like(measured)
-    for axis in (0, 1):
-        values = np.where(known, measured[..., axis], 0.0)
-        errors = [
-            np.median(np.abs(values - _local_plane(values, known, w, own=False))[known])
-            for w in widths
-        ]
-        width = widths[int(np.argmin(errors))]
+    for axis, best in enumerate(np.argmin(errors, axis=0)):
+        width = widths[best]
         while True:  # widen until every position sees a few measurements
-            result, seen = _local_plane(values, known, width, own=True, count=True)
+            result, seen = _local_plane(measured, known, width, own=True)
             if seen.min() >= min(3, known.sum()) or width > 4 * max(measured.shape[:2]):
                 break
             width *= 2
-        smoothed[..., axis] = result
+        smoothed[..., axis] = result[..., axis]
     return smoothed
 
 
@@ -341,38 +340,42 @@ def _local_median(values: Float[np.ndarray, "ny nx 2"]) -> Float[np.ndarray, "ny
     return np.nanmedian(np.where(lonely, 0.0, windows), -1)
 
 
-def _local_plane(values, known, width: float, own: bool, count: bool = False):
-    """Normal-weighted plane fit about each position, without its own value unless `own`."""
+def _local_plane(
+    values: Float[np.ndarray, "ny nx 2"], known: Bool[np.ndarray, "ny nx"], width: float, own: bool
+) -> tuple[Float[np.ndarray, "ny nx 2"], Float[np.ndarray, "ny nx"]]:
+    """Planes fitted with normal weights about each position, without its own value unless `own`,
+    and the sum of the weights there.
+    """
     line = lambda n: np.arange(-min(n - 1, math.ceil(3 * width)), min(n, math.ceil(3 * width) + 1))  # noqa: E731
     rows, columns = line(values.shape[0])[:, None] / width, line(values.shape[1])[None] / width
     weight = np.exp(-0.5 * (rows**2 + columns**2))
     if not own:
         weight[weight.shape[0] // 2, weight.shape[1] // 2] = 0
-    basis = [np.ones_like(weight), rows + 0 * columns, columns + 0 * rows]
-    convolve = lambda x, k: _convolve(x, k[::-1, ::-1])  # noqa: E731
-    mask = known.astype(float)
-    mean = np.mean(values[known])
-    centred = np.where(known, values - mean, 0.0)
-    normal = np.empty((*values.shape, 3, 3))
-    right = np.empty((*values.shape, 3, 1))
-    for i, j in itertools.product(range(3), repeat=2):
-        normal[..., i, j] = convolve(mask, weight * basis[i] * basis[j])
-    for i in range(3):
-        right[..., i, 0] = convolve(centred, weight * basis[i])
+    basis = np.broadcast_arrays(1.0, rows, columns)
+    pairs = list(itertools.combinations_with_replacement(range(3), 2))
+    kernels = np.stack([weight * basis[i] * basis[j] for i, j in pairs])
+    mean = values[known].mean(0)
+    centred = np.moveaxis(np.where(known[..., None], values - mean, 0.0), -1, 0)
+    right = _weighted_sums(centred[:, None], kernels[:3])
+    normal = np.empty((*known.shape, 3, 3))
+    for (i, j), total in zip(pairs, _weighted_sums(known.astype(float), kernels), strict=True):
+        normal[..., i, j] = normal[..., j, i] = total
+    seen = normal[..., 0, 0].copy()
     # slopes need support on both sides: a ridge of a tenth of a measurement
     normal += np.diag([1e-6, 0.1, 0.1])
-    fitted = np.linalg.solve(normal, right)[..., 0, 0] + mean
-    return (fitted, convolve(mask, weight)) if count else fitted
+    fitted = np.linalg.solve(normal, right.transpose(2, 3, 1, 0))[..., 0, :] + mean
+    return fitted, seen
 
 
-def _convolve(x, kernel):
-    """Convolution with zeros outside; exact for small kernels, by Fourier transforms for large."""
-    if kernel.size <= 64:
-        return ndimage.convolve(x, kernel, mode="constant")
-    shape = [a + b - 1 for a, b in zip(x.shape, kernel.shape, strict=True)]
-    full = np.fft.irfft2(np.fft.rfft2(x, shape) * np.fft.rfft2(kernel, shape), shape)
-    first = [k // 2 for k in kernel.shape]
-    return full[first[0] : first[0] + x.shape[0], first[1] : first[1] + x.shape[1]]
+def _weighted_sums(
+    fields: Float[np.ndarray, "... ny nx"], kernels: Float[np.ndarray, "... h w"]
+) -> Float[np.ndarray, "... ny nx"]:
+    """Sums about each position with the weights of a kernel, zeros outside."""
+    (ny, nx), (h, w) = fields.shape[-2:], kernels.shape[-2:]
+    shape = [fft.next_fast_len(a + b - 1, real=True) for a, b in ((ny, h), (nx, w))]
+    flipped = fft.rfft2(kernels[..., ::-1, ::-1], shape)
+    full = fft.irfft2(fft.rfft2(fields, shape) * flipped, shape)
+    return full[..., h // 2 : h // 2 + ny, w // 2 : w // 2 + nx]
 
 
 def write_bragg(

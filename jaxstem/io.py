@@ -225,6 +225,8 @@ MAP_DATASETS = {
 def read_disks(path: str | Path) -> DiskScan:
     """Calibrated Bragg disks of an EMD 1.0 file as py4DSTEM 0.14 writes it, all at once.
 
+    Flat arrays `qx`, `qy` [1/Å, lab frame, the direct beam among them] and `intensity`, and
+    `offsets` (ny nx + 1): position p = row * nx + column has offsets[p] … offsets[p + 1] - 1.
     Raises InputError as `bragg_source` and its `read` do, and for a file without any disk.
     """
     source = bragg_source(path)

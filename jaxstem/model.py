@@ -257,9 +257,10 @@ def save_model(folder: str | Path, model: Model) -> None:
 
 
 def load_model(name: str | Path) -> Model:
-    """A model from its folder, or a packaged one by its name.
+    """A model from its folder, or a packaged one by its name ("cu", "cu-cu2o").
 
-    Raises InputError when there is no such model, or the folder is not a readable model.
+    It knows its phases (`phase_names`), voltage [kV] and `k_max` [1/Å]; `record` says how it was
+    trained. Raises InputError when there is no such model, or the folder is not a readable model.
     """
     folder = Path(name)
     if not folder.is_dir():

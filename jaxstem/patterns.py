@@ -17,7 +17,7 @@ background lie within a disk, and how often chance alone would do the same:
    is a normal deviate where there is no disk, from many counts down to few, where the usual
    (N - M) / sqrt(M) is not (W. Cash, Astrophys. J. 228 (1979) 939). Z is divided by its own local
    spread where that exceeds 1: thermal diffuse scattering is rougher than counting. N is found for
-   all pixels at once by Fourier transforms.
+   all pixels at once, pixel by pixel of a small T and by Fourier transforms for a wide one.
 4. *Maxima* of Z above a threshold that the wanted number of false disks sets.
 5. *Fit.* About each maximum the expected counts are b + A T(x - x0) (1 + s·(x - x0)): amplitude,
    position and a slope s across the disk, since the excitation error and with it the brightness
@@ -26,9 +26,9 @@ background lie within a disk, and how often chance alone would do the same:
    ones. The disk's counts are A ∫T.
 
 Shapes: `B` patterns of `H` × `W` pixels, `h` × `w` blocks, `K` disks a pattern at most, `D` disks
-fitted at a time, `P` pixels about each. Lengths in detector pixels, axis 0 first. Everything here
-is one compiled program, `detect_patterns`; its constants come in a `Plan`, which `jaxstem.probe`
-estimates from the data.
+fitted at a time, `P` pixels about each. Lengths in detector pixels, axis 0 first. The steps
+are compiled programs, which `detect_patterns` runs; their constants come in a `Plan`, which
+`jaxstem.probe` estimates from the data.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ counts about a bright disk's edge from deciding where the disk is."""
 
 hold = jax.lax.optimization_barrier
 
+WIDEST_SUM = 9
+"""Width [px] of an aperture's image up to which its pixels are summed one by one, which is then
+faster than Fourier transforms."""
+
 FAINTEST = 1e-3
 """Background [counts a pixel] below which nothing is believed to be."""
 
@@ -58,12 +62,13 @@ FAINTEST = 1e-3
 class Plan(NamedTuple):
     """Constants of the detection, estimated by `make_plan`.
 
-    kernel: Fourier transform of the aperture's image about pixel (0, 0), conjugated; probe: T(r),
+    kernel: the aperture's image T on its own few pixels, or, where it is wide (`WIDEST_SUM`), the
+    conjugated Fourier transform of T about pixel (0, 0) of the whole detector; probe: T(r),
     background: b(r) [counts], blurred: Σ T b about r, all three on radii `TABLE_STEP` apart; good:
-    pixels to use; centre: mean place of the beam [px]; rows, columns: linear interpolation
-    from blocks to pixels; smooth_rows, smooth_columns: blurs of blocks for the background,
-    rough_rows, rough_columns: for the local spread; area: ∫T [px]; power:
-    Σ T² [px]; gain: stored numbers per electron; threshold: smallest significance.
+    pixels to use; centre: mean place of the beam [px]; columns: linear interpolation from blocks to
+    pixels along a row; smooth_rows, smooth_columns: blurs of blocks for the background, rough_rows,
+    rough_columns: for the local spread; area: ∫T [px]; power: Σ T² [px]; gain: stored numbers per
+    electron; threshold: smallest significance.
     """
 
     kernel: Array
@@ -72,7 +77,6 @@ class Plan(NamedTuple):
     blurred: Float[Array, " R"]
     good: Bool[Array, "H W"]
     centre: Float[Array, " 2"]
-    rows: Float[Array, "H h"]
     columns: Float[Array, "W w"]
     smooth_rows: Float[Array, "h h"]
     smooth_columns: Float[Array, "w w"]
@@ -85,7 +89,7 @@ class Plan(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What fixes the shapes of the compiled program; lengths in pixels."""
+    """What fixes the shapes of the compiled programs; lengths in pixels."""
 
     reach: float
     block: int
@@ -117,48 +121,96 @@ class Found(NamedTuple):
     origin: Float[Array, "B 2"]
 
 
-@functools.partial(jax.jit, static_argnames="layout")
 def detect_patterns(patterns: Num[Array, "B H W"], plan: Plan, layout: Layout) -> Found:
     """All disks of a batch of patterns, the five steps of the module's docstring.
 
-    Pixels that are not finite count as dead.
+    Pixels that are not finite count as dead. Each step is compiled on its own: what one hands to
+    the next is then computed once, where XLA on a CPU would compute it anew for each use.
     """
-    _, height, width = patterns.shape
+    counts, good, summed = _summed(patterns, plan, layout)
+    origin, base, expected, blocks, factor = _expected(counts, summed, good, plan, layout)
+    z = _significance(counts, summed, good, expected, plan, layout)
+    row, column, strength, mask, factor = _peaks(z, good, blocks, factor, plan, layout)
+    fitted = _fitted(counts, base, factor, good, (row, column, mask), plan, layout)
+    return Found(*fitted, strength, mask, origin)
+
+
+_step = functools.partial(jax.jit, static_argnames="layout")
+
+
+@_step
+def _summed(patterns, plan, layout):
+    """Electrons, the pixels to use, and sums over the aperture."""
     counts = patterns.astype(jnp.float32) / plan.gain
     good = plan.good
-    all_good = layout.all_good and jnp.issubdtype(patterns.dtype, jnp.integer)
-    if not all_good:
+    if not (layout.all_good and jnp.issubdtype(patterns.dtype, jnp.integer)):
         good = good & jnp.isfinite(counts)
         counts = jnp.where(good, counts, 0.0)
-    summed = correlate(counts, plan.kernel)
+    return counts, good, correlate(counts, plan.kernel)
+
+
+@_step
+def _expected(counts, summed, good, plan, layout):
+    """Origin; background of the mean pattern about it; what it and its sum over the aperture are
+    here; counts and background of the blocks, and the factor between them."""
+    _, height, width = counts.shape
     if layout.fixed_origin:
         origin = jnp.broadcast_to(plan.centre, (len(counts), 2))
     else:
         origin = locate_beam(counts, summed, good, plan, layout)
-
     centre = jnp.nan_to_num(origin, nan=0.0) + jnp.isnan(origin) * plan.centre
     radius = jnp.sqrt(
         (jnp.arange(height)[:, None] - centre[:, :1, None]) ** 2
         + (jnp.arange(width) - centre[:, 1:, None]) ** 2
     )
     place = jnp.minimum((radius / TABLE_STEP + 0.5).astype(jnp.int32), len(plan.background) - 1)
-    # barriers: what several later steps use is computed once
-    base, blurred = hold((plan.background[place], plan.blurred[place]))
+    base, blurred = plan.background[place], plan.blurred[place]
     blocks = pool(counts, layout.block), pool(base * good, layout.block)
     factor = scale_background(*blocks, plan)
-    pixels = spread(factor, plan.rows, plan.columns)
-    if not all_good:
-        summed = correlate(jnp.where(good, counts, pixels * base), plan.kernel)
-    z = hold(significance(summed, pixels * blurred, plan))
+    pixels = to_pixels(factor, plan.columns, height, layout.block)
+    return origin, base, (pixels * base, pixels * blurred), blocks, factor
+
+
+@_step
+def _significance(counts, summed, good, expected, plan, layout):
+    """Z of all pixels; where some are dead their expected counts stand in for them."""
+    if good.ndim == 3 or not layout.all_good:
+        summed = correlate(jnp.where(good, counts, expected[0]), plan.kernel)
+    return significance(summed, expected[1], plan)
+
+
+@_step
+def _peaks(z, good, blocks, factor, plan, layout):
+    """Maxima of Z, and the factor once more without the blocks that they cover."""
     row, column, strength, mask = maxima(z, good, plan, layout)
-    factor = improve_background(*blocks, factor, ~covered(row, column, mask, layout), plan)
-    fitted = fit_all(counts, base, factor, good, (row, column, mask), plan, layout)
-    return Found(*fitted, strength, mask, origin)
+    free = ~covered(row, column, mask, layout)
+    return row, column, strength, mask, improve_background(*blocks, factor, free, plan)
+
+
+@_step
+def _fitted(counts, base, factor, good, peaks, plan, layout):
+    """Row, column, counts and their standard deviation of each peak's disk."""
+    return fit_all(counts, base, factor, good, peaks, plan, layout)
 
 
 def correlate(images: Float[Array, "B H W"], kernel: Array) -> Float[Array, "B H W"]:
-    """Sum of the counts under the aperture's image about each pixel (the edges wrap around)."""
-    return jnp.fft.irfft2(jnp.fft.rfft2(images) * kernel, s=images.shape[-2:])
+    """Sum of the counts under the aperture's image about each pixel, by `kernel` of the `Plan`.
+
+    Of the pixels beyond the edges nothing is known: the sums near them mean nothing.
+    """
+    if jnp.iscomplexobj(kernel):
+        return jnp.fft.irfft2(jnp.fft.rfft2(images) * kernel, s=images.shape[-2:])
+    _, height, width = images.shape
+    reach = len(kernel) // 2
+    padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach)))
+    shifted = lambda d: padded[..., reach + d : reach + d + width]  # noqa: E731
+    # T is the same on both sides of the middle column
+    columns = [shifted(0)] + [shifted(-d) + shifted(d) for d in range(1, reach + 1)]
+    return sum(
+        kernel[i, reach + d] * columns[d][:, i : i + height]
+        for i in range(2 * reach + 1)
+        for d in range(reach + 1)
+    )
 
 
 def pool(images: Float[Array, "B H W"], block: int) -> Float[Array, "B h w"]:
@@ -177,6 +229,20 @@ def spread(
     n, h, w = blocks.shape
     blocks = (blocks.reshape(n * h, w) @ columns.T).reshape(n, h, -1)
     return jax.vmap(lambda x: rows @ x)(blocks)
+
+
+def to_pixels(
+    blocks: Float[Array, "B h w"], columns: Float[Array, "W w"], height: int, block: int
+) -> Float[Array, "B H W"]:
+    """Linear interpolation from the middles of blocks to pixels, constant outside; `columns` does
+    it along the rows."""
+    n, h, w = blocks.shape
+    own = (blocks.reshape(n * h, w) @ columns.T).reshape(n, h, -1)
+    above = jnp.concatenate([own[:, :1], own[:, :-1]], 1)
+    below = jnp.concatenate([own[:, 1:], own[:, -1:]], 1)
+    from_middle = (np.arange(block) + 0.5) / block - 0.5
+    lines = [own + abs(d) * ((above if d < 0 else below) - own) for d in from_middle.tolist()]
+    return jnp.stack(lines, 2).reshape(n, h * block, -1)[:, :height]
 
 
 def scale_background(
@@ -243,10 +309,11 @@ def local_spread(
 ) -> Float[Array, "B h w"]:
     """Standard deviation of `z` about each block, at least 1; what may be disks is left out."""
     used = used & (z < 3.0)
-    n = len(z)
-    both = jnp.concatenate([jnp.where(used, z * z, 0.0), used.astype(jnp.float32)])
-    both = spread(pool(both, layout.block), plan.rough_rows, plan.rough_columns)
-    return jnp.sqrt(jnp.maximum(both[:n] / jnp.maximum(both[n:], 1e-3), 1.0))
+    squares = pool(jnp.where(used, z * z, 0.0), layout.block)
+    number = pool(used.astype(jnp.float32), layout.block)
+    both = spread(jnp.concatenate([squares, number]), plan.rough_rows, plan.rough_columns)
+    squares, number = jnp.split(both, 2)
+    return jnp.sqrt(jnp.maximum(squares / jnp.maximum(number, 1e-3), 1.0))
 
 
 def interior(shape: tuple[int, int], layout: Layout) -> Bool[Array, "H W"]:
@@ -268,11 +335,12 @@ def maxima(
     used = jnp.broadcast_to(interior((height, width), layout) & good, z.shape)
     relative = local_spread(z, used, plan, layout)
     z = jnp.where(used, z, 0.0)
-    z = hold(jnp.where(z >= around(z), z, 0.0))
+    z = jnp.where(z >= around(z), z, 0.0)
     h, w = relative.shape[1:]
     z = jnp.pad(z, ((0, 0), (0, h * block - height), (0, w * block - width)))
+    highest = functools.reduce(jnp.maximum, [z[:, i::block] for i in range(block)])
+    highest = functools.reduce(jnp.maximum, [highest[..., i::block] for i in range(block)])
     z = z.reshape(n, h, block, w, block)
-    highest = z.reshape(n, h, block, w * block).max(2).reshape(n, h, w, block).max(3)
     strength = (highest / relative).reshape(n, h * w)
     strength, number = jax.lax.top_k(strength, min(layout.n_disks, h * w))
     mask = strength > plan.threshold
@@ -288,8 +356,9 @@ def maxima(
 
 def around(z: Float[Array, "B H W"]) -> Float[Array, "B H W"]:
     """Largest of each pixel and its eight neighbours."""
-    z = jnp.pad(z, ((0, 0), (1, 1), (1, 1)))
+    z = jnp.pad(z, ((0, 0), (1, 1), (0, 0)))
     z = jnp.maximum(jnp.maximum(z[:, :-2], z[:, 1:-1]), z[:, 2:])
+    z = jnp.pad(z, ((0, 0), (0, 0), (1, 1)))
     return jnp.maximum(jnp.maximum(z[..., :-2], z[..., 1:-1]), z[..., 2:])
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 from PIL import Image
 from scipy import ndimage
 
 from jaxstem.errors import InputError
-from jaxstem.patterns import FAINTEST, TABLE_STEP, Layout, Plan
+from jaxstem.patterns import FAINTEST, TABLE_STEP, WIDEST_SUM, Layout, Plan
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class DetectConfig:
     [px]; background_scale, roughness_scale: standard deviations of the blurs that estimate
     background and local spread [px]; structure: fit a slope across disks; gain: stored numbers per
     electron; pixel_size [1/Å] instead of the file's; n_disks: most disks a pattern, more where
-    that is not enough; chunk: patterns at a time (default: 16 on a CPU, whose caches they fill, 512
+    that is not enough; chunk: patterns at a time (default: 32 on a CPU, whose caches they fill, 512
     elsewhere); n_sample: patterns for the estimates.
     """
 
@@ -146,11 +146,11 @@ def make_plan(
     blocks = [block * (np.arange(-(-n // block)) + 0.5) - 0.5 for n in shape]
     blur = lambda to, by, scale: np.exp(-0.5 * ((to[:, None] - by) / scale) ** 2)  # noqa: E731
     plan = Plan(
-        jnp.asarray(np.fft.rfft2(kernel).conj(), jnp.complex64),
+        _kernel(kernel),
         *(jnp.asarray(x, jnp.float32) for x in (table, background, blurred)),
         jnp.asarray(good),
         jnp.asarray(centre, jnp.float32),
-        *(jnp.asarray(_interpolation(n, block), jnp.float32) for n in shape),
+        jnp.asarray(_interpolation(shape[1], block), jnp.float32),
         *(jnp.asarray(blur(b, b, smooth), jnp.float32) for b in blocks),
         *(jnp.asarray(blur(b, b, rough), jnp.float32) for b in blocks),
         *(jnp.asarray(x, jnp.float32) for x in (area, power, gain, threshold)),
@@ -186,6 +186,15 @@ def false_alarm_threshold(rate: float, kernel: Float[np.ndarray, "H W"], n_pixel
     level = np.linspace(2.0, 12.0, 10001)
     above = density * level * np.exp(-(level**2) / 2)
     return float(level[np.argmax(above < rate)])
+
+
+def _kernel(image: Float[np.ndarray, "H W"]) -> Array:
+    """`Plan.kernel` of the aperture's image about pixel (0, 0)."""
+    reach = int(np.flatnonzero(image[0, : image.shape[1] // 2]).max())
+    width = 2 * reach + 1
+    if width > WIDEST_SUM:
+        return jnp.asarray(np.fft.rfft2(image).conj(), jnp.complex64)
+    return jnp.asarray(np.roll(image, reach, (0, 1))[:width, :width], jnp.float32)
 
 
 def _interpolation(n: int, block: int) -> Float[np.ndarray, "n blocks"]:
@@ -333,8 +342,12 @@ def _radial_profile(images, centres, limit: float):
     step = 0.2
     n = int(limit / step)
     total, number = np.zeros(n), np.zeros(n)
-    rows, columns = np.indices(images.shape[1:])
-    for image, (row, column) in zip(images, centres, strict=True):
+    for whole, centre in zip(images, centres, strict=True):
+        first = np.maximum(np.floor(centre - limit), 0).astype(int)
+        last = np.ceil(centre + limit).astype(int) + 1
+        image = whole[first[0] : last[0], first[1] : last[1]]
+        row, column = centre - first
+        rows, columns = np.indices(image.shape)
         r = np.hypot(rows - row, columns - column)
         near = r < n * step - 1e-6
         place = (r[near] / step).astype(int)
@@ -354,13 +367,13 @@ def _radial_background(patterns, origins, good, inner: float, cell: float):
     n_rings = int(np.hypot(*good.shape)) + 2
     n_sectors = np.clip(2 * np.pi * np.arange(n_rings) / cell, 4, 64).astype(int)
     first = np.concatenate([[0], np.cumsum(n_sectors)])
-    rows, columns = np.indices(good.shape)
+    rows, columns = (x[good].astype(np.float32) for x in np.indices(good.shape))
+    centre = origins.mean(0)
+    turn = (np.arctan2(columns - centre[1], rows - centre[0]) / (2 * np.pi) + 0.5) * (1 - 1e-6)
     counts, areas = [], []
-    for pattern, (row, column) in zip(patterns, origins, strict=True):
-        dr, dc = (rows - row)[good], (columns - column)[good]
-        ring = np.hypot(dr, dc).astype(int)
-        turn = np.arctan2(dc, dr) / (2 * np.pi) + 0.5
-        sector = first[ring] + np.minimum((turn * n_sectors[ring]).astype(int), n_sectors[ring] - 1)
+    for pattern, (row, column) in zip(patterns, origins.astype(np.float32), strict=True):
+        ring = np.sqrt((rows - row) ** 2 + (columns - column) ** 2).astype(int)
+        sector = first[ring] + (turn * n_sectors[ring]).astype(int)
         counts.append(np.bincount(sector, pattern[good], first[-1]))
         areas.append(np.bincount(sector, minlength=first[-1]))
     counts, areas = np.array(counts), np.array(areas, float)

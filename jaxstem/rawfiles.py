@@ -294,9 +294,9 @@ def _empad_xml(path: Path) -> Path:
     except FileNotFoundError:
         found = None
     text = xml.read_text(errors="replace")
-    match = re.search(r"<raw_file[^>]*filename=['\"]([^'\"]+)['\"]", text)
+    match = re.search(r"<raw_file[^>]*filename=['\"]([^'\"\n\r\v\f]+)['\"]", text)
     raw = xml.parent / match.group(1) if match else path.with_suffix(".raw")
-    if not raw.exists():
+    if not raw.is_file():
         raise InputError(f"{xml}: its data {raw.name} is missing; put it beside the .xml.")
     if found is not None:
         expected = int(np.prod(found["data"].shape[:-2]))

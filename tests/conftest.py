@@ -35,14 +35,14 @@ def quick_compile():
 @pytest.fixture(scope="module")
 def light_acquisition():
     """Training patterns with jitter and cropping only, for programs that compile sooner."""
-    from jaxstem import train
+    from jaxstem import training
     from jaxstem.acquisition import jitter_positions, keep_strongest
 
     def acquire(key, disks, config, n_disks, k_max):
         return keep_strongest(jitter_positions(key, disks, 0.01), n_disks, k_max)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "acquire", acquire)
+        patch.setattr(training, "acquire", acquire)
         yield
 
 
@@ -100,7 +100,7 @@ def tables(copper):
 def tiny():
     """Training settings that compile in seconds: two-beam patterns, no templates or false disks."""
     from jaxstem.acquisition import Acquisition
-    from jaxstem.train import TrainConfig
+    from jaxstem.training import TrainConfig
     from jaxstem.transformer import ModelConfig
 
     network = ModelConfig(

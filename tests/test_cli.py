@@ -19,7 +19,20 @@ import h5py
 import numpy as np
 import pytest
 
-from jaxstem import __version__, cli, demo, infer, io, mapping, maps, model, so3, train
+from jaxstem import (
+    __version__,
+    cli,
+    console,
+    demo,
+    doctor,
+    infer,
+    io,
+    mapping,
+    maps,
+    model,
+    so3,
+    training,
+)
 from jaxstem.acquisition import CLEAN
 from jaxstem.crystal import operations
 from jaxstem.library import LibraryConfig
@@ -31,6 +44,8 @@ CALIBRATION = "datacube_root/metadatabundle/calibration"
 DISKS = "datacube_root/braggvectors/_v_uncal/data"
 SHAPE = (3, 4)
 EMPTY = (1, 2)
+RECORD = {"total_steps": 1, "seconds": 1, "devices": "1", "config": {"batch": 1}}
+RECORD["validation"] = {"val_median_deg": 1}
 SMALL = ModelConfig(width=16, blocks=1, heads=2, feedforward=16, n_disks=8, templates=False)
 
 
@@ -85,8 +100,10 @@ def trained(tmp_path_factory):
         library = LibraryConfig(
             n_axes=300, n_beams=32, n_weak=40, beam_k_max=2.0, convergence_mrad=0
         )
-        config = train.TrainConfig(model=SMALL, acquisition=CLEAN, library=library, n_validation=32)
-        patch.setattr(train, "preset", lambda name: config)
+        config = training.TrainConfig(
+            model=SMALL, acquisition=CLEAN, library=library, n_validation=32
+        )
+        patch.setattr(training, "preset", lambda name: config)
         assert cli.main([*argv, "--k-max", "1.5", "--spacing-deg", "20", "--seed", "5"]) == 0
     return folder
 
@@ -197,6 +214,151 @@ def test_help_and_mistyped_options_need_no_jax():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_settings_files_may_hold_every_option(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(command, "--help") == 0
+    told = set(re.findall(r"^. --([a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    told = {name for name in told if not name.startswith("no-")}
+    known = set(console.option_defaults(cli.COMMANDS[command]))
+    assert known == told - {"help", "config"}
+    assert command == "doctor" or {"quiet", "json"} <= known
+
+
+def test_settings_come_from_files_where_none_are_typed(tmp_path):
+    first, second = tmp_path / "a.toml", tmp_path / "b.toml"
+    first.write_text(
+        "least_confidence = 0.25\nfigure = false\noverwrite = true\nquiet = false\n"
+        'refine = "full"\nrotation-deg = -12.5\nscan_shape = [64, 32]\ncif = []\n'
+    )
+    second.write_text('model = "cu"\nrotation_deg = 3\n')
+    words = ["map", "s.h5", f"--config={first}", "--refine", "none", "--config", str(second)]
+    assert console.expanded([*words, "--out", "m.h5"], cli.COMMANDS) == [
+        *["map", "s.h5", "--refine", "none", "--out", "m.h5", "--least-confidence", "0.25"],
+        *["--no-figure", "--overwrite", "--rotation-deg", "3", "--scan-shape", "64", "32"],
+        *["--cif", "--model", "cu"],
+    ]
+    typed = ["map", "s.h5", "--figure", "--least_confidence=0.5", "--config", str(first)]
+    found = console.expanded(typed, cli.COMMANDS)
+    assert found[:4] == typed[:4] and not {"--no-figure", "--least-confidence"} & set(found)
+
+
+def test_a_map_stores_the_settings_of_its_files(trained, here, answers, capsys):
+    (here / "mine.toml").write_text(f"model = {json.dumps(str(trained))}\nfigure = false\n")
+    assert run("map", "scan.h5", "--config", "mine.toml", "--out", "map.h5", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    command = io.read_map("map.h5").attributes["command"]
+    assert command == f"jaxstem map scan.h5 --out map.h5 --quiet --model {trained} --no-figure"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("modle = 'cu'", ["modle", "map", "'model'"]),
+        ("least_confidense = 0.5", ["least_confidense", "'least-confidence'"]),
+        ("scan = 's.h5'", ["'scan'", "no option"]),
+        ("config = 'other.toml'", ["'config'", "no option"]),
+        ("model = ", ["not TOML"]),
+        ("[map]\nmodel = 'cu'", ["'map'", "no option"]),
+        ("model = {a = 1}", ["'model'", "no value"]),
+        ("figure = 'no'", ["'figure'", "true or false"]),
+        ("voltage_kv = true", ["'voltage_kv'", "true"]),
+        (None, ["No such file"]),
+    ],
+)
+def test_unusable_settings_files_are_refused(text, words, here, capsys):
+    if text is not None:
+        (here / "mine.toml").write_text(text)
+    argv = ["map", "scan.h5", "--out", "map.h5", "--config", "mine.toml"]
+    assert_refused(argv, here, capsys, "mine.toml", *words)
+
+
+def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(trained, here, answers, capsys):
+    write_truth(here / "truth.h5")
+    commands = {
+        "map": (["scan.h5", "--model", trained], "map.h5"),
+        "convert": (["scan.h5"], "disks.csv"),
+        "export": (["map.h5"], "map.npy"),
+        "report": (["map.h5"], "map.html"),
+    }
+    found = {}
+    for name, (argv, out) in commands.items():
+        assert run(name, *argv, "--out", out, "--json") == 0
+        found[name] = json.loads(capsys.readouterr().out)
+        assert found[name]["command"] == name and found[name]["seconds"] >= 0
+        assert found[name]["files"][0] == out and all(map(os.path.exists, found[name]["files"]))
+        assert run(name, *argv, "--out", out, "--quiet", "--overwrite") == 0
+        assert capsys.readouterr().out == ""
+    answer, _ = answers
+    assigned = answer.phase >= 0
+    assert found["map"]["phases"] == {"Cu": assigned.sum()}
+    assert found["map"]["confidence_median"] == pytest.approx(
+        np.median(answer.confidence[assigned])
+    )
+    assert found["convert"]["disks"] == len(io.read_disks("scan.h5").qx)
+    evaluate = ["evaluate", "map.h5", "--truth", "truth.h5", "--json"]
+    assert run(*evaluate) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["phase"] == "Cu"
+
+
+def test_disks_become_csv_and_come_back(here, capsys):
+    assert run("convert", "scan.h5", "--out", "disks.csv") == 0
+    assert run("convert", "disks.csv", "--out", "disks.h5") == 0
+    before, after = io.read_disks("scan.h5"), cli.Reading().opened(Path("disks.h5")).read(0, 3)
+    np.testing.assert_array_equal(after.offsets, before.offsets)
+    np.testing.assert_allclose(after.qx, before.qx, atol=1e-6)
+    assert_refused(
+        ["convert", "scan.h5", "--out", "disks.csv"], here, capsys, "disks.csv", "exists"
+    )
+
+
+def test_nobody_reading_ends_a_command_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxstem", "--version"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert done.returncode == cli.CUT_OFF and done.stderr == b""
+
+
+def test_the_doctor_tells_what_there_is(capsys):
+    import jax
+
+    assert run("doctor") == 0
+    out = capsys.readouterr().out
+    for told in (__version__, jax.__version__, *model.packaged_models(), "300 kV"):
+        assert told in out
+    assert out.count("cpu") >= len(jax.devices())
+    assert out.splitlines()[-2] == "" and out.splitlines()[-1].strip()
+    assert run("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["advice"] == out.splitlines()[-1]
+
+
+def test_the_doctor_knows_what_to_do(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    cpu, gpu = {"platform": "cpu"}, {"platform": "gpu"}
+    cache = {"compiled programs": {"folder": "/c", "writable": True}}
+    well = {"devices": [gpu], "device_error": None, "gpu_present": "NVIDIA", "models": {"cu": {}}}
+    well["caches"] = cache
+    assert doctor.advice(well) == "All is well."
+    assert "requirements-gpu.txt" in doctor.advice({**well, "devices": [cpu]})
+    assert "processor" in doctor.advice({**well, "devices": [cpu], "gpu_present": None})
+    assert "install" in doctor.advice({**well, "models": {}})
+    assert "broke" in doctor.advice({**well, "devices": [], "device_error": "it broke"})
+    cache["compiled programs"]["writable"] = False
+    assert "JAX_COMPILATION_CACHE_DIR" in doctor.advice(well)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert "JAX_PLATFORMS" in doctor.advice({**well, "devices": [cpu]})
+
+
+def test_a_broken_jax_does_not_upset_the_doctor(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonesuch")
+    done = run_process("doctor")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "JAX_PLATFORMS" in done.stdout.splitlines()[-1]
+
+
 def test_version(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"jaxstem {__version__}\n"
@@ -241,10 +403,9 @@ def test_training_options_reach_the_training(options, expected, tmp_path, monkey
 
     def remember(materials, config, out, **rest):
         asked.append((*materials, config, out))
-        record = dict(total_steps=1, seconds=1, devices="1", validation=dict(val_median_deg=1))
-        return model.Model(config.model, materials, None, record)
+        return model.Model(config.model, materials, None, RECORD)
 
-    monkeypatch.setattr(train, "train", remember)
+    monkeypatch.setattr(training, "train", remember)
     assert run("train", "--cif", CIF, "--out", tmp_path / "m", *options) == 0
     material, config, out = asked.pop()
     assert out == tmp_path / "m"
@@ -342,10 +503,9 @@ def test_several_cifs_are_the_phases_of_one_model(tmp_path, monkeypatch, capsys)
 
     def remember(materials, config, out, **rest):
         asked.append(materials)
-        record = dict(total_steps=1, seconds=1, devices="1", validation=dict(val_median_deg=1))
-        return model.Model(config.model, tuple(materials), None, record)
+        return model.Model(config.model, tuple(materials), None, RECORD)
 
-    monkeypatch.setattr(train, "train", remember)
+    monkeypatch.setattr(training, "train", remember)
     cifs = [FIXTURES / f"{name}.cif" for name in ("Cu2O", "Mg", "Cu")]
     assert run("train", "--cif", *cifs, "--out", tmp_path / "m", "--spacing-deg", "20") == 0
     (materials,) = asked
@@ -513,7 +673,7 @@ def test_unusable_options_of_map_are_refused(changes, words, trained, here, caps
         (["--voltage-kv", "-300"], ["--voltage-kv"]),
         (["--minutes", "0"], ["--minutes"]),
         (["--steps", "0"], ["--steps"]),
-        (["--batch", "33"], ["--batch", "33"]),
+        (["--batch", "33"], ["batch", "33"]),
         (["--spacing-deg", "0"], ["--spacing-deg"]),
         (["--out", "finished"], ["finished", "--overwrite"]),
         (["--out", "scan.h5"], ["scan.h5", "file"]),

@@ -5,24 +5,31 @@ The patterns are disks integrated over pixels on a finer grid, a background that
 radius, and Poisson counts: none of it made by the code under test.
 """
 
+import itertools
+import weakref
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
+from jaxstem import disks
 from jaxstem.cubes import cube_from_array
 from jaxstem.disks import (
     calibrated,
     detect_disks,
     find_disks,
     smooth_origin,
+    stream_disks,
     write_bragg,
 )
 from jaxstem.errors import InputError
 from jaxstem.io import read_disks
 from jaxstem.parallel import make_mesh
-from jaxstem.patterns import Layout, detect_patterns
+from jaxstem.patterns import Found, Layout, correlate, detect_patterns
 from jaxstem.probe import DetectConfig, false_alarm_threshold, make_plan, read_mask
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -201,6 +208,22 @@ def test_thresholds_rise_with_what_they_allow():
     assert level(0.01, 4, 1e4) < level(0.01, 2, 1e4) < level(0.01, 2, 1e5)
 
 
+def test_sums_over_small_and_wide_apertures(rng):
+    """Both ways to sum the counts under an aperture, against a convolution."""
+    counts = rng.poisson(5.0, (2, SIZE, SIZE)).astype(np.uint16)
+    beam = disk_image(CENTRE, 1e4)
+    for radius, wide in ((RADIUS, False), (6.0, True)):
+        config = DetectConfig(radius=radius, edge=1.2, search=3)
+        plan, _ = make_plan(counts + beam.astype(np.uint16), config)
+        assert np.iscomplexobj(plan.kernel) == wide
+        summed = np.asarray(correlate(jnp.asarray(counts, jnp.float32), plan.kernel))
+        line = np.arange(-8, 9)
+        weights = np.clip((radius - np.hypot(line[:, None], line)) / 1.2 + 0.5, 0, 1)
+        expected = [ndimage.correlate(x.astype(float), weights) for x in counts]
+        inner = np.s_[:, 9:-9, 9:-9]
+        np.testing.assert_allclose(summed[inner], np.array(expected)[inner], rtol=2e-3)
+
+
 def test_patterns_without_counts(crowd):
     patterns, *_ = crowd
     plan, layout = make_plan(patterns, CONFIG)
@@ -330,17 +353,17 @@ def cube(crowd):
     return cube_from_array(patterns.reshape(4, 8, SIZE, SIZE), scan_step=2.0)
 
 
-def test_a_scan_on_one_device_and_on_eight(cube, crowd):
-    config = DetectConfig(**vars(CONFIG) | {"chunk": 16})
+def test_a_scan_on_one_device_and_on_eight(crowd):
+    patterns, *_, found = crowd
+    cube = cube_from_array(np.concatenate([patterns, patterns]).reshape(8, 8, SIZE, SIZE))
     seen = []
-    one = find_disks(cube, config, progress=lambda *x: seen.append(x))
-    assert seen == [(16, 32), (32, 32)]
-    eight = find_disks(cube, config, make_mesh())
+    one = find_disks(cube, CONFIG, progress=lambda *x: seen.append(x))
+    assert seen == [(32, 64), (64, 64)]
+    eight = find_disks(cube, CONFIG, make_mesh())
     np.testing.assert_array_equal(one.offsets, eight.offsets)
     for name in ("row", "column", "counts", "sigma", "significance"):
         np.testing.assert_allclose(getattr(one, name), getattr(eight, name), rtol=2e-3, atol=2e-3)
-    found = crowd[-1]
-    assert len(one.row) == found.mask.sum()
+    assert abs(len(one.row) - 2 * found.mask.sum()) <= 2
 
 
 def test_more_disks_than_expected_are_all_found(cube):
@@ -368,6 +391,58 @@ def test_calibrated_disks_survive_a_file(cube, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         write_bragg(path, found, pixel_size=0.03)
     write_bragg(path, found, pixel_size=0.03, overwrite=True)
+
+
+@pytest.mark.parametrize("spoil", ["zero", "full", "nan", "negative", "constant"])
+def test_scans_that_hold_nothing_are_refused(rng, spoil):
+    """One sentence with the name of the scan, whatever the counts are."""
+    value = {"zero": 0, "full": 65535, "nan": np.nan, "negative": -1, "constant": 7}[spoil]
+    kind = np.uint16 if spoil in ("zero", "full", "constant") else np.float32
+    nothing = cube_from_array(np.full((2, 3, SIZE, SIZE), value, kind), source="scan.h5")
+    with pytest.raises(InputError, match=r"scan\.h5") as caught:
+        find_disks(nothing, CONFIG)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_a_saturated_beam_does_no_harm(crowd):
+    """The middle of the direct beam is at the largest number in every pattern."""
+    patterns, centres, weights, beams, _ = crowd
+    row, column = np.round(CENTRE).astype(int)
+    spoilt = patterns.copy()
+    spoilt[:, row - 1 : row + 2, column - 1 : column + 2] = 65535
+    found = detect(spoilt)
+    index = match(found, centres)
+    assert (index >= 0).mean() > 0.97
+    p, k = np.nonzero(index >= 0)
+    assert abs(np.median(found.counts[p, index[p, k]] / weights[p, k]) - 1) < 0.05
+    assert np.abs(found.origin - beams).max() < 0.5
+
+
+def test_a_scan_larger_than_memory_is_read_in_pieces(crowd, monkeypatch):
+    """Of a scan of 16 GB, whose patterns exist only when read, a few pieces are held at a time."""
+    patterns, *_ = crowd
+    alive, most = set(), []
+
+    def read(rows, columns):
+        shape = [len(range(*x.indices(n))) for x, n in ((rows, 2048), (columns, 1024))]
+        block = np.empty((*shape, SIZE, SIZE), np.uint16)
+        alive.add(id(block))
+        most.append(len(alive) * block.nbytes)
+        weakref.finalize(block, alive.discard, id(block))
+        return block
+
+    def search(batch, plan, layout):
+        fields = [np.zeros((len(batch), 4), np.float32)] * 5
+        return Found(*fields, np.eye(4, dtype=bool)[np.zeros(len(batch), int)], fields[0][:, :2])
+
+    monkeypatch.setattr(disks, "detect_patterns", search)
+    cube = replace(
+        cube_from_array(patterns.reshape(4, 8, SIZE, SIZE)), read=read, shape=(2048, 1024, 64, 64)
+    )
+    plan, layout = make_plan(patterns, CONFIG)
+    found = itertools.islice(stream_disks(cube, plan, layout, 256), 400)
+    assert sum(len(part.mask) for part in found) == 400 * 256
+    assert max(most) <= 16 * 256 * SIZE * SIZE * 2
 
 
 def test_noise_alone_is_refused(rng):

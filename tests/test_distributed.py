@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstem import checkpoint, parallel, train
+from jaxstem import checkpoint, parallel, training
 from jaxstem.acquisition import Acquisition, jitter_positions, keep_strongest
 from jaxstem.crystal import read_cif
 from jaxstem.errors import InputError
@@ -39,7 +39,7 @@ def light_acquisition(key, disks, config, n_disks, k_max):
 def train_tiny(out, mesh=None):
     """The run of every process here, from start to end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "acquire", light_acquisition)
+        patch.setattr(training, "acquire", light_acquisition)
         network = ModelConfig(
             width=16,
             blocks=0,
@@ -49,7 +49,7 @@ def train_tiny(out, mesh=None):
             spacing_deg=12.0,
             templates=False,
         )
-        config = train.TrainConfig(
+        config = training.TrainConfig(
             model=network,
             acquisition=Acquisition(false_rate=(0.0, 0.0), overlap=0.0),
             physics="two_beam",
@@ -60,12 +60,12 @@ def train_tiny(out, mesh=None):
         )
         copper = read_cif(Path(__file__).parent / "fixtures" / "Cu.cif")
         materials = [material(copper, 300.0, 1.5, 12.0, 0.0)]
-        return train.train(materials, config, out, mesh=mesh, progress=False)
+        return training.train(materials, config, out, mesh=mesh, progress=False)
 
 
 def after_step(number, act):
     """Call `act` after that step of the loop and all later ones."""
-    make_train_step = train.make_train_step
+    make_train_step = training.make_train_step
 
     def make(*arguments):
         step = make_train_step(*arguments)
@@ -78,7 +78,7 @@ def after_step(number, act):
 
         return stepped
 
-    train.make_train_step = make
+    training.make_train_step = make
 
 
 def kill():
@@ -122,7 +122,7 @@ def work(out, moment=""):
     MOMENTS[moment](out)
     try:
         train_tiny(out)
-    except train.Stopped as stop:
+    except training.Stopped as stop:
         print("stopped after", stop.step)
 
 
@@ -134,7 +134,7 @@ def start(out, moment="", devices=1, **variables):
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": os.pathsep.join([str(Path(train.__file__).parents[1]), *sys.path]),
+        "PYTHONPATH": os.pathsep.join([str(Path(training.__file__).parents[1]), *sys.path]),
     }
     return subprocess.Popen(
         [sys.executable, __file__, out, moment],
@@ -211,7 +211,7 @@ def compiled_once():
     """The runs of this process share their two programs."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("make_train_step", "make_validation"):
-            patch.setattr(train, name, only_once(getattr(train, name)))
+            patch.setattr(training, name, only_once(getattr(training, name)))
         yield
 
 

@@ -18,7 +18,7 @@ from jaxstem.crystal import operations
 from jaxstem.errors import InputError
 from jaxstem.grid import Label, joint_space, orientation_space, soft_labels
 from jaxstem.model import build_network
-from jaxstem.train import init_state, make_optimiser, make_sources, make_train_step
+from jaxstem.training import init_state, make_optimiser, make_sources, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "light_acquisition")
 

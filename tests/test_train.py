@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem import checkpoint, cli, parallel, train
+from jaxstem import checkpoint, cli, parallel, training
 from jaxstem.acquisition import CLEAN
 from jaxstem.errors import InputError
 from jaxstem.kinematic import two_beam
@@ -34,7 +34,7 @@ STEPS = 60
 def step_programs(quick_compile, light_acquisition):
     """The jitted training steps made in this module; settings that only the loop reads share one"""
     made = {}
-    make_train_step, make_validation = train.make_train_step, train.make_validation
+    make_train_step, make_validation = training.make_train_step, training.make_validation
 
     def memo(make, name, network, materials, config, *rest):
         shared = replace(config, steps=0, minutes=0.0, seed=0, physics="two_beam")
@@ -45,17 +45,19 @@ def step_programs(quick_compile, light_acquisition):
         return made[found]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_train_step", lambda *args: memo(make_train_step, "step", *args))
         patch.setattr(
-            train, "make_validation", lambda *args: memo(make_validation, "validation", *args)
+            training, "make_train_step", lambda *args: memo(make_train_step, "step", *args)
         )
-        patch.setattr(train, "init_state", memoised_init(train.init_state))
+        patch.setattr(
+            training, "make_validation", lambda *args: memo(make_validation, "validation", *args)
+        )
+        patch.setattr(training, "init_state", memoised_init(training.init_state))
         yield made
 
 
 def memoised_init(init_state):
     compiled = cache(lambda network, optimiser: jax.jit(partial(init_state, network, optimiser)))
-    optimisers = cache(lambda: train.make_optimiser(train.TrainConfig()))
+    optimisers = cache(lambda: training.make_optimiser(training.TrainConfig()))
     return lambda network, _, seed, total: compiled(network, optimisers())(seed, total)
 
 
@@ -72,7 +74,7 @@ def one_device():
 @pytest.fixture(scope="module")
 def go(copper, one_device):
     """`train` of the copper material on one device, without a bar."""
-    return lambda config, out, **options: train.train(
+    return lambda config, out, **options: training.train(
         [copper], config, out, **{"mesh": one_device, "progress": False} | options
     )
 
@@ -153,7 +155,7 @@ def test_resumed_run_is_the_uninterrupted_one(finished, go, config, tmp_path):
 @pytest.fixture
 def stopping(step_programs, monkeypatch):
     """Has this process send itself SIGTERM when a step of that number is done."""
-    make = train.make_train_step
+    make = training.make_train_step
 
     def after(number):
         def made(*arguments):
@@ -167,7 +169,7 @@ def stopping(step_programs, monkeypatch):
 
             return stepped
 
-        monkeypatch.setattr(train, "make_train_step", made)
+        monkeypatch.setattr(training, "make_train_step", made)
 
     return after
 
@@ -180,7 +182,7 @@ def test_a_stopped_run_resumes_as_the_uninterrupted_one(
     model, folder = finished
     before = signal.getsignal(signal.SIGTERM)
     stopping(number)
-    with pytest.raises(train.Stopped, match=f"step {number} of {STEPS}"):
+    with pytest.raises(training.Stopped, match=f"step {number} of {STEPS}"):
         go(config, tmp_path / "stopped")
     assert signal.getsignal(signal.SIGTERM) == before
     assert checkpointed(tmp_path / "stopped")[-1] == number
@@ -209,9 +211,9 @@ def test_training_in_a_thread_leaves_signals_alone(go, config, tmp_path):
 def test_the_command_says_how_to_resume(tmp_path, monkeypatch, capsys):
     def stopped(*args, **options):
         warnings.warn("a checkpoint is damaged", stacklevel=1)
-        raise train.Stopped(7, 20)
+        raise training.Stopped(7, 20)
 
-    monkeypatch.setattr(train, "train", stopped)
+    monkeypatch.setattr(training, "train", stopped)
     copper = Path(__file__).parent / "fixtures" / "Cu.cif"
     assert cli.main(["train", "--cif", str(copper), "--out", str(tmp_path / "model")]) == 143
     said = capsys.readouterr()
@@ -222,8 +224,8 @@ def test_the_command_says_how_to_resume(tmp_path, monkeypatch, capsys):
 
 def test_long_intervals_are_checkpointed_by_the_clock(go, config, tmp_path, monkeypatch):
     """Also between validations, and without a row of their own."""
-    monkeypatch.setattr(train, "LOOK", 3)
-    monkeypatch.setattr(train, "CHECKPOINT_MINUTES", 0.0)
+    monkeypatch.setattr(training, "LOOK", 3)
+    monkeypatch.setattr(training, "CHECKPOINT_MINUTES", 0.0)
     saved = []
     save = checkpoint.save
     monkeypatch.setattr(
@@ -234,7 +236,7 @@ def test_long_intervals_are_checkpointed_by_the_clock(go, config, tmp_path, monk
     go(replace(config, steps=STEPS), tmp_path / "clock", stop_after=13)
     assert saved == [3, 6, 9, 12, 13]
     assert [row["step"] for row in rows(tmp_path / "clock")] == [6, 12]
-    monkeypatch.setattr(train, "CHECKPOINT_MINUTES", 1e6)
+    monkeypatch.setattr(training, "CHECKPOINT_MINUTES", 1e6)
     go(replace(config, steps=STEPS), tmp_path / "clock", stop_after=20)
     assert saved[5:] == [18, 20]
 
@@ -292,34 +294,37 @@ def test_seed_decides_the_run(go, config, tmp_path):
 
 def test_minutes_become_steps(go, config, tmp_path, monkeypatch):
     timed = replace(config, steps=0, minutes=1.0)
-    monkeypatch.setattr(train, "seconds_per_step", lambda *_: 1e9)
+    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 1e9)
     go(timed, tmp_path / "slow", stop_after=1)
     assert json.loads((tmp_path / "slow" / "run.json").read_text())["total_steps"] == 20
-    monkeypatch.setattr(train, "seconds_per_step", lambda *_: 1e-3)
+    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 1e-3)
     go(timed, tmp_path / "fast", stop_after=1)
     total = json.loads((tmp_path / "fast" / "run.json").read_text())["total_steps"]
     assert 20_000 < total <= 58_200
     # a resumed run keeps the number that was found
-    monkeypatch.setattr(train, "seconds_per_step", lambda *_: 1e9)
+    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 1e9)
     go(timed, tmp_path / "fast", stop_after=2)
     assert json.loads((tmp_path / "fast" / "run.json").read_text())["total_steps"] == total
 
 
 def test_measured_time_runs_on_compiled_steps(copper, config, one_device, step_programs):
     """More minutes than the least of steps needs, as measured, and no second compilation."""
-    network, optimiser = train.build_network(config.model, [copper]), train.make_optimiser(config)
+    network, optimiser = (
+        training.build_network(config.model, [copper]),
+        training.make_optimiser(config),
+    )
     everywhere = jax.NamedSharding(one_device, parallel.REPLICATED)
-    source = jax.device_put(train.make_sources([copper], config), everywhere)
+    source = jax.device_put(training.make_sources([copper], config), everywhere)
     key = jax.device_put(jax.random.key(0), everywhere)
-    step = train.make_train_step(network, [copper], config, optimiser, one_device)
-    state = jax.device_put(train.init_state(network, optimiser, 0, 20), everywhere)
+    step = training.make_train_step(network, [copper], config, optimiser, one_device)
+    state = jax.device_put(training.init_state(network, optimiser, 0, 20), everywhere)
     calls = []
 
     def counted(state):
         calls.append(int(state.step))
         return step(state, key, source)
 
-    assert train.seconds_per_step(counted, state, n=3) > 0
+    assert training.seconds_per_step(counted, state, n=3) > 0
     assert calls == [0, 1, 2, 3]
 
 
@@ -337,8 +342,8 @@ def test_resume_on_eight_devices(go, config, copper, tmp_path, monkeypatch):
         seen.append(state)
         return state._replace(step=state.step + 1), jnp.zeros(())
 
-    monkeypatch.setattr(train, "make_train_step", lambda *_: step)
-    monkeypatch.setattr(train, "make_validation", lambda *_: lambda _: {"val_median_deg": 1.0})
+    monkeypatch.setattr(training, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(training, "make_validation", lambda *_: lambda _: {"val_median_deg": 1.0})
     short = replace(config, steps=4)
     go(short, tmp_path / "run", stop_after=2)
     go(short, tmp_path / "run", mesh=parallel.make_mesh(), stop_after=3)
@@ -357,7 +362,7 @@ def test_learning_rate_warms_up_and_falls(config):
     rate = (
         np.array(
             [
-                train.learning_rate(config, jnp.asarray(s), jnp.asarray(1000))
+                training.learning_rate(config, jnp.asarray(s), jnp.asarray(1000))
                 for s in (0, 24, 49, 50, 525, 999, 1000)
             ]
         )
@@ -369,15 +374,15 @@ def test_learning_rate_warms_up_and_falls(config):
 
 
 def test_presets():
-    paper = train.preset("paper")
+    paper = training.preset("paper")
     assert (paper.batch, paper.learning_rate) == (1024, 7e-5)
     assert paper.model.head == "matrix" and paper.loss_name == "geodesic"
-    assert train.preset("default").loss_name == "grid_cross_entropy"
+    assert training.preset("default").loss_name == "grid_cross_entropy"
 
 
 def test_patterns_belong_to_their_orientations(copper, config, key):
     """A pattern of the source is the two-beam pattern of the orientation that comes with it."""
-    (source,) = train.make_sources([copper], config).phases
+    (source,) = training.make_sources([copper], config).phases
     assert isinstance(source, TwoBeam)
     disks, orientation = jax.jit(lambda k: sample_pattern(k, source, 12))(key)
     low, high = np.exp(source.log_thickness)
@@ -402,18 +407,18 @@ def two(copper, crystals):
 
 def drawn(key, n, sources, no_crystal, overlap=0.0):
     """Positions before acquisition, of 12 disks where the source does not give more."""
-    config = train.TrainConfig(
-        model=ModelConfig(n_disks=12 - train.EXTRA_DISKS),
+    config = training.TrainConfig(
+        model=ModelConfig(n_disks=12 - training.EXTRA_DISKS),
         acquisition=replace(CLEAN, overlap=overlap),
         no_crystal=no_crystal,
     )
-    draw = jax.vmap(lambda k: train.draw_position(k, sources, config, 1.5))
+    draw = jax.vmap(lambda k: training.draw_position(k, sources, config, 1.5))
     disks, label = jax.jit(draw)(jax.random.split(key, n))
     return jax.tree.map(np.asarray, disks), np.asarray(label.phase), np.asarray(label.orientation)
 
 
 def test_every_phase_is_drawn_as_often_and_some_positions_are_empty(two, config, key):
-    disks, phase, orientation = drawn(key, 6000, train.make_sources(two, config), 0.2)
+    disks, phase, orientation = drawn(key, 6000, training.make_sources(two, config), 0.2)
     share = np.bincount(phase, minlength=3) / 6000
     np.testing.assert_allclose(share, [0.4, 0.4, 0.2], atol=0.035)
     # what is drawn of one phase does not depend on the phase
@@ -422,12 +427,12 @@ def test_every_phase_is_drawn_as_often_and_some_positions_are_empty(two, config,
     assert (disks.mask[phase < 2].sum(axis=1) == 12).all()
     in_vacuum = disks.mask[phase == 2].sum(axis=1)
     assert (in_vacuum == 0).any() and (in_vacuum >= 4).any()
-    assert in_vacuum.mean() == pytest.approx(train.MOST_IN_VACUUM / 2, abs=0.25)
+    assert in_vacuum.mean() == pytest.approx(training.MOST_IN_VACUUM / 2, abs=0.25)
 
 
 def test_disks_of_a_pattern_are_its_phases(two, config, key):
     """Each disk of a pattern lies on a reflection of the crystal and orientation in the label."""
-    disks, phase, orientation = drawn(key, 60, train.make_sources(two, config), 0.1)
+    disks, phase, orientation = drawn(key, 60, training.make_sources(two, config), 0.1)
     misfit = np.full((2, 60), np.inf)
     for p, m in enumerate(two):
         g_lab = np.asarray(m.reflectors().g) @ orientation
@@ -441,7 +446,7 @@ def test_disks_of_a_pattern_are_its_phases(two, config, key):
 
 def test_a_second_grain_leaves_the_label_to_the_first(two, config, key):
     """Its disks come on top, weaker; that they may be another phase's is the point."""
-    sources = train.make_sources(two, config)
+    sources = training.make_sources(two, config)
     pure, phase, orientation = drawn(key, 300, sources, 0.1)
     mixed, phase_mixed, orientation_mixed = drawn(key, 300, sources, 0.1, overlap=0.5)
     np.testing.assert_array_equal(phase, phase_mixed)
@@ -454,7 +459,7 @@ def test_a_second_grain_leaves_the_label_to_the_first(two, config, key):
 
 
 def test_without_empty_positions_none_is_drawn(two, config, key):
-    _, phase, _ = drawn(key, 500, train.make_sources(two, config), 0.0)
+    _, phase, _ = drawn(key, 500, training.make_sources(two, config), 0.0)
     assert set(phase) == {0, 1}
 
 
@@ -476,7 +481,7 @@ def test_libraries_of_two_phases_have_different_sizes(two, key):
         )
     n_axes = min(len(s.orientation) for s in sources)
     assert n_axes >= 20
-    disks, phase, _ = drawn(key, 200, train.Sources(tuple(sources), None), 0.0)
+    disks, phase, _ = drawn(key, 200, training.Sources(tuple(sources), None), 0.0)
     for p, n_beams in enumerate((16, 9)):
         assert (disks.mask[phase == p].sum(axis=1) == n_beams).all()
         of_phase = disks.intensity[phase == p][disks.mask[phase == p]]
@@ -486,20 +491,20 @@ def test_libraries_of_two_phases_have_different_sizes(two, key):
 def test_two_phases_train(two, config, tmp_path, one_device):
     config = replace(config, model=replace(config.model, blocks=0), learning_rate=1e-2)
     options = {"mesh": one_device, "progress": False}
-    model = train.train(two, config, tmp_path / "two", **options)
+    model = training.train(two, config, tmp_path / "two", **options)
     found = rows(tmp_path / "two")
     assert found[-1]["loss"] < found[0]["loss"] - 0.2
     assert found[-1]["val_right_phase"] > 0.6
     assert model.phase_names == load_model(tmp_path / "two").phase_names == ("Cu", "Mg")
     with pytest.raises(InputError, match="2 phases are called Cu"):
-        train.train([two[0], two[0]], config, tmp_path / "twins", **options)
+        training.train([two[0], two[0]], config, tmp_path / "twins", **options)
     assert not (tmp_path / "twins").exists()
 
 
 def test_nine_numbers_train_on_two_phases(two, config, tmp_path, one_device):
     network = replace(config.model, head="matrix", blocks=0)
     config = replace(config, model=network, steps=2)
-    model = train.train(two, config, tmp_path / "nine", mesh=one_device, progress=False)
+    model = training.train(two, config, tmp_path / "nine", mesh=one_device, progress=False)
     found = rows(tmp_path / "nine")
     assert 0 < found[-1]["loss"] < 0.9 * np.pi and 0 < found[-1]["val_median_deg"] <= 180
     assert load_model(tmp_path / "nine").network == model.network

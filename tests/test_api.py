@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The names of `jaxstem` itself: arrays in memory give what files give; the documented examples
+and the notebook run. Candidates are not verified here: that has tests of its own.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import matplotlib
+import numpy as np
+import pytest
+
+import jaxstem
+from jaxstem import api, cubes, demo, disks, infer, io, packed, training
+from jaxstem.errors import InputError
+from jaxstem.model import Model, build_network
+from jaxstem.transformer import init_params
+
+ROOT = Path(__file__).resolve().parents[1]
+CUBE = ROOT / "experiments/data/cu_random_cube.h5"
+NOTEBOOKS = ROOT / "experiments/notebooks"
+SHAPE = (2, 5)
+PIXEL = 0.0328
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def patterns():
+    """Raw patterns of random orientations of copper."""
+    return cubes.read_cube(CUBE).rows(0, SHAPE[0])[:, : SHAPE[1]]
+
+
+@pytest.fixture(scope="module")
+def found(patterns):
+    """The disks in them."""
+    return jaxstem.detect_disks(patterns, pixel_size=PIXEL, voltage_kv=300.0, scan_step=2.0)
+
+
+@pytest.fixture(scope="module")
+def small(copper, tiny):
+    """A model of copper that has learnt nothing and compiles fast."""
+    params = init_params(build_network(tiny.model, [copper]), jax.random.key(0))
+    return Model(tiny.model, (copper,), params)
+
+
+@pytest.fixture
+def hasty(small, monkeypatch):
+    """Maps by the small network alone, whatever is asked for."""
+    monkeypatch.setattr(api, "infer_config", lambda *_: infer.InferConfig(refine="none"))
+    monkeypatch.setattr(api, "load_model", lambda name: small)
+
+
+def test_importing_jaxstem_imports_little_and_still_names_all():
+    program = (
+        "import sys, jaxstem\n"
+        "assert set(jaxstem.__all__) <= set(dir(jaxstem))\n"
+        "assert 'numpy' not in sys.modules and 'jax' not in sys.modules\n"
+        "assert all(getattr(jaxstem, name) is not None for name in jaxstem.__all__)\n"
+        "import jaxstem.io\n"
+        "assert jaxstem.read_disks is jaxstem.io.read_disks and callable(jaxstem.train)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = jaxstem.nonsense
+
+
+def test_every_name_is_documented():
+    for name in set(jaxstem.__all__) - {"__version__"}:
+        documented = getattr(jaxstem, name).__doc__
+        assert len(documented) > 120 and (name == "OrientationMap" or "InputError" in documented)
+
+
+def test_disks_of_an_array_are_those_of_its_file(patterns, found, tmp_path):
+    import h5py
+
+    assert found.scan_shape == SHAPE and (found.scan_step, found.voltage_kv) == (2.0, 300.0)
+    with h5py.File(tmp_path / "cube.h5", "w") as file:
+        file["cube"] = patterns
+    of_file = jaxstem.detect_disks(tmp_path / "cube.h5", pixel_size=PIXEL, voltage_kv=300.0)
+    of_cube = jaxstem.detect_disks(cubes.cube_from_array(patterns, PIXEL))
+    for other in (of_file, of_cube):
+        np.testing.assert_array_equal(other.offsets, found.offsets)
+        np.testing.assert_allclose(other.qx, found.qx, atol=1e-6)
+    assert (of_file.voltage_kv, of_cube.voltage_kv) == (300.0, None)
+    twice = jaxstem.detect_disks(patterns, pixel_size=2 * PIXEL)
+    np.testing.assert_allclose(twice.qy, 2 * found.qy, rtol=1e-5, atol=1e-6)
+
+
+def test_files_disks_and_arrays_give_one_map(small, hasty, patterns, found, tmp_path):
+    packed.write_packed(tmp_path / "disks.h5", io.source_of(found))
+    answer = jaxstem.map_orientations(found, small)
+    assert isinstance(answer, jaxstem.OrientationMap) and answer.orientation.shape == (*SHAPE, 3, 3)
+    same = [
+        jaxstem.map_orientations(tmp_path / "disks.h5", "cu"),
+        jaxstem.map_orientations(io.source_of(found), small, voltage_kv=300),
+        jaxstem.map_orientations(patterns, small, pixel_size=PIXEL),
+    ]
+    for other in same:
+        np.testing.assert_array_equal(other.phase, answer.phase)
+        np.testing.assert_allclose(other.orientation, answer.orientation, atol=1e-5)
+    assert same[0].attributes["model"] == "cu" and answer.attributes["model"] == "Cu"
+
+
+def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path):
+    refused = [
+        (lambda: jaxstem.detect_disks(patterns), "pixel_size"),
+        (lambda: jaxstem.detect_disks(patterns[0], pixel_size=PIXEL), "3 axes"),
+        (lambda: jaxstem.detect_disks(patterns, pixel_size=-1), "positive"),
+        (lambda: jaxstem.map_orientations(found, "nonesuch"), "nonesuch"),
+        (lambda: jaxstem.map_orientations(found, "cu", refine="fats"), "fats"),
+        (lambda: jaxstem.map_orientations(found, "cu", precision="half"), "half"),
+        (lambda: jaxstem.map_orientations(found, "cu", voltage_kv=200), "200 kV"),
+        (lambda: jaxstem.map_orientations(found, "cu", pixel_size=0.1), "calibrated"),
+        (lambda: jaxstem.train("nonesuch.cif", tmp_path / "m"), "nonesuch.cif"),
+        (lambda: jaxstem.train([], tmp_path / "m"), "CIF"),
+        (lambda: jaxstem.train(demo.sample("Cu.cif"), tmp_path / "m", preset="best"), "best"),
+        (lambda: jaxstem.train(demo.sample("Cu.cif"), tmp_path / "m", k_max=0.1), "Cu.cif"),
+    ]
+    for attempt, word in refused:
+        with pytest.raises(InputError, match=re.escape(word)) as error:
+            attempt()
+        assert re.fullmatch(r"[^\n]+\.", str(error.value))
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.fixture
+def no_training(small, monkeypatch):
+    """Training that gives the packaged model at once, and what it was asked for."""
+    asked = []
+
+    def remember(materials, config, out, **rest):
+        asked.append((materials, config, Path(out)))
+        return small
+
+    monkeypatch.setattr(training, "train", remember)
+    return asked
+
+
+@pytest.fixture
+def with_data(tmp_path, monkeypatch):
+    """A working folder with the files that the documentation speaks of."""
+    monkeypatch.chdir(tmp_path)
+    scan = io.bragg_source(demo.sample("cu_bragg.h5")).read(0, 3)
+    packed.write_packed("scan.h5", io.source_of(scan))
+    (tmp_path / "cube.h5").write_bytes(CUBE.read_bytes())
+    (tmp_path / "Cu.cif").write_bytes(demo.sample("Cu.cif").read_bytes())
+    return tmp_path
+
+
+def test_the_documented_examples_run(hasty, no_training, with_data, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    names = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    ((materials, config, out),) = no_training
+    assert [m.crystal.name for m in materials] == ["Cu"] and str(out) == "my-model"
+    assert (config.minutes, config.steps, config.batch % 8) == (20, 0, 0)
+    assert (with_data / "map.h5").exists() and (with_data / "map.png").exists()
+
+
+def notebook_module():
+    spec = importlib.util.spec_from_file_location("notebook", NOTEBOOKS / "make_notebook.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_notebook_is_made_of_its_source_and_runs(hasty, tmp_path, monkeypatch, capsys):
+    stored = (NOTEBOOKS / "first_map.ipynb").read_text()
+    source = (NOTEBOOKS / "first_map.py").read_text()
+    assert stored == notebook_module().notebook(source)
+    cells = json.loads(stored)["cells"]
+    assert all(not cell.get("outputs") for cell in cells)
+    assert {cell["cell_type"] for cell in cells} == {"markdown", "code"}
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    names = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "first_map.ipynb", "exec"), names)
+    assert "4096" in capsys.readouterr().out
+    assert names["found"].phase.shape == (64, 64)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".ang", ".h5"}
+    assert disks.read_scan(demo.sample("cu_bragg.h5")).scan_shape == names["scan"].scan_shape
