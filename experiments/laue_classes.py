@@ -24,6 +24,7 @@ import jax
 import numpy as np
 import tyro
 from pymatgen.core import Lattice, Structure
+from settings import settings
 from simulated import scan_of
 
 from jaxstem import so3
@@ -204,11 +205,9 @@ def main(arguments: Arguments) -> None:
             )
         row["seconds"] = round(time.perf_counter() - start, 1)
         results[name] = row
-    if arguments.quick:
-        return
-    settings = {"minutes": arguments.minutes, "n": arguments.n, "k_max": arguments.k_max}
-    settings["spacing_deg"] = arguments.spacing_deg
-    arguments.out.write_text(json.dumps({"settings": settings, **results}, indent=1) + "\n")
+        if not arguments.quick:
+            written = {"settings": settings(arguments), **results}
+            arguments.out.write_text(json.dumps(written, indent=1) + "\n")
 
 
 if __name__ == "__main__":

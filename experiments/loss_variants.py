@@ -13,7 +13,7 @@ with mean and spread over seeds. About four minutes on two cores for each varian
 
 import json
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from settings import settings
 
 from jaxstem import losses, so3
 from jaxstem.crystal import read_cif
@@ -211,8 +212,9 @@ def main(arguments: Arguments) -> None:
     print(table(results))
     out = arguments.out or (None if arguments.quick else HERE / "results" / "loss_variants.json")
     if out:
-        settings = json.loads(json.dumps(asdict(arguments), default=str))
-        out.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+        out.write_text(
+            json.dumps({"settings": settings(arguments), "results": results}, indent=1) + "\n"
+        )
         draw_figure(results, out.with_suffix(".png"))
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from settings import settings
 
 from jaxstem.crystal import operations, read_cif
 from jaxstem.cubes import cube_from_array, read_cube
@@ -89,9 +90,9 @@ def matched(arguments: Arguments, out: Path, k_max: float) -> np.ndarray:
     """py4DSTEM's orientations of the cube."""
     path = Path(f"{out}_py4dstem.npz")
     if not path.exists():
-        settings = (arguments.voltage_kv, arguments.semiangle_mrad, k_max)
+        physics = (arguments.voltage_kv, arguments.semiangle_mrad, k_max)
         script = HERE / "py4dstem_patterns.py"
-        command = [arguments.py4dstem, script, f"{out}_cube.h5", arguments.cif, path, *settings]
+        command = [arguments.py4dstem, script, f"{out}_cube.h5", arguments.cif, path, *physics]
         subprocess.run([str(x) for x in command], check=True)
     return np.load(path)["orientation"]
 
@@ -191,9 +192,8 @@ def main(arguments: Arguments) -> None:
             f"({100 * low:.0f}–{100 * high:.0f}) | {100 * row['within_5_mod_180']:.1f} % |"
         )
     if not arguments.quick:
-        settings = {k: str(v) for k, v in vars(arguments).items()}
         Path(f"{out}.json").write_text(
-            json.dumps({"settings": settings, **results}, indent=1) + "\n"
+            json.dumps({"settings": settings(arguments), **results}, indent=1) + "\n"
         )
         draw(results, Path(f"{out}.png"))
 

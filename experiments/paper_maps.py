@@ -14,7 +14,6 @@ scan is mapped from its detected disks. Writes results/paper_maps.json, paper_ma
 paper_correlation.png. A few minutes.
 """
 
-import dataclasses
 import json
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from matplotlib.colors import PowerNorm
+from settings import settings
 
 from jaxstem.correlation import (
     SparseConfig,
@@ -337,8 +337,7 @@ def main(arguments: Arguments) -> None:
     out = arguments.out or (None if arguments.quick else HERE / "results" / "paper_maps.json")
     if not out:
         return
-    settings = json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
-    out.write_text(json.dumps({"settings": settings, **results}, indent=1) + "\n")
+    out.write_text(json.dumps({"settings": settings(arguments), **results}, indent=1) + "\n")
 
     lead = np.where(known, sparse["jaxstem"] - sparse["py4DSTEM"], 0.0)
     rich = np.asarray(disks.mask).sum(axis=1) >= 5

@@ -10,7 +10,6 @@ misorientations of each phase, and the run's curves of loss and phase accuracy w
 metrics.jsonl. Writes results/paper_phases.json and .png. Some minutes.
 """
 
-import dataclasses
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from random_test_set import bloch_patterns
+from settings import settings
 from simulated import scan_of
 
 from jaxstem import metrics, so3
@@ -244,8 +244,7 @@ def main(arguments: Arguments) -> None:
     curves = []
     if metrics_file.exists():
         curves = [json.loads(line) for line in metrics_file.read_text().splitlines()]
-    settings = json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
-    written = {"settings": settings, **results, "curves": curves}
+    written = {"settings": settings(arguments), **results, "curves": curves}
     out.write_text(json.dumps(written, indent=1) + "\n")
     draw(shown, results, curves, model, out.with_suffix(".png"))
 

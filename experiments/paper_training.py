@@ -13,7 +13,6 @@ disks, half turns about the beam, no answer, and whether the truth's likelihood 
 answer's. Writes results/paper_training.json and .png. Some minutes.
 """
 
-import dataclasses
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 import tyro
 from clean_kinematic import likeness
 from random_test_set import bloch_patterns, random_test_set
+from settings import settings
 from simulated import scan_of
 
 from jaxstem.correlation import reduced_axes
@@ -330,8 +330,7 @@ def main(arguments: Arguments) -> None:
         return
     metrics = (arguments.run or Path(arguments.model)) / "metrics.jsonl"
     curves = [json.loads(x) for x in metrics.read_text().splitlines()] if metrics.exists() else []
-    settings = json.loads(json.dumps(dataclasses.asdict(arguments), default=str))
-    results = {"settings": settings, "published": PUBLISHED, **results, "curves": curves}
+    results = {"settings": settings(arguments), "published": PUBLISHED, **results, "curves": curves}
     out.write_text(json.dumps(results, indent=1) + "\n")
     library = zone_axis_orientations(jax.random.key(0), material.operations, 1500)
     axes_of = {
