@@ -245,7 +245,7 @@ def main(arguments: Arguments) -> None:
     if metrics_file.exists():
         curves = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     written = {"settings": settings(arguments), **results, "curves": curves}
-    out.write_text(json.dumps(written, indent=1) + "\n")
+    out.write_text(json.dumps(written, indent=1).replace("NaN", "null") + "\n")
     draw(shown, results, curves, model, out.with_suffix(".png"))
 
 

@@ -4,6 +4,9 @@ numbers, and a copper material with a coarse grid that the tests of the network 
 """
 
 import os
+import sys
+import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,13 @@ os.environ["XLA_FLAGS"] = (
     + " --xla_force_host_platform_device_count=8"
     # eight devices on two busy cores may wait long for each other
     + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
+
+# processes that compile orix into one cache at the same time can crash on what they then load
+os.environ["NUMBA_CACHE_DIR"] = os.path.join(
+    tempfile.gettempdir(),
+    f"jaxstem-tests-numba-{zlib.crc32(sys.prefix.encode()):08x}",
+    os.environ.get("PYTEST_XDIST_WORKER", "alone"),
 )
 
 FIXTURES = Path(__file__).parent / "fixtures"
