@@ -32,6 +32,7 @@ from jaxstem.console import (
     Flag,
     Output,
     OutputOptions,
+    Stages,
     command_line,
     complain,
     expanded,
@@ -317,6 +318,9 @@ def map_command(
     refine: Literal["none", "fast", "full"] = "fast",
     semiangle_mrad: Annotated[float, tyro.conf.arg(metavar="MRAD")] = 1.5,
     figure: bool = True,
+    report: Annotated[
+        Path | None, tyro.conf.arg(metavar="REPORT.html", help_behavior_hint="(default: none)")
+    ] = None,
     least_confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.0,
     voltage_kv: Annotated[
         float | None,
@@ -344,12 +348,13 @@ def map_command(
             which gives the thickness and takes a hundred times as long; none, not at all.
         semiangle_mrad: Convergence semi-angle of the probe in mrad.
         figure: Draw the picture.
+        report: Write the map as a web page too, as `jaxstem report` does.
         least_confidence: Leave positions unassigned whose answer is less likely right than this.
         voltage_kv: The scan's accelerating voltage in kV, if its file states none or a wrong one.
         batch: Patterns to work on at once.
         precision: Of the network; verification is always in float32.
         reading: How the scan is read.
-        overwrite: Replace MAP.h5 and MAP.png.
+        overwrite: Replace MAP.h5, MAP.png and REPORT.html.
         output: What is said.
     """
     _require_between("--batch", 1 if batch is None else batch, 1, 10**6)
@@ -367,7 +372,10 @@ def map_command(
         raise InputError(f"{out}: is the picture's name; name the map MAP.h5 or the like.")
     if out.exists() and scan.exists() and out.samefile(scan):
         raise InputError(f"{out} is the scan itself; give the map another name.")
-    for target in (out, picture)[: 2 if figure else 1]:
+    targets = [out, *([picture] if figure else []), *([report] if report else [])]
+    if len({target.absolute() for target in targets}) < len(targets):
+        raise InputError(f"--report {report}: is the name of another file; name it REPORT.html.")
+    for target in targets:
         check_target(target, overwrite)
 
     from jaxstem import parallel
@@ -393,6 +401,7 @@ def map_command(
         else:
             loaded = load_model(model)
         check_voltage(disks, loaded, voltage_kv)
+        stages = Stages("start")
         found = map_to_file(
             map_file,
             disks,
@@ -409,15 +418,23 @@ def map_command(
         )
         if not parallel.is_first():
             return
+        stages.end("map")
         if figure:
             from jaxstem import maps
 
             every = -(-max(disks.scan_shape) // PICTURE)
             maps.figure(read_map(map_file, every), picture_file)
+            stages.end("picture")
+    if report:
+        from jaxstem.report import write_report
+
+        changes = reading.changes()
+        write_report(out, report, scan, overwrite, calibration=changes, progress=output.progress)
+        stages.end("report")
     output.tell(
-        {"files": [out, *([picture] if figure else [])], **_counts(found)},
+        {"files": targets, **_counts(found), "stages": stages.seconds},
         _summary(found),
-        f"wrote {out}" + (f" and {picture}" if figure else ""),
+        f"wrote {', '.join(map(str, targets))} ({stages})",
     )
 
 

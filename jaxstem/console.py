@@ -82,6 +82,23 @@ OutputOptions = Annotated[Output, tyro.conf.arg(name="")]
 USUAL = Output()
 
 
+class Stages:
+    """How long the stages of a command took, in order; the first ends when this is made."""
+
+    def __init__(self, first: str):
+        self.seconds: dict[str, float] = {}
+        self._since = command_line.get().start
+        self.end(first)
+
+    def end(self, name: str) -> None:
+        """The stage of this name is over."""
+        now = time.perf_counter()
+        self.seconds[name], self._since = round(now - self._since, 3), now
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.seconds.items())
+
+
 def to_json(value: Any) -> str:
     """JSON without NaN: what is not known is null."""
     return json.dumps(_plain(value), indent=1, ensure_ascii=False)

@@ -276,7 +276,7 @@ def test_unusable_settings_files_are_refused(text, words, here, capsys):
 def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(trained, here, answers, capsys):
     write_truth(here / "truth.h5")
     commands = {
-        "map": (["scan.h5", "--model", trained], "map.h5"),
+        "map": (["scan.h5", "--model", trained, "--report", "seen.html"], "map.h5"),
         "convert": (["scan.h5"], "disks.csv"),
         "export": (["map.h5"], "map.npy"),
         "report": (["map.h5"], "map.html"),
@@ -289,6 +289,10 @@ def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(trained, here, answer
         assert found[name]["files"][0] == out and all(map(os.path.exists, found[name]["files"]))
         assert run(name, *argv, "--out", out, "--quiet", "--overwrite") == 0
         assert capsys.readouterr().out == ""
+    assert found["map"]["files"] == ["map.h5", "map.png", "seen.html"]
+    stages = found["map"]["stages"]
+    assert list(stages) == ["start", "map", "picture", "report"]
+    assert sum(stages.values()) == pytest.approx(found["map"]["seconds"], abs=0.1)
     answer, _ = answers
     assigned = answer.phase >= 0
     assert found["map"]["phases"] == {"Cu": assigned.sum()}
