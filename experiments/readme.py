@@ -220,11 +220,52 @@ from the truth: diffraction fills disks unevenly, and jaxstem fits that slope. S
 """)
 
 
+def speed() -> str:
+    """Whole commands on scans of several sizes, beside py4DSTEM's matching in the same run."""
+    found = results("benchmark_speed")
+    of = {(row["method"], row["side"]): row for row in found["table"]}
+    rows = [["positions", "py4DSTEM", "`fast`", "`--refine none`", "times py4DSTEM"]]
+    ways = ("py4DSTEM", "command bragg fast", "command bragg none")
+    sides = sorted({side for method, side in of if method == ways[1]})
+    for side in sides:
+        cells, ratios = [], []
+        for way in ways:
+            row = of.get((way, side))
+            seconds = row["total"]["mean"] if row else None
+            matched = row and row.get("matched_positions", row["positions"])
+            is_measured = row and row["total"]["runs"] and matched == row["positions"]
+            shown = (
+                "" if row is None else f"{seconds:,.1f} s" if seconds < 100 else f"{seconds:,.0f} s"
+            )
+            cells.append(shown if is_measured or not shown else f"({shown})")
+            if row and "times_py4DSTEM" in row:
+                ratios.append(f"{row['times_py4DSTEM']['mean']:.0f}")
+        rows.append([f"{side} × {side}", *cells, " and ".join(ratios)])
+    largest = of[ways[1], sides[-1]], of[ways[2], sides[-1]]
+    fast, none = (row["patterns_per_second"] for row in largest)
+    floor = found["floor"]
+    figure = "[figure](experiments/results/benchmark_speed.png)"
+    matched = max(row.get("matched_positions", 0) for row in found["table"])
+    right = {name: 100 * x["within_5"] for name, x in found["accuracy"].items()}
+    return table(*rows) + flowed(f"""
+
+The whole command `jaxstem map` on Bragg disks, start, picture and writing included
+(`experiments/benchmark_speed.py`; {found["device"]}; {figure}). In brackets what was worked out:
+py4DSTEM matches {matched} positions of the same file, in turns with jaxstem. On the largest scan that is {fast:,.0f} patterns a second with `fast`
+({right["fast, float32"]:.0f} % of the sample within 5°, from py4DSTEM's disks) and {none:,.0f} with
+`none` ({right["none, float32"]:.0f} %; in bfloat16 {right["none, bfloat16"]:.0f} %). The arithmetic
+alone, operations counted at the rates that this machine reaches, would take
+{100 * floor["fast, float32"]["share_of_floor"]:.0f} and
+{100 * floor["none, float32"]["share_of_floor"]:.0f} % of the time that a pattern takes.
+""")
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "kinematic": kinematic,
     "paper": paper,
     "detection": detection,
+    # "speed": speed,
 }
 
 
