@@ -251,7 +251,8 @@ def speed() -> str:
 
 The whole command `jaxstem map` on Bragg disks, start, picture and writing included
 (`experiments/benchmark_speed.py`; {found["device"]}; {figure}). In brackets what was worked out:
-py4DSTEM matches {matched} positions of the same file, in turns with jaxstem. On the largest scan that is {fast:,.0f} patterns a second with `fast`
+py4DSTEM matches {matched} positions of the same file, in turns with jaxstem. On the largest scan
+that is {fast:,.0f} patterns a second with `fast`
 ({right["fast, float32"]:.0f} % of the sample within 5°, from py4DSTEM's disks) and {none:,.0f} with
 `none` ({right["none, float32"]:.0f} %; in bfloat16 {right["none, bfloat16"]:.0f} %). The arithmetic
 alone, operations counted at the rates that this machine reaches, would take
