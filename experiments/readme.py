@@ -127,6 +127,32 @@ def kinematic() -> str:
     return table(*rows)
 
 
+def laue() -> str:
+    """A crystal of each Laue class."""
+    found = results("laue_classes")
+    told = found.pop("settings")
+    rows = [["Laue class", "crystal", "by", "median", "within 5°", "within 5° mod 180°"]]
+    for name, crystal in found.items():
+        for way, label in (("matching", "templates"), ("network", "network")):
+            s, is_first = crystal[way], way == "matching"
+            rows.append(
+                [
+                    crystal["laue_group"] if is_first else "",
+                    f"{name} ({crystal['point_group']})" if is_first else "",
+                    label,
+                    f"{s['median']}°",
+                    f"{s['within_5']} %",
+                    f"{s['within_5_mod_180']} %",
+                ]
+            )
+    return table(*rows) + flowed(f"""
+
+{told["n"]} clean kinematic patterns of each up to {told["k_max"]} 1/Å, by templates alone and by a
+network that corrects them, trained for {60 * told["minutes"]:.0f} seconds; both verified
+(`experiments/laue_classes.py`). Crystals without inversion are told apart modulo the Laue class.
+""")
+
+
 def paper() -> str:
     """The published figures beside jaxstem's."""
     fast, full = results("paper_training"), results("paper_training_full")
@@ -264,6 +290,7 @@ alone, operations counted at the rates that this machine reaches, would take
 BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "kinematic": kinematic,
+    "laue": laue,
     "paper": paper,
     "detection": detection,
     # "speed": speed,
