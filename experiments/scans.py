@@ -18,11 +18,12 @@ import numpy as np
 
 from jaxstem import transformer
 from jaxstem.crystal import read_cif
+from jaxstem.demo import sample
 from jaxstem.io import DiskScan, DiskSource, joined
 from jaxstem.model import Model, material, save_model
 
 HERE = Path(__file__).resolve().parent
-SAMPLE = HERE.parent / "jaxstem" / "samples" / "cu_bragg.h5"
+SAMPLE = sample("cu_bragg.h5")
 CIF = SAMPLE.with_name("Cu.cif")
 TABLE = "datacube_root/braggvectors/_v_uncal/data"
 SCAN_SHAPE = "datacube_root/braggvectors/metadatabundle/_braggvectors_shape/Rshape"

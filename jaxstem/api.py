@@ -241,7 +241,8 @@ def infer_config(
     """How answers are made, from the settings that users choose; as in `map_orientations`."""
     _require("refine", refine, REFINE)
     _require("precision", precision, PRECISION)
-    config = InferConfig(refine=refine, batch=batch, precision=precision)
+    cache = library.default_cache()
+    config = InferConfig(refine=refine, batch=batch, precision=precision, cache=cache)
     likelihood = LikelihoodConfig(semi_angle=semiangle_mrad)
     return dataclasses.replace(
         config, score=dataclasses.replace(config.rules, likelihood=likelihood)

@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ from jaxstem.bloch import prepare
 from jaxstem.grid import OrientationSpace, half_angle_cosine, nearest_cells
 from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, DiskSource, joined, pad_disks, source_of
 from jaxstem.kinematic import Disks
-from jaxstem.match import Matcher, Templates, matcher, templates
+from jaxstem.match import Matcher, Templates, kept_templates, matcher
 from jaxstem.model import NEVER, Material, Model, phases_space
 from jaxstem.refine import (
     THOROUGH,
@@ -80,6 +81,9 @@ OPEN = 64
 ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128}
 """Patterns a step where the devices are no CPUs."""
 
+WORTH_A_LENGTH = {"none": 16384, "fast": 2048, "full": 256}
+"""Patterns that take as long as half a second's loading of one more program."""
+
 
 class Answer(NamedTuple):
     """What a pattern is reported as; leading axes are the patterns'.
@@ -117,8 +121,9 @@ class InferConfig:
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
     numbers of disks to which patterns may be padded; batch: patterns a step (None: 128, or
     `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits a processor's cache);
-    least: patterns whose work a length of their own must save to be worth a compilation; precision:
-    of the network, "float32" or "bfloat16" (verification is in float32).
+    least: patterns whose work a length of their own must save to be worth its program (None:
+    `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16" (verification is in
+    float32); cache: folder that keeps templates for the next time, if one does.
     """
 
     refine: str = "fast"
@@ -129,8 +134,9 @@ class InferConfig:
     lengths: tuple[int, ...] = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40)
     batch: int | None = None
     chunk: int = 8
-    least: int = 2048
+    least: int | None = None
     precision: str = "float32"
+    cache: Path | None = None
 
     def log_odds(
         self, log_likelihood: Float[Array, "..."], prior: Float[Array, "..."]
@@ -290,10 +296,11 @@ def phase_tables(model: Model, refine: str) -> list[CandidateTables]:
 
 
 def scorer(
-    model: Model, precision: str = "float32"
+    model: Model, precision: str = "float32", cache: Path | None = None
 ) -> tuple[Callable[[Any, Templates | None, Disks], Float[Array, "B n_out"]], Templates | None]:
     """A function (params, templates, disks (B, K)) to the output of the model's head, with the
-    network in this precision, and the templates that it corrects; None where it stands alone.
+    network in this precision, and the templates that it corrects (`kept_templates` in `cache`);
+    None where it stands alone.
     """
     network = model.network
     if isinstance(network, Matcher):
@@ -308,7 +315,7 @@ def scorer(
         prior = under.apply({"params": templates}, disks)
         return network.apply({"params": params}, disks, prior)
 
-    return corrected, templates(model.materials, model.matching)
+    return corrected, kept_templates(model.materials, model.matching, cache)
 
 
 def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[..., Answer]:
@@ -317,7 +324,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     `exposed` is the `Exposure` of the B positions. B must divide among the devices. One compilation
     for each K.
     """
-    scores, made = scorer(model, config.precision)
+    scores, made = scorer(model, config.precision, config.cache)
     rules, matrix = config.rules, model.config.head == "matrix"
     space = phases_space(model.materials) if matrix else None
     operations = joint_operations(model.materials)
@@ -561,9 +568,10 @@ def survey(source: DiskSource, model: Model, config: InferConfig) -> Survey:
     counts = count_disks(scan, model.k_min, model.k_max)
     lengths, spare = ladder(model, config)
     share = max(n_positions, 1) / max(len(counts), 1)
+    least = WORTH_A_LENGTH[config.refine] if config.least is None else config.least
     return Survey(
         exposure(scan, model.k_min, model.k_max).limit,
-        choose_lengths(counts, lengths, config.least / share, spare) or lengths[:1],
+        choose_lengths(counts, lengths, least / share, spare) or lengths[:1],
         pieces,
     )
 

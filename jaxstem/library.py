@@ -23,7 +23,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import jax
@@ -146,15 +146,22 @@ def default_cache() -> Path:
 
 def library_key(material: Material, config: LibraryConfig, seed: int) -> str:
     """A hash (sha256) of everything that decides a library."""
-    content = {
-        "version": CACHE_VERSION,
+    about = {"library": dataclasses.asdict(config), "seed": seed}
+    return content_key({"version": CACHE_VERSION, **material_content(material), **about})
+
+
+def material_content(material: Material) -> dict[str, Any]:
+    """What decides how a material diffracts."""
+    return {
         "crystal": material.crystal.to_dict(),
         "voltage_kv": material.voltage_kv,
         "k_max": material.k_max,
         "u_iso": material.u_iso,
-        "library": dataclasses.asdict(config),
-        "seed": seed,
     }
+
+
+def content_key(content: dict[str, Any]) -> str:
+    """A hash (sha256) of what JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

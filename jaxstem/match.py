@@ -35,9 +35,12 @@ averaged for a cell, `M` reflections that a cell can excite.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -45,11 +48,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import Array, Float, Int
-from scipy.stats import norm, qmc
 
 from jaxstem import so3
 from jaxstem.crystal import Crystal
+from jaxstem.errors import InputError
+from jaxstem.io import atomic_path
 from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
+from jaxstem.library import content_key, material_content
 from jaxstem.model import MatchConfig, Material, Model, check_materials, material
 from jaxstem.transformer import ModelConfig
 
@@ -103,6 +108,8 @@ def rasterise(
 
 def nearby_turns(n_samples: int, sigma: float) -> Float[np.ndarray, "S 3 3"]:
     """Small rotations whose vectors are spread normally and evenly, `sigma` [rad] on each axis."""
+    from scipy.stats import norm, qmc  # half a second, not needed where templates are kept
+
     even = qmc.Halton(3, scramble=False).random(n_samples + 1)[1:]
     vectors = jnp.asarray(sigma * norm.ppf(even), jnp.float32)
     return np.asarray(so3.rotation_vector_to_matrix(vectors))
@@ -170,6 +177,46 @@ def templates(materials: Sequence[Material], config: MatchConfig) -> Templates:
     log_rate.append(jnp.full((len(raster.inside), 1), np.log(false), jnp.float32))
     log_weight.append(jnp.zeros(1))
     return Templates(jnp.concatenate(log_rate, axis=1), jnp.concatenate(log_weight))
+
+
+TEMPLATES_VERSION = 1
+"""Counts up when templates of the same content come out differently."""
+
+
+def kept_templates(
+    materials: Sequence[Material], config: MatchConfig, cache: Path | None
+) -> Templates:
+    """`templates`, from the folder `cache` where an earlier run left them, 21 MB for a crystal of
+    3,700 cells up to 2 1/Å; made, and left there if that can be done, otherwise. None: made.
+    """
+    if cache is None:
+        return templates(materials, config)
+    content = {
+        "version": TEMPLATES_VERSION,
+        "materials": [
+            material_content(m) | {"grid": hashlib.sha256(np.asarray(m.grid).tobytes()).hexdigest()}
+            for m in materials
+        ],
+        "config": dataclasses.asdict(config),
+    }
+    path = Path(cache) / f"templates-{content_key(content)[:32]}.npy"
+    n_cells = sum(len(m.grid) for m in materials) + 1
+    shape = (len(Raster(materials[0].k_max, config.pitch).inside) + 1, n_cells)
+    try:
+        table = np.load(path)
+        if table.shape == shape and table.dtype == np.float32:
+            return Templates(jnp.asarray(table[:-1]), jnp.asarray(table[-1]))
+    except (OSError, ValueError, EOFError):
+        pass  # not there, or damaged: made anew
+    made = templates(materials, config)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path, overwrite=True) as part:
+            with part.open("wb") as file:
+                np.save(file, np.vstack([made.log_rate, made.log_weight]))
+    except (OSError, InputError) as error:
+        warnings.warn(f"{path}: templates cannot be kept ({error}).", stacklevel=2)
+    return made
 
 
 def summed_rates(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jaxstem.match
 from jaxstem import so3
 from jaxstem.crystal import operations, reflections
 from jaxstem.errors import InputError
@@ -24,6 +25,7 @@ from jaxstem.match import (
     Raster,
     Templates,
     detection_rates,
+    kept_templates,
     match,
     matching_material,
     matching_model,
@@ -98,6 +100,34 @@ def test_rates_are_summed_row_by_row_as_by_a_matrix_product(rng):
     bins = jax.vmap(lambda d: rasterise(d.qx, d.qy, d.mask.astype(jnp.float32), RASTER))(disks)
     product = jnp.matmul(bins, table, precision="highest")
     np.testing.assert_allclose(summed_rates(disks, table, RASTER), product, atol=2e-5)
+
+
+def test_templates_are_kept_by_what_decides_them(copper, copper_templates, tmp_path, monkeypatch):
+    made = []
+
+    def make(materials, config):
+        made.append(config)
+        return copper_templates
+
+    monkeypatch.setattr(jaxstem.match, "templates", make)
+    cache = tmp_path / "not yet there"
+    for _ in range(2):
+        found = kept_templates([copper], COARSE, cache)
+        np.testing.assert_array_equal(found.log_rate, copper_templates.log_rate)
+        np.testing.assert_array_equal(found.log_weight, copper_templates.log_weight)
+    assert len(made) == 1
+    kept_templates([copper], dataclasses.replace(COARSE, scatter=2.0), cache)
+    kept_templates([dataclasses.replace(copper, u_iso=0.01)], COARSE, cache)
+    kept_templates([copper], COARSE, None)
+    assert len(made) == 4 and len(list(cache.iterdir())) == 3
+    for content in (b"", b"nonsense", next(cache.iterdir()).read_bytes()[:300]):
+        for file in cache.iterdir():
+            file.write_bytes(content)
+        kept_templates([copper], COARSE, cache)
+    assert len(made) == 7
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        kept_templates([copper], COARSE, tmp_path / "file")
 
 
 def test_score_is_the_poisson_likelihood(copper, copper_templates):
