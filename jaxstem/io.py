@@ -513,14 +513,17 @@ def read_map(path: str | Path, every: int = 1) -> OrientationMap:
             Crystal.from_dict({key: _plain(value[()]) for key, value in group.items()})
             for group in (file[f"phases/{number}"] for number in range(len(phase_names)))
         )
+    scan_step = attributes.pop("scan_step", 1.0)
     problem = _map_problem(arrays, phase_names)
+    if not _is_number(scan_step):
+        problem = f"'scan_step' is {scan_step!r} and not a number"
     if problem:
         raise InputError(f"{path}: {problem}; make it again with 'jaxstem map'.")
     return OrientationMap(
         **arrays,
         phase_names=phase_names,
         crystals=crystals,
-        scan_step=every * float(attributes.pop("scan_step", 1.0)),
+        scan_step=every * float(scan_step),
         scan_units=str(attributes.pop("scan_units", "pixels")),
         attributes=attributes,
     )

@@ -156,6 +156,10 @@ def _layout_problem(file: h5py.File) -> str | None:
     shape = np.asarray(file.attrs["scan_shape"])
     if shape.shape != (2,) or shape.dtype.kind not in "iu" or shape.min() < 1:
         return f"the scan shape is {file.attrs['scan_shape']} and not (rows, columns)"
+    for name in ("scan_step", "voltage_kv"):
+        stated = np.asarray(file.attrs.get(name, 1.0))
+        if stated.shape or stated.dtype.kind not in "iuf" or not 0 < stated < np.inf:
+            return f"the attribute '{name}' is {stated.tolist()!r} and not a positive number"
     lengths = {name: len(file[name]) for name in DISK_FIELDS}
     if len(set(lengths.values())) > 1:
         return "the lengths differ: " + ", ".join(f"{n} of '{name}'" for name, n in lengths.items())

@@ -12,6 +12,7 @@ import string
 import h5py
 import numpy as np
 import pytest
+import test_io
 import test_rawfiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -202,6 +203,31 @@ def test_packed_tables_of_any_kind_are_read_or_refused(
     if found is not None:
         assert found.offsets[-1] == len(found.qx) == len(found.qy) == len(found.intensity)
         assert len(found.offsets) == np.prod(found.scan_shape) + 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    name=st.sampled_from([*(location for location, _ in io.MAP_DATASETS.values()), "phase_names"]),
+    kind=st.sampled_from(KINDS),
+    shape=st.lists(st.integers(0, 4), max_size=4),
+    attribute=st.sampled_from(["scan_step", "scan_units", "version", "format", "command"]),
+    value=VALUES,
+)
+def test_maps_of_any_kind_are_read_or_refused(
+    tmp_path_factory, name, kind, shape, attribute, value
+):
+    path = tmp_path_factory.mktemp("maps") / "map.h5"
+    io.write_map(path, test_io.random_map(np.random.default_rng(0), (3, 4), 2))
+    with h5py.File(path, "r+") as file:
+        if len(shape) or kind != "O":
+            del file[name]
+            file.create_dataset(name, tuple(shape), h5py.string_dtype() if kind == "O" else kind)
+        if value is not None:
+            file.attrs[attribute] = np.void(value) if isinstance(value, bytes) and value else value
+    found = read_or_refuse(io.read_map, path)
+    if found is not None:
+        assert found.phase.shape == (3, 4) and found.orientation.shape == (3, 4, 3, 3)
+        assert len(found.phase_names) == len(found.crystals) == 2
 
 
 @settings(max_examples=40, deadline=None)

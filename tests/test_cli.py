@@ -35,7 +35,7 @@ from jaxstem import (
 )
 from jaxstem.acquisition import CLEAN
 from jaxstem.crystal import operations
-from jaxstem.library import LibraryConfig
+from jaxstem.library import LibraryConfig, default_cache
 from jaxstem.transformer import ModelConfig
 
 CIF = demo.sample("Cu.cif")
@@ -495,7 +495,7 @@ def test_inference_options_reach_the_inference(
     config, default = asked.pop(), infer.InferConfig(refine=refine)
     assert (config.refine, config.batch) == (refine, batch)
     assert config.score.likelihood.semi_angle == semi_angle
-    changed = {"refine": refine, "batch": batch, "score": config.score}
+    changed = {"refine": refine, "batch": batch, "score": config.score, "cache": default_cache()}
     assert config == dataclasses.replace(default, **changed)
     likelihood = dataclasses.replace(default.rules.likelihood, semi_angle=semi_angle)
     assert config.score == dataclasses.replace(default.rules, likelihood=likelihood)
