@@ -133,7 +133,7 @@ class InferConfig:
     chance: float = 6.0
     lengths: tuple[int, ...] = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40)
     batch: int | None = None
-    chunk: int = 8
+    chunk: int = 4
     least: int | None = None
     precision: str = "float32"
     cache: Path | None = None

@@ -34,6 +34,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxstem import so3
 from jaxstem.kinematic import excitation_error, expected_intensity
+from jaxstem.lanes import LANES, filled, fold, radius, turned
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,11 @@ def hypotheses(
     q: Float[Array, " M"],
     thickness: Float[Array, " T"],
     config: LikelihoodConfig,
-) -> Float[Array, "A H M"]:
-    """Intensity of each reflection by each thickness [Å], then by each kinematic shape.
+) -> list[Float[Array, "A H M"]]:
+    """Intensity of each reflection by each thickness [Å]; and, if there are any, by each kinematic
+    shape.
 
-    Shares of the incident beam, at least 1e-9.
+    Shares of the incident beam, at least 1e-9. Apart, for what joins them would be slow.
     """
     s = s[:, None]
     parts = [two_beam_intensity(s, inverse_extinction, q, thickness[:, None], config.semi_angle)]
@@ -142,7 +144,7 @@ def hypotheses(
         parts.append(
             kinematic_intensity(s, inverse_extinction, jnp.asarray(config.shapes)[:, None])
         )
-    return jnp.concatenate(parts, axis=1) + 1e-9
+    return [intensity + 1e-9 for intensity in parts]
 
 
 def cos_turns(turns: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -213,7 +215,7 @@ def pair(
     at the same place. Reflections beyond `k_max` [1/Å] explain nothing.
     """
     dx, dy = observed.qx[:, None] - qx, observed.qy[:, None] - qy
-    limit = limit_at(jnp.hypot(observed.qx, observed.qy), observed.log_limit, k_max)
+    limit = limit_at(radius(observed.qx, observed.qy), observed.log_limit, k_max)
     above = jnp.maximum(observed.log_share - limit, 0.0) / config.false_decay
     decay = jnp.logaddexp(-above - jnp.log(config.false_decay), jnp.log(config.rare_false))
     false = jnp.log(config.false_rate / (jnp.pi * k_max**2)) + decay
@@ -276,9 +278,19 @@ def log_likelihood(
     instead = pairing.gain - 1.0 + jnp.log(density * (1.0 + found_odds(own, offset, config)))
     found = jnp.where(paired, jnp.maximum(instead, 0.0), 0.0)
     odds = found_odds(everything, offset, config)
-    absent = -jnp.log1p(jnp.where(everything.inside, odds, 0.0))
+    present = log_of_product(1.0 + jnp.where(everything.inside, odds, 0.0), 1 - config.detection)
     penalty = 0.5 * (offset[..., 0] / incident_sigma) ** 2
-    return absent.sum(-1) + found.sum(-1) - penalty
+    return found.sum(-1) - present - penalty
+
+
+def log_of_product(factors: Float[Array, "... M"], least: float) -> Float[Array, "..."]:
+    """Logarithm of the product of factors between 1 and 1 / `least`.
+
+    As many are multiplied before a logarithm is taken as a number of single precision holds.
+    """
+    most = math.floor(-80.0 / math.log(least))
+    folded = fold(factors, max(LANES, math.ceil(factors.shape[-1] / most)), 1.0)
+    return jnp.log(folded.prod(axis=-2)).sum(axis=-1)
 
 
 def found_odds(
@@ -327,7 +339,7 @@ def polish(
     """
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
     likely = expected_intensity(
-        excitation_error(g @ orientation, wavelength), inverse_extinction, reach
+        excitation_error(turned(g, orientation), wavelength), inverse_extinction, reach
     )
     _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
     g, inverse_extinction = g[near], inverse_extinction[near]
@@ -335,28 +347,28 @@ def polish(
 
     def paired(orientation):
         """The likelihood of tilts and thicknesses about an orientation turned to fit."""
-        g_lab = g @ orientation
-        x, y, q = g_lab[:, 0], g_lab[:, 1], jnp.hypot(g_lab[:, 0], g_lab[:, 1])
+        g_lab = turned(g, orientation)
+        x, y, q = g_lab[:, 0], g_lab[:, 1], radius(g_lab[:, 0], g_lab[:, 1])
         s = excitation_error(g_lab, wavelength)
         log_envelope = jnp.log(expected_intensity(s, inverse_extinction, 0.003) + 1e-9)
         pairing, turn = aligned(pair(observed, x, y, log_envelope, k_max, config), x, y, config)
+        # what is done for each disk is done in whole registers
+        pairing, log_share = jax.tree.map(filled, (pairing, observed.log_share))
         own, limit = pairing.reflection, limit_at(q, observed.log_limit, k_max)
 
         def value(tilt, thickness):
             tilted = s + tilt[:, 1:] * x - tilt[:, :1] * y
-            expect = lambda s, of: Expected(  # noqa: E731
-                hypotheses(s, inverse_extinction[of], q[of], thickness, config),
-                limit[of],
-                q[of] <= k_max,
-            )
-            return log_likelihood(
-                pairing,
-                observed.log_share,
-                expect(tilted[:, own], own),
-                expect(tilted, slice(None)),
-                observed.incident_sigma,
-                config,
-            )
+
+            def expect(s, of):
+                found = hypotheses(s, inverse_extinction[of], q[of], thickness, config)
+                return [Expected(intensity, limit[of], q[of] <= k_max) for intensity in found]
+
+            pairs, everything = expect(tilted[:, own], own), expect(tilted, slice(None))
+            values = [
+                log_likelihood(pairing, log_share, *expected, observed.incident_sigma, config)
+                for expected in zip(pairs, everything, strict=True)
+            ]
+            return jnp.concatenate(values, axis=1)
 
         def orientation_at(tilt):
             return orientation @ so3.rotation_vector_to_matrix(jnp.append(tilt, turn))

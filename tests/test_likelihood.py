@@ -143,7 +143,7 @@ def test_hypotheses_are_thicknesses_then_shapes(rng):
         thickness = config.thicknesses()
         np.testing.assert_allclose(thickness[jnp.array([0, -1])], config.thickness, rtol=1e-5)
         np.testing.assert_allclose(thickness[1:] / thickness[:-1], thickness[1] / 20, rtol=1e-4)
-        found = hypotheses(tilts, strength, q, thickness, config)
+        found = jnp.concatenate(hypotheses(tilts, strength, q, thickness, config), axis=1)
         assert found.shape == (2, n + len(config.shapes), 30)
         for a in range(2):
             for number in (0, n - 1):
@@ -214,7 +214,7 @@ def judge(cu):
         g_lab = g @ orientation
         x, y, q = g_lab[:, 0], g_lab[:, 1], jnp.hypot(g_lab[:, 0], g_lab[:, 1])
         s = excitation_error(g_lab, WAVELENGTH)[None]
-        intensity = hypotheses(s, strength, q, CONFIG.thicknesses(), CONFIG)
+        intensity = jnp.concatenate(hypotheses(s, strength, q, CONFIG.thicknesses(), CONFIG), 1)
         log_expected = jnp.log(intensity[0].max(axis=0))
         pairing = pair(observed, x, y, log_expected, K_MAX, CONFIG)
         everything = Expected(intensity, limit_at(q, observed.log_limit, K_MAX), q <= K_MAX)
