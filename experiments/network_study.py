@@ -81,9 +81,7 @@ class Arguments:
 def trained(name: str, crystal, arguments: Arguments, folder: Path) -> Model:
     """The variant after its steps; libraries of patterns are kept in `folder` for the next one."""
     network = replace(arguments.network, **VARIANTS[name])
-    shown = material(
-        crystal, arguments.voltage_kv, arguments.k_max, network.spacing_deg, 0.0064
-    )
+    shown = material(crystal, arguments.voltage_kv, arguments.k_max, network.spacing_deg, 0.0064)
     config = TrainConfig(
         model=network,
         acquisition=Acquisition(),

@@ -30,6 +30,7 @@ def contents():
         ("large_scan.py", r"map: 2 x 64 positions, .* worked out for all 64 rows"),
         ("loss_variants.py", r"\| quaternion \| quaternion \| 64 \|"),
         ("multislice.py", r"\| jaxstem, cu, none \| 20 \|"),
+        ("network_study.py", r"\| no_templates \| [\d,]+ \|"),
         ("paper_maps.py", r"sparse correlation: medians .* of 256"),
         ("paper_phases.py", r"\| synthetic \| Cu2O \| \d+ \| [\d.]+ % \|"),
         ("paper_training.py", r"\| test, network \| 16 \|"),
