@@ -89,6 +89,7 @@ def climb(
             intensity * jnp.exp(-damping * q**2), limit_at(q, observed.log_limit, k_max), inside
         )
         own = jax.tree.map(lambda x: x[..., pairing.reflection], everything)
+        own = own._replace(intensity=jnp.swapaxes(own.intensity, -1, -2))
         value = log_likelihood(
             pairing, observed.log_share, own, everything, observed.incident_sigma, statistics
         )

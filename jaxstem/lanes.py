@@ -10,12 +10,17 @@ eight times as slow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 LANES = 8
 """Numbers of single precision in a vector register."""
+
+ROWS = 4
+"""Rows that XLA adds up without a loop, which would not be vectorised."""
 
 
 def filled(x: Array, lanes: int = LANES, fill: float = 0) -> Array:
@@ -32,15 +37,39 @@ def fold(
 
 
 def totals(*parts: Float[Array, "... M"]) -> list[Float[Array, "..."]]:
-    """The sums over the last axis of arrays of one shape, in one pass.
+    """The sums over the last axis of arrays of one shape, in one pass."""
+    return [row.sum(axis=-1) for row in _add_rows(tuple(map(fold, parts)))]
 
-    Two arrays at least: XLA gives a sum of one to a library that first writes down what is summed.
+
+def totals_of_rows(*parts: Float[Array, "... M lanes"]) -> list[Float[Array, "... lanes"]]:
+    """The sums over the last axis but one of arrays of one shape, in one pass."""
+    few = _add_rows([_in_rows(x, 0.0) for x in parts])
+    return [rows.sum(axis=-2) for rows in few]
+
+
+def largest_of_rows(x: Float[Array, "... M lanes"]) -> Float[Array, "... lanes"]:
+    """The largest along the last axis but one."""
+    rows = _in_rows(x, -jnp.inf)
+    # a maximum that XLA does not know for one, see `_add_rows`
+    larger = lambda a, b: jnp.where(a > b, a, b)  # noqa: E731
+    least = jnp.full((), -jnp.inf, x.dtype)
+    return jax.lax.reduce(rows, least, larger, (rows.ndim - 2,)).max(axis=-2)
+
+
+def _in_rows(x: Float[Array, "... M lanes"], fill: float) -> Float[Array, "... n ROWS lanes"]:
+    spare = [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % ROWS), (0, 0)]
+    x = jnp.pad(x, spare, constant_values=fill)
+    return x.reshape(*x.shape[:-2], -1, ROWS, x.shape[-1])
+
+
+def _add_rows(parts: Sequence[Array]) -> list[Array]:
+    """Sums over the last axis but one, which XLA does not know for sums: it would give them to a
+    library that first writes down what is summed.
     """
-    zeros = tuple(jnp.zeros((), x.dtype) for x in parts)
+    zeros = tuple(jnp.zeros((), x.dtype) for x in (*parts, parts[0]))
     add = lambda a, b: tuple(map(jnp.add, a, b))  # noqa: E731
-    folded = tuple(map(fold, parts))
-    rows = jax.lax.reduce(folded, zeros, add, (folded[0].ndim - 2,))
-    return [row.sum(axis=-1) for row in rows]
+    rows = jax.lax.reduce((*parts, jnp.zeros_like(parts[0])), zeros, add, (parts[0].ndim - 2,))
+    return list(rows[:-1])
 
 
 def radius(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -34,7 +34,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxstem import so3
 from jaxstem.kinematic import excitation_error, expected_intensity
-from jaxstem.lanes import LANES, filled, fold, radius, turned
+from jaxstem.lanes import LANES, filled, fold, radius, totals_of_rows, turned
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LikelihoodConfig:
     shapes: tuple[float, ...] = (0.02, 0.035)
     semi_angle: float = 1.5
     n_reflections: int = 40
-    steps: tuple[float, ...] = (0.6, 0.3, 0.15, 0.07)
+    steps: tuple[float, ...] = (0.6, 0.3, 0.12)
     position_sigma: float = 0.012
     intensity_scatter: float = 0.25
     noise_at_limit: float = 0.35
@@ -127,23 +127,23 @@ def kinematic_intensity(
 
 
 def hypotheses(
-    s: Float[Array, "A M"],
-    inverse_extinction: Float[Array, " M"],
-    q: Float[Array, " M"],
-    thickness: Float[Array, " T"],
+    s: Float[Array, "..."],
+    inverse_extinction: Float[Array, "..."],
+    q: Float[Array, "..."],
+    thickness: Float[Array, "..."],
     config: LikelihoodConfig,
-) -> list[Float[Array, "A H M"]]:
-    """Intensity of each reflection by each thickness [Å]; and, if there are any, by each kinematic
-    shape.
+) -> list[Float[Array, "..."]]:
+    """Intensities of reflections by each thickness [Å]; and, if there are any, by each kinematic
+    shape, in the place of the thicknesses.
 
-    Shares of the incident beam, at least 1e-9. Apart, for what joins them would be slow.
+    Shares of the incident beam, at least 1e-9. Shapes broadcast: of `thickness` all axes but one
+    have length 1. Apart, for what joins them would be slow.
     """
-    s = s[:, None]
-    parts = [two_beam_intensity(s, inverse_extinction, q, thickness[:, None], config.semi_angle)]
+    parts = [two_beam_intensity(s, inverse_extinction, q, thickness, config.semi_angle)]
     if config.shapes:
-        parts.append(
-            kinematic_intensity(s, inverse_extinction, jnp.asarray(config.shapes)[:, None])
-        )
+        along = [1 if n == 1 else -1 for n in thickness.shape]
+        shapes = jnp.asarray(config.shapes).reshape(along)
+        parts.append(kinematic_intensity(s, inverse_extinction, shapes))
     return [intensity + 1e-9 for intensity in parts]
 
 
@@ -236,11 +236,12 @@ def pair(
 class Expected(NamedTuple):
     """What a forward model says of some reflections.
 
-    intensity: shares of the incident beam, above 0; log_limit: ln of the weakest share that is
-    found where the reflection lies; inside: whether it lies within the detector's range.
+    intensity: shares of the incident beam, above 0, its axes as `log_likelihood` says; log_limit:
+    ln of the weakest share that is found where the reflection lies; inside: whether it lies within
+    the detector's range.
     """
 
-    intensity: Float[Array, "... M"]
+    intensity: Float[Array, "..."]
     log_limit: Float[Array, " M"]
     inside: Bool[Array, " M"]
 
@@ -252,35 +253,39 @@ def log_likelihood(
     everything: Expected,
     incident_sigma: Float[Array, ""],
     config: LikelihoodConfig,
-) -> Float[Array, "..."]:
-    """Log-probability [nat] of a pattern relative to all its disks being false.
+) -> Float[Array, "... H"]:
+    """Log-probability [nat] of a pattern by each of `H` hypotheses relative to all its disks being
+    false.
 
-    `log_share` is measured of each disk; `own` are the reflections paired with the disks (K),
-    `everything` all that count (M); those not inside the detector's range do not. The incident
-    intensity is known to `incident_sigma` in its logarithm; within that the factor that fits the
-    pairs best is taken, and paid for.
+    `log_share` is measured of each disk; `own` are the reflections paired with the disks, with
+    intensities (..., K, H), `everything` all that count, with intensities (..., H, M); those not
+    inside the detector's range do not. The incident intensity is known to `incident_sigma` in its
+    logarithm; within that the factor that fits the pairs best is taken, and paid for.
 
     A sum over everything that would be absent, and one over the pairs of what being found instead
-    is worth: the many reflections without a disk cost one logarithm each.
+    is worth: the many reflections without a disk cost one logarithm for several. Hypotheses lie
+    along the last axis of what is summed over the pairs, and reflections along that of the others,
+    since few pairs would not fill a register.
     """
-    margin = jnp.minimum(jnp.log(own.intensity) - own.log_limit, 20.0)
-    noise = config.noise_at_limit**2 * jnp.exp(own.log_limit) / own.intensity
+    share, gain, log_limit = (x[:, None] for x in (log_share, pairing.gain, own.log_limit))
+    paired = (pairing.paired & own.inside)[:, None]
+    margin = jnp.minimum(jnp.log(own.intensity) - log_limit, 20.0)
+    noise = config.noise_at_limit**2 * jnp.exp(log_limit) / own.intensity
     precision = jax.lax.rsqrt(config.intensity_scatter**2 + jnp.minimum(noise, 1.0))
-    paired = pairing.paired & own.inside
-    deviation = (log_share - own.log_limit - margin) * precision
+    deviation = (share - log_limit - margin) * precision
     weight = jnp.where(paired, precision / (1.0 + deviation**2 / 3.0), 0.0)
-    pull = (weight * deviation).sum(-1, keepdims=True)
-    offset = pull / ((weight * precision).sum(-1, keepdims=True) + 1.0 / incident_sigma**2)
+    pull, stiffness = totals_of_rows(weight * deviation, weight * precision)
+    offset = pull / (stiffness + 1.0 / incident_sigma**2)
 
     # Student's density of the deviation times the odds against absence, in one logarithm
-    rest = deviation - offset * precision
+    rest = deviation - offset[..., None, :] * precision
     density = precision / jnp.square(1.0 + rest**2 / 3.0)
-    instead = pairing.gain - 1.0 + jnp.log(density * (1.0 + found_odds(own, offset, config)))
-    found = jnp.where(paired, jnp.maximum(instead, 0.0), 0.0)
-    odds = found_odds(everything, offset, config)
+    odds = found_odds(own.intensity, log_limit, offset[..., None, :], config)
+    instead = gain - 1.0 + jnp.log(density * (1.0 + odds))
+    (found,) = totals_of_rows(jnp.where(paired, jnp.maximum(instead, 0.0), 0.0))
+    odds = found_odds(everything.intensity, everything.log_limit, offset[..., None], config)
     present = log_of_product(1.0 + jnp.where(everything.inside, odds, 0.0), 1 - config.detection)
-    penalty = 0.5 * (offset[..., 0] / incident_sigma) ** 2
-    return found.sum(-1) - present - penalty
+    return found - present - 0.5 * (offset / incident_sigma) ** 2
 
 
 def log_of_product(factors: Float[Array, "... M"], least: float) -> Float[Array, "..."]:
@@ -294,12 +299,15 @@ def log_of_product(factors: Float[Array, "... M"], least: float) -> Float[Array,
 
 
 def found_odds(
-    expected: Expected, offset: Float[Array, "..."], config: LikelihoodConfig
-) -> Float[Array, "... M"]:
+    intensity: Float[Array, "..."],
+    log_limit: Float[Array, "..."],
+    offset: Float[Array, "..."],
+    config: LikelihoodConfig,
+) -> Float[Array, "..."]:
     """Odds that reflections are found, with `offset` added to their ln I: a logistic curve, whose
     slope of four is that of a normal one where the noise is as large as at the limit.
     """
-    ratio = jnp.exp(offset) * (expected.intensity * jnp.exp(-expected.log_limit))
+    ratio = jnp.exp(offset) * (intensity * jnp.exp(-log_limit))
     odds = jnp.square(jnp.square(jnp.minimum(ratio, 1e4)))
     return jnp.minimum(odds, config.detection / (1.0 - config.detection))
 
@@ -352,21 +360,32 @@ def polish(
         s = excitation_error(g_lab, wavelength)
         log_envelope = jnp.log(expected_intensity(s, inverse_extinction, 0.003) + 1e-9)
         pairing, turn = aligned(pair(observed, x, y, log_envelope, k_max, config), x, y, config)
-        # what is done for each disk is done in whole registers
+        # odd numbers of pairs make the loops over them slow
         pairing, log_share = jax.tree.map(filled, (pairing, observed.log_share))
         own, limit = pairing.reflection, limit_at(q, observed.log_limit, k_max)
 
         def value(tilt, thickness):
             tilted = s + tilt[:, 1:] * x - tilt[:, :1] * y
 
-            def expect(s, of):
-                found = hypotheses(s, inverse_extinction[of], q[of], thickness, config)
-                return [Expected(intensity, limit[of], q[of] <= k_max) for intensity in found]
-
-            pairs, everything = expect(tilted[:, own], own), expect(tilted, slice(None))
+            inside = q <= k_max
+            of_pairs = hypotheses(
+                tilted[:, own, None],
+                inverse_extinction[own, None],
+                q[own, None],
+                thickness,
+                config,
+            )
+            of_all = hypotheses(tilted[:, None], inverse_extinction, q, thickness[:, None], config)
             values = [
-                log_likelihood(pairing, log_share, *expected, observed.incident_sigma, config)
-                for expected in zip(pairs, everything, strict=True)
+                log_likelihood(
+                    pairing,
+                    log_share,
+                    Expected(few, limit[own], inside[own]),
+                    Expected(many, limit, inside),
+                    observed.incident_sigma,
+                    config,
+                )
+                for few, many in zip(of_pairs, of_all, strict=True)
             ]
             return jnp.concatenate(values, axis=1)
 

@@ -44,7 +44,7 @@ from jaxstem.bloch import BlochTables
 from jaxstem.dynamical import DynamicalConfig, climb
 from jaxstem.grid import nearest_cells
 from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
-from jaxstem.lanes import totals, turned
+from jaxstem.lanes import largest_of_rows, totals, turned
 from jaxstem.likelihood import LikelihoodConfig, Observed, Polished, polish
 
 FAR = 1e3
@@ -108,6 +108,7 @@ THOROUGH = ScoreConfig(
         for level, n in zip(ScoreConfig().levels, (96, 20, 12), strict=True)
     ),
     n_final=8,
+    likelihood=LikelihoodConfig(steps=(0.6, 0.3, 0.15, 0.07)),
 )
 """For tables with siblings, and where Bloch waves judge, beside which the search costs little."""
 
@@ -208,7 +209,7 @@ def cosine(
 
     Where overlapping reflections share a measured disk it can exceed one.
     """
-    partner = jnp.exp(agreement(pattern, x, y, kernel)[2].max(axis=0))
+    partner = jnp.exp(largest_of_rows(agreement(pattern, x, y, kernel)[2]))
     agreeing, norm = totals(predicted * partner, predicted**2)
     return agreeing * jax.lax.rsqrt(norm + 1e-12)
 

@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem.lanes import LANES, filled, fold, radius, totals, turned
+from jaxstem.lanes import (
+    LANES,
+    filled,
+    fold,
+    largest_of_rows,
+    radius,
+    totals,
+    totals_of_rows,
+    turned,
+)
 from jaxstem.likelihood import log_of_product
 
 
@@ -18,6 +27,15 @@ def test_totals_are_sums(rng, n):
         np.testing.assert_allclose(one, values.sum(axis=-1), rtol=1e-4, atol=1e-5)
     mapped = jax.vmap(totals)(jnp.asarray(x), jnp.asarray(y))
     np.testing.assert_allclose(mapped[0], found[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 4, 6, 17])
+def test_rows_are_added_and_compared(rng, n):
+    x, y = rng.normal(size=(2, 3, n, 5)).astype(np.float32) - 3  # all negative: filling is not seen
+    for one, values in zip(totals_of_rows(jnp.asarray(x), jnp.asarray(y)), (x, y), strict=True):
+        np.testing.assert_allclose(one, values.sum(axis=-2), rtol=1e-5)
+    np.testing.assert_allclose(totals_of_rows(jnp.asarray(x))[0], x.sum(axis=-2), rtol=1e-5)
+    np.testing.assert_array_equal(jax.vmap(largest_of_rows)(jnp.asarray(x)), x.max(axis=-2))
 
 
 @pytest.mark.parametrize("n", [1, 8, 13])

@@ -143,7 +143,8 @@ def test_hypotheses_are_thicknesses_then_shapes(rng):
         thickness = config.thicknesses()
         np.testing.assert_allclose(thickness[jnp.array([0, -1])], config.thickness, rtol=1e-5)
         np.testing.assert_allclose(thickness[1:] / thickness[:-1], thickness[1] / 20, rtol=1e-4)
-        found = jnp.concatenate(hypotheses(tilts, strength, q, thickness, config), axis=1)
+        found = hypotheses(tilts[:, None], strength, q, thickness[:, None], config)
+        found = jnp.concatenate(found, axis=1)
         assert found.shape == (2, n + len(config.shapes), 30)
         for a in range(2):
             for number in (0, n - 1):
@@ -214,11 +215,13 @@ def judge(cu):
         g_lab = g @ orientation
         x, y, q = g_lab[:, 0], g_lab[:, 1], jnp.hypot(g_lab[:, 0], g_lab[:, 1])
         s = excitation_error(g_lab, WAVELENGTH)[None]
-        intensity = jnp.concatenate(hypotheses(s, strength, q, CONFIG.thicknesses(), CONFIG), 1)
+        intensity = hypotheses(s, strength, q, CONFIG.thicknesses()[:, None], CONFIG)
+        intensity = jnp.concatenate(intensity, axis=0)[None]
         log_expected = jnp.log(intensity[0].max(axis=0))
         pairing = pair(observed, x, y, log_expected, K_MAX, CONFIG)
         everything = Expected(intensity, limit_at(q, observed.log_limit, K_MAX), q <= K_MAX)
         own = jax.tree.map(lambda x: x[..., pairing.reflection], everything)
+        own = own._replace(intensity=jnp.swapaxes(own.intensity, -1, -2))
         found = log_likelihood(
             pairing, observed.log_share, own, everything, observed.incident_sigma, CONFIG
         )
@@ -425,7 +428,9 @@ def of_one_reflection(log_intensity, paired=True, limit=LIMIT, inside=True, conf
     one = jnp.ones(1)
     pairing = Pairing(jnp.zeros(1, int), 5 * one, jnp.full(1, paired), 0 * one, 0 * one)
     expected = Expected(jnp.exp(log_intensity * one), limit * one, jnp.full(1, inside))
-    return float(log_likelihood(pairing, -3 * one, expected, expected, jnp.float32(0.1), config))
+    expected = expected._replace(intensity=expected.intensity[:, None])  # one hypothesis
+    found = log_likelihood(pairing, -3 * one, expected, expected, jnp.float32(0.1), config)
+    return float(found[0])
 
 
 def test_one_reflection_by_hand():
