@@ -81,8 +81,10 @@ OPEN = 64
 ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128}
 """Patterns a step where the devices are no CPUs."""
 
-WORTH_A_LENGTH = {"none": 16384, "fast": 2048, "full": 256}
-"""Patterns that take as long as half a second's loading of one more program."""
+WORTH_A_LENGTH = {"none": 16384, "fast": 6144, "full": 256}
+"""Patterns that take as long as one more program's tracing and loading: half a second where there
+is no verification, two to three where there is.
+"""
 
 
 class Answer(NamedTuple):
