@@ -29,7 +29,6 @@ from jaxstem.disks import open_scan, progress_bar
 from jaxstem.errors import InputError
 from jaxstem.infer import InferConfig
 from jaxstem.io import DiskScan, DiskSource, OrientationMap, source_of
-from jaxstem.likelihood import LikelihoodConfig
 from jaxstem.mapping import map_scan
 from jaxstem.model import Model, check_materials, load_model, material
 from jaxstem.probe import DetectConfig
@@ -243,7 +242,7 @@ def infer_config(
     _require("precision", precision, PRECISION)
     cache = library.default_cache()
     config = InferConfig(refine=refine, batch=batch, precision=precision, cache=cache)
-    likelihood = LikelihoodConfig(semi_angle=semiangle_mrad)
+    likelihood = dataclasses.replace(config.rules.likelihood, semi_angle=semiangle_mrad)
     return dataclasses.replace(
         config, score=dataclasses.replace(config.rules, likelihood=likelihood)
     )
