@@ -51,7 +51,7 @@ IN_PIXELS = {
 """A calibration with which a scan's disks stay in detector pixels, as `fit_rings` takes them."""
 LEAST_DISKS = 30
 REACH = 4.0
-LEAST_CENTRED, LARGEST_SPREAD = 0.75, 0.9
+LEAST_CENTRED, LARGEST_SPREAD = 0.7, 0.9
 """Of disks that lie on their rings: share in the middle half, and spread [px]."""
 BLOCKS = 5
 """Blocks along each side of the scan, among which the bootstrap draws."""
