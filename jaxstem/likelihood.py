@@ -58,7 +58,7 @@ class LikelihoodConfig:
     shapes: tuple[float, ...] = (0.02, 0.035)
     semi_angle: float = 1.5
     n_reflections: int = 40
-    steps: tuple[float, ...] = (0.6, 0.3, 0.12)
+    steps: tuple[float, ...] = (0.6, 0.3, 0.15, 0.07)
     position_sigma: float = 0.012
     intensity_scatter: float = 0.25
     noise_at_limit: float = 0.35

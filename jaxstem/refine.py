@@ -108,7 +108,6 @@ THOROUGH = ScoreConfig(
         for level, n in zip(ScoreConfig().levels, (96, 20, 12), strict=True)
     ),
     n_final=8,
-    likelihood=LikelihoodConfig(steps=(0.6, 0.3, 0.15, 0.07)),
 )
 """For tables with siblings, and where Bloch waves judge, beside which the search costs little."""
 

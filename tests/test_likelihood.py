@@ -511,17 +511,16 @@ def test_polish_returns_to_the_truth(simulate, climb, rng):
     """Within 0.1° from half a degree off, for a thickness of the grid. (One in ten or so is caught
     by a lesser summit on the way.)
     """
-    truth = random_matrices(rng, 40)
+    truth = random_matrices(rng, 200)
     observed = batch_of(simulate, truth, [on_grid(rng) for _ in truth])
     found = climb(away(truth, rng), observed)
     assert found.orientation.dtype == found.log_likelihood.dtype == jnp.float32
     in_plane, tilt = errors_deg(found.orientation, truth)
-    print(np.sort(in_plane), np.sort(tilt))
     assert np.percentile(in_plane, 90) < 0.02
     assert (tilt < 0.1).mean() > 0.7 and np.median(tilt) < 0.06
     np.testing.assert_allclose(
         found.orientation @ jnp.swapaxes(found.orientation, 1, 2),
-        np.broadcast_to(np.eye(3), (40, 3, 3)),
+        np.broadcast_to(np.eye(3), (200, 3, 3)),
         atol=1e-5,
     )
 

@@ -372,7 +372,7 @@ def check(copper, tables):
     return batch
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_verify_is_invariant(copper, cells, check, seed):
     """Order and padding of the disks, in-plane turns and symmetry do not change the answer."""
     rng = np.random.default_rng(seed)
