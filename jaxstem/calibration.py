@@ -8,14 +8,16 @@ after the map
     q = s (1 + E) x,      E = [[e1, e2], [e2, -e1]]
 
 with s in 1/Å a pixel and a symmetric, traceless E: the ellipse into which the microscope's lenses
-stretch the rings. It is found in two steps.
+stretch the rings. Their radii are drawn from a mixture: of the crystal's rings, each a normal peak
+of the width that disk positions have, and of a smooth background of false disks and other phases.
 
-1. *Scale.* On an axis of ln r a change of scale is a shift. The disks' likelihood is looked up on a
-   lattice of shifts under a mixture of the rings, each a normal peak of the width that disk
-   positions have, and of a smooth background of false disks and other phases.
-2. *Fit.* Each disk belongs to the nearest ring, unless two rings are too close to tell; s, e1 and
-   e2 are those that minimise the distances to the rings, robustly (Tukey's biweight, as iterated
-   least squares), and the disks' rings are found anew.
+1. *Scale.* On an axis of ln r a change of scale is a shift. The likelihood is looked up on a
+   lattice of shifts; then on one of scales and ellipses about the best.
+2. *Fit.* Expectation maximisation (Dempster, Laird and Rubin, J. R. Stat. Soc. B 39, 1, 1977): each
+   disk belongs to the rings next to it, and to the background, with the probabilities of the
+   mixture; s, E, the width of the rings and the share of each are fitted to that, and so on. Where
+   rings lie close together, to give each disk to the nearest would pull the fit towards wherever
+   it began.
 
 The uncertainty is that of a bootstrap over blocks of the scan, since neighbouring patterns of one
 grain share their errors. The result is written in py4DSTEM's terms (`jaxstem.io.calibrate_disks`):
@@ -28,7 +30,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -51,10 +53,15 @@ IN_PIXELS = {
 """A calibration with which a scan's disks stay in detector pixels, as `fit_rings` takes them."""
 LEAST_DISKS = 30
 REACH = 4.0
-LEAST_CENTRED, LARGEST_SPREAD = 0.7, 0.9
+LEAST_CENTRED, LARGEST_SPREAD = 0.75, 0.9
 """Of disks that lie on their rings: share in the middle half, and spread [px]."""
 BLOCKS = 5
 """Blocks along each side of the scan, among which the bootstrap draws."""
+ITERATIONS = 300
+NEXT = 3
+"""Rings below and above a disk to which it may belong."""
+LATTICE_DISKS, MOST_STRETCHED = 3000, 0.03
+"""Disks that are enough for the lattice, and how far it reaches along e1 and e2."""
 
 
 @dataclass(frozen=True)
@@ -143,33 +150,34 @@ def fit_rings(
             f"{scan.source} has {len(x)} disks beyond the direct beam, too few to calibrate on; "
             f"give a scan with {LEAST_DISKS} or more."
         )
-    scale = _scale(np.hypot(*x.T), crystals, pixel_size)
     radius = np.hypot(*x.T)
-    parameters = np.array([scale, 0.0, 0.0])
-    k_max = 1.1 * scale * radius.max()
-    lengths, _, _ = rings(crystals, k_max)
-    width = 0.03 * lengths[0] / scale  # pixels; the fit narrows it
-    for _ in range(25):
+    scale = _scale(radius, crystals, pixel_size)
+    lengths, weights, _ = rings(crystals, 1.2 * scale * radius.max())
+    background = _background(radius)
+    mixture = _Mixture(lengths, weights, background(radius), 0.5, 0.7)
+    parameters = _lattice(x, scale, mixture, background)
+    for _ in range(ITERATIONS):
         before = parameters
-        near, residual = _nearest(x, parameters, lengths, max(6 * width, 1.0) * scale)
-        if near.sum() < LEAST_DISKS:
-            break
-        distance = residual[near] / parameters[0]
-        width = max(1.4826 * np.median(np.abs(distance)), 1e-3)
-        weight = _biweight(distance / (4.7 * width))
-        parameters = parameters - _step(x[near], residual[near], parameters, weight)
-        if np.abs(parameters - before).max() < 1e-9:
+        belongs, index, distance = _belonging(x, parameters, mixture)
+        mixture = _maximised(mixture, belongs, index, distance)
+        gradient = _gradients(x, parameters)
+        weight, pull = belongs.sum(1), (belongs * distance).sum(1) * parameters[0]
+        normal = (gradient * weight[:, None]).T @ gradient
+        parameters = parameters - np.linalg.lstsq(normal, gradient.T @ pull, rcond=None)[0]
+        if np.abs(parameters - before).max() < 1e-8:
             break
     phase = ", ".join(crystal.name for crystal in crystals)
-    near, residual = _nearest(x, parameters, lengths, 4.7 * width * scale)
+    belongs, index, distance = _belonging(x, parameters, mixture)
+    near = belongs.sum(1) > 0.5
     centred = _centred(x, parameters, lengths)
-    sharp = width < LARGEST_SPREAD and centred > LEAST_CENTRED
+    sharp = mixture.width < LARGEST_SPREAD and centred > LEAST_CENTRED
     if near.sum() < LEAST_DISKS or not sharp or not parameters[0] > 0:
         raise InputError(
             f"{scan.source}: the disks do not lie on the rings of {phase}, or not on them alone; "
             "check the crystal, give a rough pixel size, or a scan without other phases."
         )
-    error = _bootstrap(x[near], residual[near], parameters, width, block[near], seed)
+    pull = (belongs * distance).sum(1) / (mixture.width**2 * parameters[0])
+    error = _bootstrap(_gradients(x, parameters) * pull[:, None], block, seed)
     ellipticity, theta = _ellipse(parameters)
     return Calibration(
         pixel_size=float(parameters[0]) * float(np.sqrt(1 - np.sum(parameters[1:] ** 2))),
@@ -179,7 +187,7 @@ def fit_rings(
         theta=theta,
         n_disks=int(near.sum()),
         share=float(near.mean()),
-        spread_px=float(width),
+        spread_px=float(mixture.width),
         phase=phase,
         rotation=rotation,
     )
@@ -229,6 +237,39 @@ def _scale(
     return float(tries[int(np.argmax(score))])
 
 
+def _background(radius: Float[np.ndarray, " n"]):
+    """The disks' density [1/px] over the radius [px], so smooth that no ring is seen in it."""
+    step = 0.002
+    at = np.arange(np.log(radius.min()) - 1.0, np.log(radius.max()) + 1.0, step)
+    histogram = np.histogram(np.log(radius), np.append(at, at[-1] + step))[0].astype(float)
+    smooth = _blurred(histogram, 0.25 / step) + 1e-9
+    smooth /= smooth.sum() * step
+    return lambda r: np.interp(np.log(r), at + step / 2, smooth) / r
+
+
+def _lattice(x, scale: float, mixture: _Mixture, background) -> Float[np.ndarray, " 3"]:
+    """The likeliest scale and ellipse near a scale. Every so many disks are enough."""
+    x = x[:: max(1, len(x) // LATTICE_DISKS)]
+    far = float(np.quantile(np.hypot(*x.T), 0.9))
+    radius = np.arange(0.5, 1.2 * np.hypot(*x.T).max(), 0.1)
+    peaks = (radius[:, None] - mixture.lengths / scale) / mixture.width
+    on_rings = np.exp(-0.5 * peaks**2) @ mixture.weights / (mixture.width * np.sqrt(2 * np.pi))
+    table = np.log(mixture.share * on_rings + (1 - mixture.share) * background(radius))
+    step = 0.7 * mixture.width / far
+    ellipse = step * np.arange(-np.ceil(MOST_STRETCHED / step), np.ceil(MOST_STRETCHED / step) + 1)
+    stretch = 1 + step * np.arange(-3, 4)
+    best, found = -np.inf, None
+    for e1 in ellipse:
+        for e2 in ellipse:
+            r = np.hypot(*_mapped(x, np.array([1.0, e1, e2])).T)
+            for s in stretch:
+                place = np.clip(((s * r - 0.5) * 10).astype(int), 0, len(table) - 1)
+                value = table[place].sum()
+                if value > best:
+                    best, found = value, np.array([scale * s, e1, e2])
+    return found
+
+
 def _first_ring(crystal: Crystal) -> float:
     """Radius [1/Å] of the innermost ring."""
     k_max = 0.1
@@ -272,11 +313,12 @@ def _nearest(x, parameters, lengths, reach: float):
 def _centred(x, parameters, lengths) -> float:
     """Share of the disks that lie in the middle half between the borders of their ring; a half
     where rings have nothing to do with the disks, 1 where too few can be judged. The first and the
-    last ring do not count, nor those whose borders are less than three pixels apart.
+    last ring do not count, nor those with another one less than three pixels away.
     """
     radius = np.hypot(*_mapped(x, parameters).T)
     borders = np.concatenate([[0.0], 0.5 * (lengths[1:] + lengths[:-1])])
-    wide = np.diff(borders, append=np.inf) > 3 * parameters[0]
+    gaps = np.diff(lengths, prepend=0.0, append=np.inf)
+    wide = np.minimum(gaps[:-1], gaps[1:]) > 3 * parameters[0]
     index = np.searchsorted(borders, radius, side="right") - 1
     above = np.append(np.diff(lengths) / 2, np.inf)
     below = np.insert(np.diff(lengths) / 2, 0, lengths[0] / 2)
@@ -286,13 +328,53 @@ def _centred(x, parameters, lengths) -> float:
     return float((np.abs(own) < half / 2)[counted].mean()) if counted.sum() > LEAST_DISKS else 1.0
 
 
-def _biweight(u):
-    return np.where(np.abs(u) < 1, (1 - u**2) ** 2, 0.0)
+class _Mixture(NamedTuple):
+    """Density of disks over the radius: rings at `lengths` [1/Å] with `weights` (of sum 1), their
+    width [px], and the background's density [1/px] at each disk; `share` of all lie on rings.
+    """
+
+    lengths: Float[np.ndarray, " n"]
+    weights: Float[np.ndarray, " n"]
+    background: Float[np.ndarray, " disks"]
+    width: float
+    share: float
 
 
-def _step(x, residual, parameters, weight):
-    """Gauss-Newton step of (s, e1, e2): how far they are too large."""
-    scale, e1, e2 = parameters
+def _belonging(
+    x: Float[np.ndarray, "n 2"], parameters: Float[np.ndarray, " 3"], mixture: _Mixture
+) -> tuple[Float[np.ndarray, "n m"], Int[np.ndarray, "n m"], Float[np.ndarray, "n m"]]:
+    """Probability that a disk belongs to each of the rings next to it, which they are, and how far
+    [px] beyond them it lies.
+    """
+    radius = np.hypot(*_mapped(x, parameters).T)
+    n = len(mixture.lengths)
+    index = np.searchsorted(mixture.lengths, radius)[:, None] + np.arange(-NEXT, NEXT)
+    there = (index >= 0) & (index < n)
+    index = np.clip(index, 0, n - 1)
+    distance = (radius[:, None] - mixture.lengths[index]) / parameters[0]
+    density = np.exp(-0.5 * (distance / mixture.width) ** 2) * mixture.weights[index] * there
+    density *= mixture.share / (mixture.width * np.sqrt(2 * np.pi))
+    false = (1 - mixture.share) * mixture.background
+    return density / (density.sum(1) + false)[:, None], index, distance
+
+
+def _maximised(mixture: _Mixture, belongs, index, distance) -> _Mixture:
+    """The mixture that makes such a belonging likeliest; a ring's weight leans on what was expected
+    as if by one disk in ten, lest one without disks be lost.
+    """
+    total = belongs.sum()
+    counts = np.bincount(index.ravel(), belongs.ravel(), len(mixture.lengths))
+    weights = 0.9 * counts / max(total, 1e-9) + 0.1 * mixture.weights
+    width = np.sqrt((belongs * distance**2).sum() / max(total, 1e-9))
+    share = np.clip(total / len(belongs), 0.01, 0.99)
+    return mixture._replace(weights=weights, width=max(float(width), 1e-3), share=float(share))
+
+
+def _gradients(
+    x: Float[np.ndarray, "n 2"], parameters: Float[np.ndarray, " 3"]
+) -> Float[np.ndarray, "n 3"]:
+    """Derivatives of the disks' radii [1/Å] by s, e1 and e2."""
+    scale = parameters[0]
     q = _mapped(x, parameters)
     unit = q / np.hypot(*q.T)[:, None]
     columns = [
@@ -300,23 +382,24 @@ def _step(x, residual, parameters, weight):
         scale * (unit[:, 0] * x[:, 0] - unit[:, 1] * x[:, 1]),
         scale * (unit[:, 0] * x[:, 1] + unit[:, 1] * x[:, 0]),
     ]
-    jacobian = np.stack(columns, -1)
-    normal = (jacobian * weight[:, None]).T @ jacobian
-    return np.linalg.lstsq(normal, jacobian.T @ (weight * residual), rcond=None)[0]
+    return np.stack(columns, -1)
 
 
-def _bootstrap(x, residual, parameters, width, block, seed: int, n: int = 200):
-    """Standard deviations of the parameters when blocks of the scan are drawn anew."""
+def _bootstrap(
+    score: Float[np.ndarray, "n 3"], block: Int[np.ndarray, " n"], seed: int, n: int = 200
+) -> Float[np.ndarray, " 3"]:
+    """Standard deviations of the parameters when blocks of the scan are drawn anew: one step each
+    along the disks' scores, the derivatives of their log-likelihoods. The information is that of
+    the scores, in which doubt about a disk's ring counts.
+    """
     rng = np.random.default_rng(seed)
-    weight = _biweight(residual / parameters[0] / (4.7 * width))
     members = [np.flatnonzero(block == number) for number in np.unique(block)]
     if len(members) < 4:
-        members = list(np.arange(len(x))[:, None])
-    steps = []
-    for _ in range(n):
-        drawn = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        steps.append(_step(x[drawn], residual[drawn], parameters, weight[drawn]))
-    return np.std(steps, axis=0)
+        members = list(np.arange(len(score))[:, None])
+    sums = np.array([score[own].sum(0) for own in members])
+    drawn = rng.integers(len(members), size=(n, len(members)))
+    information = np.linalg.pinv(score.T @ score)
+    return np.std(sums[drawn].sum(1) @ information, axis=0)
 
 
 def _ellipse(parameters) -> tuple[float, float]:
