@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from settings import settings
+from settings import results_file, settings, tiny
 
 from jaxstem import losses, so3
 from jaxstem.crystal import read_cif
@@ -32,7 +32,6 @@ from jaxstem.training import TrainConfig, init_state, learning_rate, make_optimi
 from jaxstem.training import simulate_batch as simulate
 from jaxstem.transformer import ModelConfig, OrientationTransformer
 
-HERE = Path(__file__).resolve().parent
 VARIANTS = (
     *(name for name in losses.LOSSES if name != "grid_cross_entropy"),
     "simulation",
@@ -187,19 +186,9 @@ def draw_figure(results: dict[str, list[list[dict]]], path: Path) -> None:
 def main(arguments: Arguments) -> None:
     """Train each variant with each seed, print, write."""
     if arguments.quick:
-        arguments = replace(
-            arguments,
-            variants=("quaternion",),
-            steps=4,
-            checks=2,
-            batch=16,
-            n_test=16,
-            physics="two_beam",
-            k_max=1.2,
-            network=replace(
-                arguments.network, width=16, blocks=1, heads=2, feedforward=16, n_disks=8
-            ),
-        )
+        few_disks = replace(arguments.network, n_disks=8)
+        arguments = replace(arguments, network=few_disks, variants=("quaternion",), checks=2)
+        arguments = tiny(arguments)
     crystal = read_cif(arguments.cif)
     shared = TrainConfig(model=arguments.network, physics=arguments.physics, no_crystal=0.0)
     shown = material(crystal, arguments.voltage_kv, arguments.k_max, 12.0, 0.0064)
@@ -210,7 +199,7 @@ def main(arguments: Arguments) -> None:
         results[name] = [learn(name, seed, crystal, draw, arguments) for seed in arguments.seeds]
         print(table({name: results[name]}).splitlines()[-1], flush=True)
     print(table(results))
-    out = arguments.out or (None if arguments.quick else HERE / "results" / "loss_variants.json")
+    out = results_file(arguments, "loss_variants")
     if out:
         out.write_text(
             json.dumps({"settings": settings(arguments), "results": results}, indent=1) + "\n"

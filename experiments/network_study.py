@@ -24,7 +24,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from random_test_set import TestSet, random_test_set
-from settings import settings
+from settings import results_file, settings, tiny
 
 from jaxstem import parallel
 from jaxstem.acquisition import Acquisition
@@ -38,7 +38,6 @@ from jaxstem.model import Model, material
 from jaxstem.training import TrainConfig, train
 from jaxstem.transformer import ModelConfig
 
-HERE = Path(__file__).resolve().parent
 VARIANTS: dict[str, dict] = {
     "default": {},
     "width_48": {"width": 48, "feedforward": 96},
@@ -172,19 +171,10 @@ def draw_figure(results: dict[str, dict], path: Path) -> None:
 def main(arguments: Arguments) -> None:
     """Train each variant, ask, time, print, write."""
     if arguments.quick:
-        arguments = replace(
-            arguments,
-            variants=("default", "no_templates"),
-            steps=4,
-            batch=16,
-            n_validation=32,
-            n_test=32,
-            physics="two_beam",
-            k_max=1.2,
-            network=replace(
-                arguments.network, width=16, blocks=1, heads=2, feedforward=16, spacing_deg=15.0
-            ),
-        )
+        coarse = replace(arguments.network, spacing_deg=15.0)
+        variants = ("default", "no_templates")
+        arguments = replace(arguments, network=coarse, variants=variants, n_validation=32)
+        arguments = tiny(arguments)
     crystal = read_cif(arguments.cif)
     mesh, models, results = parallel.make_mesh(), {}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -210,7 +200,7 @@ def main(arguments: Arguments) -> None:
     for name, cost in microseconds(models).items():
         results[name]["microseconds"] = cost
     print(table(results))
-    out = arguments.out or (None if arguments.quick else HERE / "results" / "network_study.json")
+    out = results_file(arguments, "network_study")
     if out:
         written = {"devices": mesh.size, "settings": settings(arguments), "results": results}
         out.write_text(json.dumps(written, indent=1) + "\n")

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from matplotlib.colors import PowerNorm
-from settings import settings
+from settings import results_file, settings
 
 from jaxstem.correlation import (
     SparseConfig,
@@ -334,7 +334,7 @@ def main(arguments: Arguments) -> None:
             f"{100 * s['jaxstem_at_least_where_both_agree']:.1f} % of {s['n_where_both_agree']} "
             "where both agree"
         )
-    out = arguments.out or (None if arguments.quick else HERE / "results" / "paper_maps.json")
+    out = results_file(arguments, "paper_maps")
     if not out:
         return
     out.write_text(json.dumps({"settings": settings(arguments), **results}, indent=1) + "\n")

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from random_test_set import bloch_patterns
-from settings import settings
+from settings import results_file, settings
 from simulated import scan_of
 
 from jaxstem import metrics, so3
@@ -237,7 +237,7 @@ def main(arguments: Arguments) -> None:
                 f"{100 * row['within_5_mod_180']:.1f} % |"
             )
         print(f"{name}: right phase of crystals {results[name]['right_phase_of_crystals']:.4f}")
-    out = arguments.out or (None if arguments.quick else HERE / "results" / "paper_phases.json")
+    out = results_file(arguments, "paper_phases")
     if not out:
         return
     metrics_file = (arguments.run or Path(arguments.model)) / "metrics.jsonl"

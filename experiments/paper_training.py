@@ -24,7 +24,7 @@ import numpy as np
 import tyro
 from clean_kinematic import likeness
 from random_test_set import bloch_patterns, random_test_set
-from settings import settings
+from settings import results_file, settings
 from simulated import scan_of
 
 from jaxstem.correlation import reduced_axes
@@ -38,7 +38,6 @@ from jaxstem.refine import pattern_of
 from jaxstem.training import TrainConfig, make_sources, simulate_batch
 from jaxstem.transformer import init_params
 
-HERE = Path(__file__).resolve().parent
 GROSS = 0.6
 """Misorientation [rad] above which the published test set has its second and third bump."""
 PUBLISHED = {"validation_mean": 0.0244, "mode": 0.0135, "median": 0.056, "above_0.6": 0.138}
@@ -325,7 +324,7 @@ def main(arguments: Arguments) -> None:
         )
     print(f"| published | 65536 | | {PUBLISHED['mode']} | {PUBLISHED['median']} | 13.8 % |")
     print(json.dumps({k: v for k, v in results["gross_errors"].items() if "by" not in k}))
-    out = arguments.out or (None if arguments.quick else HERE / "results" / "paper_training.json")
+    out = results_file(arguments, "paper_training")
     if not out:
         return
     metrics = (arguments.run or Path(arguments.model)) / "metrics.jsonl"

@@ -173,6 +173,16 @@ def test_cubes_of_any_kind_are_read_or_refused(
         assert cube.voltage_kv is None or 0 < cube.voltage_kv < np.inf
 
 
+def spoil(path, name, kind, shape, attribute, value):
+    """Another dataset of this name, kind and shape in an HDF5 file, and another attribute."""
+    with h5py.File(path, "r+") as file:
+        if len(shape) or kind != "O":
+            del file[name]
+            file.create_dataset(name, tuple(shape), h5py.string_dtype() if kind == "O" else kind)
+        if value is not None:
+            file.attrs[attribute] = np.void(value) if isinstance(value, bytes) and value else value
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(["qx", "qy", "intensity", "offsets"]),
@@ -188,12 +198,7 @@ def test_packed_tables_of_any_kind_are_read_or_refused(
     offsets = np.arange(7)
     scan = io.DiskScan(*np.ones((3, 6), np.float32), offsets, (2, 3), 1.0, "nm", 200.0, "memory")
     packed.write_packed(path, io.source_of(scan), progress=False)
-    with h5py.File(path, "r+") as file:
-        if len(shape) or kind != "O":
-            del file[name]
-            file.create_dataset(name, tuple(shape), h5py.string_dtype() if kind == "O" else kind)
-        if value is not None:
-            file.attrs[attribute] = np.void(value) if isinstance(value, bytes) and value else value
+    spoil(path, name, kind, shape, attribute, value)
 
     def read(path):
         source = packed.packed_source(path)
@@ -218,12 +223,7 @@ def test_maps_of_any_kind_are_read_or_refused(
 ):
     path = tmp_path_factory.mktemp("maps") / "map.h5"
     io.write_map(path, test_io.random_map(np.random.default_rng(0), (3, 4), 2))
-    with h5py.File(path, "r+") as file:
-        if len(shape) or kind != "O":
-            del file[name]
-            file.create_dataset(name, tuple(shape), h5py.string_dtype() if kind == "O" else kind)
-        if value is not None:
-            file.attrs[attribute] = np.void(value) if isinstance(value, bytes) and value else value
+    spoil(path, name, kind, shape, attribute, value)
     found = read_or_refuse(io.read_map, path)
     if found is not None:
         assert found.phase.shape == (3, 4) and found.orientation.shape == (3, 4, 3, 3)
