@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 LANES = 8
 """Numbers of single precision in a vector register."""
@@ -23,7 +23,9 @@ ROWS = 4
 """Rows that XLA adds up without a loop, which would not be vectorised."""
 
 
-def filled(x: Array, lanes: int = LANES, fill: float = 0) -> Array:
+def filled(
+    x: Shaped[Array, "... M"], lanes: int = LANES, fill: float = 0
+) -> Shaped[Array, "... N"]:
     """The last axis filled up to a multiple of so many lanes."""
     spare = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % lanes)]
     return jnp.pad(x, spare, constant_values=fill)
