@@ -128,8 +128,12 @@ def detect_patterns(patterns: Num[Array, "B H W"], plan: Plan, layout: Layout) -
     the next is then computed once, where XLA on a CPU would compute it anew for each use.
     """
     counts, good, summed = _summed(patterns, plan, layout)
-    origin, base, expected, blocks, factor = _expected(counts, summed, good, plan, layout)
-    z = _significance(counts, summed, good, expected, plan, layout)
+    origin = _located(counts, summed, good, plan, layout)
+    base, blurred = _about(origin, plan, layout)
+    blocks, factor = _scaled(counts, base, good, plan, layout)
+    if good.ndim == 3 or not layout.all_good:
+        summed = _completed(counts, base, good, factor, plan, layout)
+    z = _significance(summed, blurred, factor, plan, layout)
     row, column, strength, mask, factor = _peaks(z, good, blocks, factor, plan, layout)
     fitted = _fitted(counts, base, factor, good, (row, column, mask), plan, layout)
     return Found(*fitted, strength, mask, origin)
@@ -150,33 +154,45 @@ def _summed(patterns, plan, layout):
 
 
 @_step
-def _expected(counts, summed, good, plan, layout):
-    """Origin; background of the mean pattern about it; what it and its sum over the aperture are
-    here; counts and background of the blocks, and the factor between them."""
-    _, height, width = counts.shape
+def _located(counts, summed, good, plan, layout):
+    """The direct beam's centre, NaN where there is none."""
     if layout.fixed_origin:
-        origin = jnp.broadcast_to(plan.centre, (len(counts), 2))
-    else:
-        origin = locate_beam(counts, summed, good, plan, layout)
+        return jnp.broadcast_to(plan.centre, (len(counts), 2))
+    return locate_beam(counts, summed, good, plan, layout)
+
+
+@_step
+def _about(origin, plan, layout):
+    """Background of the mean pattern about the beam, and its sum over the aperture."""
+    height, width = plan.good.shape
     centre = jnp.nan_to_num(origin, nan=0.0) + jnp.isnan(origin) * plan.centre
     radius = jnp.sqrt(
         (jnp.arange(height)[:, None] - centre[:, :1, None]) ** 2
         + (jnp.arange(width) - centre[:, 1:, None]) ** 2
     )
     place = jnp.minimum((radius / TABLE_STEP + 0.5).astype(jnp.int32), len(plan.background) - 1)
-    base, blurred = plan.background[place], plan.blurred[place]
-    blocks = pool(counts, layout.block), pool(base * good, layout.block)
-    factor = scale_background(*blocks, plan)
-    pixels = to_pixels(factor, plan.columns, height, layout.block)
-    return origin, base, (pixels * base, pixels * blurred), blocks, factor
+    return plan.background[place], plan.blurred[place]
 
 
 @_step
-def _significance(counts, summed, good, expected, plan, layout):
-    """Z of all pixels; where some are dead their expected counts stand in for them."""
-    if good.ndim == 3 or not layout.all_good:
-        summed = correlate(jnp.where(good, counts, expected[0]), plan.kernel)
-    return significance(summed, expected[1], plan)
+def _scaled(counts, base, good, plan, layout):
+    """Counts and background of the blocks, and the factor between them."""
+    blocks = pool(counts, layout.block), pool(base * good, layout.block)
+    return blocks, scale_background(*blocks, plan)
+
+
+@_step
+def _completed(counts, base, good, factor, plan, layout):
+    """Sums over the aperture with what is expected in the place of dead pixels."""
+    pixels = to_pixels(factor, plan.columns, counts.shape[1], layout.block)
+    return correlate(jnp.where(good, counts, pixels * base), plan.kernel)
+
+
+@_step
+def _significance(summed, blurred, factor, plan, layout):
+    """Z of all pixels."""
+    pixels = to_pixels(factor, plan.columns, summed.shape[1], layout.block)
+    return significance(summed, pixels * blurred, plan)
 
 
 @_step

@@ -365,24 +365,29 @@ def _radial_background(patterns, origins, good, inner: float, cell: float):
     disks and are left out.
     """
     n_rings = int(np.hypot(*good.shape)) + 2
-    n_sectors = np.clip(2 * np.pi * np.arange(n_rings) / cell, 4, 64).astype(int)
-    first = np.concatenate([[0], np.cumsum(n_sectors)])
+    n_sectors = np.clip(2 * np.pi * np.arange(n_rings) / cell, 4, 64).astype(np.int32)
+    first = np.concatenate([[0], np.cumsum(n_sectors, dtype=np.int32)])
     rows, columns = (x[good].astype(np.float32) for x in np.indices(good.shape))
     centre = origins.mean(0)
     turn = (np.arctan2(columns - centre[1], rows - centre[0]) / (2 * np.pi) + 0.5) * (1 - 1e-6)
-    counts, areas = [], []
-    for pattern, (row, column) in zip(patterns, origins.astype(np.float32), strict=True):
-        ring = np.sqrt((rows - row) ** 2 + (columns - column) ** 2).astype(int)
-        sector = first[ring] + (turn * n_sectors[ring]).astype(int)
-        counts.append(np.bincount(sector, pattern[good], first[-1]))
-        areas.append(np.bincount(sector, minlength=first[-1]))
-    counts, areas = np.array(counts), np.array(areas, float)
+    turn, used = turn.astype(np.float32), np.flatnonzero(good)
+    counts, areas = np.zeros((2, len(patterns), first[-1]), np.float32)
+    for number, (pattern, (row, column)) in enumerate(
+        zip(patterns, origins.astype(np.float32), strict=True)
+    ):
+        ring = np.sqrt((rows - row) ** 2 + (columns - column) ** 2).astype(np.int32)
+        sector = first[ring] + (turn * n_sectors[ring]).astype(np.int32)
+        counts[number] = np.bincount(sector, pattern.ravel()[used], first[-1])
+        areas[number] = np.bincount(sector, minlength=first[-1])
     ring = np.repeat(np.arange(n_rings), n_sectors)
-    total = lambda x: np.bincount(ring, x.sum(0), n_rings)  # noqa: E731
+    total = lambda x: np.bincount(ring, x.sum(0, dtype=np.float64), n_rings)  # noqa: E731
     rate = total(counts) / np.maximum(total(areas), 1)
+    kept = None
     for _ in range(12):
-        expected = rate[ring] * areas
-        kept = (counts - expected < 3 * np.sqrt(expected + 0.25)) & (areas > 0)
+        expected = rate[ring].astype(np.float32) * areas
+        before, kept = kept, counts < expected + 3 * np.sqrt(expected + 0.25)
+        if before is not None and (kept == before).all():
+            break
         rate = total(counts * kept) / np.maximum(total(areas * kept), 1e-9)
     at = np.arange(n_rings) + 0.5
     seen = (total(areas) > 0) & (at > inner)
