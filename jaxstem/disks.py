@@ -319,6 +319,8 @@ def smooth_origin(measured: Float[np.ndarray, "ny nx 2"]) -> Float[np.ndarray, "
     for width in widths:
         predicted, _ = _local_plane(measured, known, width, own=False)
         errors.append(np.median(np.abs(measured - predicted)[known], axis=0))
+        if (errors[-1] > 2 * np.min(errors, axis=0)).all():
+            break  # wider is worse still
     smoothed = np.empty_like(measured)
     for axis, best in enumerate(np.argmin(errors, axis=0)):
         width = widths[best]

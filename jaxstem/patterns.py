@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -231,11 +232,15 @@ def correlate(images: Float[Array, "B H W"], kernel: Array) -> Float[Array, "B H
 
 def pool(images: Float[Array, "B H W"], block: int) -> Float[Array, "B h w"]:
     """Sums over blocks of `block` × `block` pixels, the last ones filled up with zeros."""
-    n, height, width = images.shape
-    h, w = -(-height // block), -(-width // block)
-    images = jnp.pad(images, ((0, 0), (0, h * block - height), (0, w * block - width)))
-    rows = images.reshape(n, h, block, w * block).sum(2)
-    return rows.reshape(n, h, w, block).sum(3)
+    images = whole_blocks(images, block)
+    lines = sum(images[:, i::block] for i in range(block))
+    return sum(lines[..., i::block] for i in range(block))
+
+
+def whole_blocks(images: Float[Array, "B H W"], block: int) -> Float[Array, "B H2 W2"]:
+    """The images with the last blocks filled up with zeros."""
+    _, height, width = images.shape
+    return jnp.pad(images, ((0, 0), (0, -height % block), (0, -width % block)))
 
 
 def spread(
@@ -352,22 +357,32 @@ def maxima(
     relative = local_spread(z, used, plan, layout)
     z = jnp.where(used, z, 0.0)
     z = jnp.where(z >= around(z), z, 0.0)
+    z = whole_blocks(z, block)
+    highest, line = highest_of([z[:, i::block] for i in range(block)])
+    highest, place, line = highest_of(
+        [highest[..., i::block] for i in range(block)], [line[..., i::block] for i in range(block)]
+    )
     h, w = relative.shape[1:]
-    z = jnp.pad(z, ((0, 0), (0, h * block - height), (0, w * block - width)))
-    highest = functools.reduce(jnp.maximum, [z[:, i::block] for i in range(block)])
-    highest = functools.reduce(jnp.maximum, [highest[..., i::block] for i in range(block)])
-    z = z.reshape(n, h, block, w, block)
     strength = (highest / relative).reshape(n, h * w)
     strength, number = jax.lax.top_k(strength, min(layout.n_disks, h * w))
     mask = strength > plan.threshold
-    row, column = number // w, number % w
-    square = z[jnp.arange(n)[:, None], row, :, column, :].reshape(*number.shape, block * block)
-    place = jnp.argmax(square, -1)
-    row, column = row * block + place // block, column * block + place % block
+    chosen = lambda x: jnp.take_along_axis(x.reshape(n, h * w), number, 1)  # noqa: E731
+    row, column = number // w * block + chosen(line), number % w * block + chosen(place)
     apart = (row[:, :, None] - row[:, None]) ** 2 + (column[:, :, None] - column[:, None]) ** 2
     stronger = jnp.tril(mask[:, None] & mask[:, :, None], -1)
     mask &= ~jnp.any(stronger & (apart < layout.spacing**2), -1)
     return row, column, jnp.where(mask, strength, 0.0), mask
+
+
+def highest_of(
+    parts: Sequence[Float[Array, "..."]], *others: Sequence[Int[Array, "..."]]
+) -> tuple[Array, ...]:
+    """The largest of some arrays at each place, the number of the first that has it, and what
+    `others` hold where it is.
+    """
+    number = [jnp.full(parts[0].shape, i, jnp.int32) for i in range(len(parts))]
+    larger = lambda a, b: jax.tree.map(functools.partial(jnp.where, b[0] > a[0]), b, a)  # noqa: E731
+    return functools.reduce(larger, zip(parts, number, *others, strict=True))
 
 
 def around(z: Float[Array, "B H W"]) -> Float[Array, "B H W"]:
