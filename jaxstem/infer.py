@@ -81,10 +81,16 @@ OPEN = 64
 ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128}
 """Patterns a step where the devices are no CPUs."""
 
-WORTH_A_LENGTH = {"none": 16384, "fast": 6144, "full": 256}
+WORTH_A_LENGTH = {"none": 8192, "fast": 8192, "full": 256}
 """Patterns that take as long as one more program's tracing and loading: half a second where there
-is no verification, two to three where there is.
+is no verification, two where there is.
 """
+
+USUAL = 8
+"""Disks of the patterns that `WORTH_A_LENGTH` counts."""
+
+BESIDE_DISKS = {"none": 40, "fast": 18, "full": 200}
+"""What a pattern costs whatever the number of its disks, as so many disks (measured on CPUs)."""
 
 
 class Answer(NamedTuple):
@@ -121,7 +127,8 @@ class InferConfig:
     log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
-    numbers of disks to which patterns may be padded; batch: patterns a step (None: 128, or
+    numbers of disks to which patterns may be padded (on CPUs those between multiples of eight take
+    as long as the next one); batch: patterns a step (None: 128, or
     `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits a processor's cache);
     least: patterns whose work a length of their own must save to be worth its program (None:
     `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16" (verification is in
@@ -133,7 +140,7 @@ class InferConfig:
     likelihood_weight: float = 0.25
     prior_weight: float | None = None
     chance: float = 6.0
-    lengths: tuple[int, ...] = (4, 6, 8, 10, 12, 16, 20, 24, 32, 40)
+    lengths: tuple[int, ...] = (8, 16, 24, 32, 40)
     batch: int | None = None
     chunk: int = 4
     least: int | None = None
@@ -490,22 +497,26 @@ def detection_limit(
 
 
 def choose_lengths(
-    counts: Int[np.ndarray, " positions"], lengths: Sequence[int], least: float, spare: int = 0
+    counts: Int[np.ndarray, " positions"],
+    lengths: Sequence[int],
+    program: float,
+    beside: float = 0,
+    spare: int = 0,
 ) -> tuple[int, ...]:
     """Those of the ascending `lengths` to which patterns are best padded.
 
-    They make the work least, taken as the number of places in all padded patterns, where a length
-    in use costs as much as `least` patterns more. `spare` places stay free unless the longest
-    length is too short. Empty where no position has `MIN_DISKS`.
+    They make the work least, counted in disks: a pattern costs as many as it is padded to and
+    `beside`, a length in use `program`. `spare` places stay free unless the longest length is too
+    short. Empty where no position has `MIN_DISKS`.
     """
     place = np.minimum(np.searchsorted(lengths, counts + spare), len(lengths) - 1)
     number = np.bincount(place[counts >= MIN_DISKS], minlength=len(lengths))
     # cheapest way to serve all patterns up to each length, it being the last in use
     best: list[tuple[float, tuple[int, ...]]] = []
     for i, length in enumerate(lengths):
-        options = [((number[: i + 1].sum() + least) * length, (length,))]
+        options = [(number[: i + 1].sum() * (length + beside) + program, (length,))]
         for j, (cost, used) in enumerate(best):
-            more = (number[j + 1 : i + 1].sum() + least) * length
+            more = number[j + 1 : i + 1].sum() * (length + beside) + program
             options.append((cost + more, (*used, length)))
         best.append(min(options))
     occupied = np.flatnonzero(number)
@@ -571,9 +582,11 @@ def survey(source: DiskSource, model: Model, config: InferConfig) -> Survey:
     lengths, spare = ladder(model, config)
     share = max(n_positions, 1) / max(len(counts), 1)
     least = WORTH_A_LENGTH[config.refine] if config.least is None else config.least
+    beside = BESIDE_DISKS[config.refine]
+    program = least / share * (USUAL + beside)
     return Survey(
         exposure(scan, model.k_min, model.k_max).limit,
-        choose_lengths(counts, lengths, least / share, spare) or lengths[:1],
+        choose_lengths(counts, lengths, program, beside, spare) or lengths[:1],
         pieces,
     )
 

@@ -24,6 +24,7 @@ Shapes: `K` measured disks, `M` reflections near a candidate, `A` tilts, `T` thi
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,6 +36,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstem import so3
 from jaxstem.kinematic import excitation_error, expected_intensity
 from jaxstem.lanes import LANES, filled, fold, radius, totals_of_rows, turned
+
+# what a program does several times is traced once; the compiler sees no difference
+_traced_once = functools.partial(jax.jit, static_argnames="config")
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def kinematic_intensity(
     return (0.4 * jnp.pi * inverse_extinction / sigma) ** 2 * jnp.exp(-0.5 * (s / sigma) ** 2)
 
 
+@_traced_once
 def hypotheses(
     s: Float[Array, "..."],
     inverse_extinction: Float[Array, "..."],
@@ -201,6 +206,7 @@ class Pairing(NamedTuple):
     dy: Float[Array, " K"]
 
 
+@functools.partial(jax.jit, static_argnames=("k_max", "config"))
 def pair(
     observed: Observed,
     qx: Float[Array, " M"],
@@ -246,6 +252,7 @@ class Expected(NamedTuple):
     inside: Bool[Array, " M"]
 
 
+@_traced_once
 def log_likelihood(
     pairing: Pairing,
     log_share: Float[Array, " K"],
@@ -413,6 +420,7 @@ def polish(
     return Polished(orientation_at(tilt), total, jnp.full_like(total, jnp.nan))
 
 
+@_traced_once
 def aligned(
     pairing: Pairing, x: Float[Array, " M"], y: Float[Array, " M"], config: LikelihoodConfig
 ) -> tuple[Pairing, Float[Array, ""]]:

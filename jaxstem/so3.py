@@ -193,6 +193,7 @@ def _wrap(angle: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.where(wrapped >= jnp.asarray(2 * math.pi, wrapped.dtype), 0, wrapped)
 
 
+@jax.jit
 def rotation_vector_to_matrix(v: Float[Array, "... 3"]) -> Float[Array, "... 3 3"]:
     """Active rotation by ``|v|`` [rad] about the axis ``v`` ``[..., 3]``: ``[..., 3, 3]``.
 

@@ -383,13 +383,14 @@ LENGTHS = (4, 6, 9, 12, 20)
 @settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 30), min_size=1, max_size=60),
-    least=st.floats(0.5, 30),
+    program=st.floats(1, 300),
+    beside=st.floats(0, 30),
     spare=st.integers(0, 1),
 )
-def test_lengths_make_the_work_least(counts, least, spare):
+def test_lengths_make_the_work_least(counts, program, beside, spare):
     """Against all subsets of the lengths."""
     counts = np.array(counts)
-    found = choose_lengths(counts, LENGTHS, least, spare)
+    found = choose_lengths(counts, LENGTHS, program, beside, spare)
     if not (counts >= MIN_DISKS).any():
         assert found == ()
         return
@@ -397,7 +398,8 @@ def test_lengths_make_the_work_least(counts, least, spare):
 
     def work(lengths):
         place = length_of(counts, lengths, spare)
-        return np.asarray(lengths)[place[place >= 0]].sum() + least * sum(lengths)
+        each = np.asarray(lengths)[place[place >= 0]] + beside
+        return each.sum() + program * len(lengths)
 
     subsets = itertools.chain.from_iterable(
         itertools.combinations(LENGTHS, n) for n in range(1, len(LENGTHS) + 1)
