@@ -485,8 +485,8 @@ def draw(results: dict, path: Path) -> None:
     for (label, points), marker in zip(PUBLISHED.items(), "*DX", strict=True):
         axes.plot(*zip(*sorted(points.items()), strict=True), marker, color="0.4", label=label)
     axes.set(xscale="log", yscale="log", xlabel="scan positions", ylabel="whole time [s]")
-    sides = sorted({row["side"] for row in results["table"]})
-    axes.set_xticks([s**2 for s in sides], [f"{s}²" for s in sides], minor=False)
+    places = {row["positions"] for row in results["table"]}.union(*PUBLISHED.values())
+    axes.set_xticks(sorted(places), [f"{round(n**0.5)}²" for n in sorted(places)], minor=False)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, frameon=False, loc="upper left")

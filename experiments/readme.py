@@ -293,7 +293,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "laue": laue,
     "paper": paper,
     "detection": detection,
-    # "speed": speed,
+    "speed": speed,
 }
 
 

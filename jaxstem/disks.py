@@ -43,7 +43,7 @@ from jaxstem.io import (
     source_of,
 )
 from jaxstem.packed import is_packed, packed_source
-from jaxstem.parallel import REPLICATED, SHARDED, pmap
+from jaxstem.parallel import REPLICATED, SHARDED, keep_freed_memory, pmap
 from jaxstem.patterns import Found, Layout, Plan, detect_patterns
 from jaxstem.probe import DEFAULT, DetectConfig, make_plan
 from jaxstem.rawfiles import READERS, format_of
@@ -124,6 +124,7 @@ def stream_disks(
     Reading and detection overlap; at most a few chunks are in memory. Patterns with more disks than
     `layout` has room for are searched again with more room.
     """
+    keep_freed_memory()
     detect = functools.partial(detect_patterns, layout=layout)
     if mesh is not None:
         size = -(-size // mesh.size) * mesh.size
