@@ -8,7 +8,7 @@ The sample scan, tiled to each size, is mapped by both programs in turns: in eac
 every size by every method, so that whatever else the machine does meets all of them. jaxstem is
 timed stage by stage in this process, one stage after the other with everything compiled (load,
 tokens, inference, map), and as the whole command, start, reading, picture and writing included:
-first with an empty compilation cache, then with what that run left there. py4DSTEM matches
+first with an empty cache, then with what that run left there. py4DSTEM matches
 `py4dstem_positions` positions spread over the scan, and its time for all of them is worked out.
 What would not fit into the time left, by its earlier runs or those of smaller scans, is worked out
 from the largest sizes that did, and marked so.
@@ -358,7 +358,7 @@ def plan(arguments: Arguments, folder: Path, ask, runners: dict[str, Runner]) ->
         cache = folder / f"cache-{side}-{packed}-{how}"
         words = ["map", str(scan(side, packed)), "--model", arguments.model, "--refine", how]
         words += ["--out", str(folder / "map.h5"), "--overwrite"]
-        kept = {"JAX_COMPILATION_CACHE_DIR": str(cache), **cpu}
+        kept = {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": str(cache), **cpu}
         if cache.exists():
             return command(*words, environment=kept)
         cold = command(*words, environment=kept)
@@ -587,7 +587,7 @@ def benchmark(arguments: Arguments, folder: Path) -> None:
         "load_average": os.getloadavg()[0],
         "jax": jax.__version__,
         "python": platform.python_version(),
-        "cache": "Stages run compiled; commands with the compilation cache that a first one left.",
+        "cache": "Stages run compiled; commands with the cache that a first one left.",
         "runs": {},
     }
     if arguments.resume and arguments.out.exists():

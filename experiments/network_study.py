@@ -153,17 +153,11 @@ def draw_figure(results: dict[str, dict], path: Path) -> None:
         "best_16": "unseen patterns, truth in best 16 cells (%)",
     }
     for panel, (key, title) in zip(axes, panels.items(), strict=True):
-        for name, r in results.items():
-            own = name == "default"
-            panel.plot(r["microseconds"], r[key], "*" if own else "o", ms=12 if own else 6)
-            panel.annotate(
-                name.replace("_", " "),
-                (r["microseconds"], r[key]),
-                xytext=(5, 4),
-                textcoords="offset points",
-                fontsize=8,
-            )
+        for number, (name, r) in enumerate(results.items()):
+            style = {"marker": "*v^<>spPXDd"[number % 11], "ms": 12 if name == "default" else 6}
+            panel.plot(r["microseconds"], r[key], ls="", label=name.replace("_", " "), **style)
         panel.set(xlabel="network and templates (µs a pattern)", ylabel=title, xscale="log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

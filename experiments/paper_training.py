@@ -120,7 +120,7 @@ def likelihoods(model: Model, disks: Disks, orientation, config: InferConfig) ->
     @jax.jit
     def one(args):
         disks, incident, sigma, orientation = args
-        pattern = pattern_of(disks, incident, sigma, exposed.limit, 0.25)
+        pattern = pattern_of(disks, incident, sigma, False, exposed.limit, 0.25)
         g, strength = forward.g, forward.inverse_extinction
         start = (orientation, pattern.observed, g, strength)
         return polish(*start, model.wavelength, model.k_max, rules).log_likelihood

@@ -32,7 +32,7 @@ from jaxstem import losses, parallel, training
 from jaxstem.acquisition import Acquisition
 from jaxstem.crystal import read_cif
 from jaxstem.demo import sample
-from jaxstem.library import default_cache
+from jaxstem.kept import default_cache
 from jaxstem.model import Material, build_network, material, phases_space
 
 HERE = Path(__file__).resolve().parent

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`python -m jaxstem` is the `jaxstem` command."""
 
-import sys
+from jaxstem.cli import run
 
-from jaxstem.cli import main
-
-sys.exit(main())
+run()

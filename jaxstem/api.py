@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
-from jaxstem import library, parallel, training
+from jaxstem import parallel
 from jaxstem.crystal import Crystal, read_cif
 from jaxstem.cubes import Cube, cube_from_array, read_cube
 from jaxstem.disks import detect_disks as detect_in_cube
@@ -29,6 +29,7 @@ from jaxstem.disks import open_scan, progress_bar
 from jaxstem.errors import InputError
 from jaxstem.infer import InferConfig
 from jaxstem.io import DiskScan, DiskSource, OrientationMap, source_of
+from jaxstem.kept import default_cache
 from jaxstem.mapping import map_scan
 from jaxstem.model import Model, check_materials, load_model, material
 from jaxstem.probe import DetectConfig
@@ -130,6 +131,8 @@ def train(
             and where `out` holds a finished model, another run or other files.
         jaxstem.training.Stopped: When SIGTERM ended the run, once it is checkpointed.
     """
+    from jaxstem import training  # its libraries take a while to load, and maps need none of them
+
     out = Path(out)
     check_model_folder(out)
     _require("preset", preset, PRESETS)
@@ -164,7 +167,7 @@ def train(
         mesh=mesh,
         overwrite=overwrite,
         progress=progress,
-        cache=library.default_cache(),
+        cache=default_cache(),
     )
 
 
@@ -240,7 +243,7 @@ def infer_config(
     """How answers are made, from the settings that users choose; as in `map_orientations`."""
     _require("refine", refine, REFINE)
     _require("precision", precision, PRECISION)
-    cache = library.default_cache()
+    cache = default_cache()
     config = InferConfig(refine=refine, batch=batch, precision=precision, cache=cache)
     likelihood = dataclasses.replace(config.rules.likelihood, semi_angle=semiangle_mrad)
     return dataclasses.replace(

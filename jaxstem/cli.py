@@ -9,11 +9,10 @@ option answer at once. `main` turns an InputError into one sentence and exit cod
 
 from __future__ import annotations
 
-import hashlib
+import gc
 import logging
 import math
 import os
-import platform
 import shlex
 import sys
 import warnings
@@ -39,6 +38,7 @@ from jaxstem.console import (
     warn,
 )
 from jaxstem.errors import InputError
+from jaxstem.kept import processor
 
 if TYPE_CHECKING:
     from jaxstem.io import DiskSource, OrientationMap
@@ -69,6 +69,8 @@ class Reading:
         mask: Detector pixels to leave out: an image or .npy in which they are not 0.
         origin: Row and column of the direct beam, where it cannot be seen.
         radius: Radius of the disks in detector pixels.
+        probe: The beam in vacuum, an image or .npy: the template that disks are compared with.
+        gain: Stored numbers per electron, where the scatter of the counts does not tell.
     """
 
     pixel_size: Annotated[
@@ -93,6 +95,12 @@ class Reading:
     radius: Annotated[
         float | None, tyro.conf.arg(metavar="PX", help_behavior_hint="(default: from the beam)")
     ] = None
+    probe: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: from the beam)")
+    ] = None
+    gain: Annotated[
+        float | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: from the counts)")
+    ] = None
 
     def changes(self) -> dict[str, Any]:
         """Entries that replace those of a file's calibration. Raises InputError."""
@@ -111,22 +119,63 @@ class Reading:
 
     def detection(self, **settings: Any) -> DetectConfig:
         """How disks are found in raw patterns. Raises InputError."""
-        from jaxstem.probe import DetectConfig, read_mask
+        from jaxstem.probe import DetectConfig, read_mask, read_probe
 
         mask = read_mask(self.mask) if self.mask else None
-        return DetectConfig(mask=mask, origin=self.origin, radius=self.radius, **settings)
+        probe = read_probe(self.probe) if self.probe else None
+        if self.gain is not None:
+            _require_between("--gain", self.gain, 1e-6, 1e6)
+        given = {"origin": self.origin, "radius": self.radius, "gain": self.gain}
+        return DetectConfig(mask=mask, probe=probe, **given, **settings)
 
     def opened(
-        self, scan: Path, voltage_kv: float | None = None, progress: bool | None = None
+        self,
+        scan: Path,
+        voltage_kv: float | None = None,
+        progress: bool | None = None,
+        disk_method: DiskMethod = "likelihood",
     ) -> DiskSource:
         """The disks of a scan, taken at `voltage_kv` [kV] if not None. Raises InputError."""
         from jaxstem.disks import open_scan
 
-        changes = self.changes()
-        return open_scan(scan, self.detection(), progress, self.scan_shape, changes, voltage_kv)
+        config, changes = self.detection(method=disk_method), self.changes()
+        return open_scan(scan, config, progress, self.scan_shape, changes, voltage_kv)
 
 
 ReadingOptions = Annotated[Reading, tyro.conf.arg(name="")]
+DiskMethod = Literal["likelihood", "correlation"]
+
+
+@dataclass(frozen=True)
+class Correlating:
+    """How `--method correlation` finds disks.
+
+    Attributes:
+        correlation_power: From 0, phase correlation, to 1, cross-correlation.
+        subpixel: How maxima are placed below a pixel: a parabola, or a Fourier transform upsampled
+            about them.
+        upsample: Points a pixel of --subpixel upsampled.
+        blur: Standard deviation of the correlogram's blur in pixels.
+        min_intensity: Smallest intensity of a disk, in electrons for --correlation-power 1.
+        min_relative_intensity: The same as a share of the brightest disk's.
+    """
+
+    correlation_power: Annotated[float, tyro.conf.arg(metavar="P")] = 1.0
+    subpixel: Literal["none", "poly", "upsampled"] = "upsampled"
+    upsample: Annotated[int, tyro.conf.arg(metavar="N")] = 16
+    blur: Annotated[float, tyro.conf.arg(metavar="PX")] = 0.0
+    min_intensity: Annotated[float, tyro.conf.arg(metavar="I")] = 0.0
+    min_relative_intensity: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.0
+
+    def settings(self):
+        """The same for `DetectConfig.correlation`."""
+        from jaxstem.probe import Correlation
+
+        values = asdict(self)
+        return Correlation(power=values.pop("correlation_power"), **values)
+
+
+CorrelatingOptions = Annotated[Correlating, tyro.conf.arg(name="")]
 
 
 def train(
@@ -220,6 +269,7 @@ def train(
 def detect(
     cube: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="CUBE.h5")],
     out: Annotated[Path, tyro.conf.arg(metavar="BRAGG.h5")],
+    method: DiskMethod = "likelihood",
     threshold: Annotated[
         float | None,
         tyro.conf.arg(metavar="SIGMA", help_behavior_hint="(default: from --false-alarms)"),
@@ -228,6 +278,7 @@ def detect(
     voltage_kv: Annotated[
         float | None, tyro.conf.arg(metavar="KV", help_behavior_hint=OF_FILE)
     ] = None,
+    correlating: CorrelatingOptions = Correlating(),
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
@@ -237,9 +288,12 @@ def detect(
     Args:
         cube: Raw patterns, in any of the formats of docs/file-formats.md.
         out: Bragg disks to write (EMD 1.0 BraggVectors).
+        method: By the likelihood of round, filled disks, or by correlation with the probe, which
+            may have any pattern (--probe).
         threshold: Least significance of a disk, in standard deviations of the background.
         false_alarms: Disks a pattern that counting noise alone may give.
         voltage_kv: The accelerating voltage in kV, for detectors calibrated in mrad.
+        correlating: How --method correlation finds them.
         reading: How the scan is read.
         overwrite: Replace BRAGG.h5.
         output: What is said.
@@ -251,7 +305,12 @@ def detect(
         from jaxstem.cubes import read_cube
 
         raw = read_cube(cube, reading.scan_shape, reading.changes(), voltage_kv)
-        config = reading.detection(threshold=threshold, false_alarms=false_alarms)
+        config = reading.detection(
+            method=method,
+            correlation=correlating.settings(),
+            threshold=threshold,
+            false_alarms=false_alarms,
+        )
         with disks.progress_bar(raw, output.progress) as advance:
             found = disks.find_disks(raw, config, progress=advance)
         disks.write_bragg(temporary, found, overwrite=True)
@@ -265,6 +324,7 @@ def detect(
 def convert(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
     out: Annotated[Path, tyro.conf.arg(metavar="DISKS.h5")],
+    disk_method: DiskMethod = "likelihood",
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
@@ -275,6 +335,7 @@ def convert(
         scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them, or raw patterns, in which
             disks are found first (formats: docs/file-formats.md).
         out: Packed table to write, or .csv (layouts: docs/file-formats.md).
+        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
         reading: How the scan is read.
         overwrite: Replace DISKS.h5.
         output: What is said.
@@ -285,7 +346,7 @@ def convert(
     if out.exists() and scan.exists() and out.samefile(scan):
         raise InputError(f"{out} is the scan itself; give the table another name.")
 
-    source = reading.opened(scan, None, output.progress)
+    source = reading.opened(scan, None, output.progress, disk_method)
     if out.suffix.lower() == ".csv":
         from jaxstem.tables import write_csv
 
@@ -330,6 +391,7 @@ def map_command(
         int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: jaxstem's choice)")
     ] = None,
     precision: Literal["float32", "bfloat16"] = "float32",
+    disk_method: DiskMethod = "likelihood",
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
@@ -353,6 +415,7 @@ def map_command(
         voltage_kv: The scan's accelerating voltage in kV, if its file states none or a wrong one.
         batch: Patterns to work on at once.
         precision: Of the network; verification is always in float32.
+        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
         reading: How the scan is read.
         overwrite: Replace MAP.h5, MAP.png and REPORT.html.
         output: What is said.
@@ -387,7 +450,7 @@ def map_command(
             map_file = files.enter_context(atomic_path(out, overwrite))
             if figure:
                 picture_file = files.enter_context(atomic_path(picture, overwrite))
-        disks = reading.opened(scan, voltage_kv, output.progress)
+        disks = reading.opened(scan, voltage_kv, output.progress, disk_method)
 
         from jaxstem.api import infer_config
         from jaxstem.mapping import check_voltage, map_to_file
@@ -415,6 +478,7 @@ def map_command(
                 "model": model or ", ".join(path.name for path in cif),
             },
             progress=output.progress,
+            meanwhile=_load_what_draws if figure else None,
         )
         if not parallel.is_first():
             return
@@ -436,6 +500,13 @@ def map_command(
         _summary(found),
         f"wrote {', '.join(map(str, targets))} ({stages})",
     )
+
+
+def _load_what_draws() -> None:
+    """A second's work."""
+    from jaxstem import maps
+
+    maps.load_orix()
 
 
 def _matching_model(cif: Sequence[Path], voltage_kv: float):
@@ -529,6 +600,7 @@ def calibrate(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
     cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")],
+    disk_method: DiskMethod = "likelihood",
     reading: ReadingOptions = Reading(),
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
@@ -539,6 +611,7 @@ def calibrate(
         scan: Raw patterns or Bragg disks in detector pixels.
         cif: The unit cells of the crystals that fill the scan.
         out: Calibration to write; its picture goes beside it (.png).
+        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
         reading: How the scan is read; --pixel-size is where the fit starts.
         overwrite: Replace FILE.json and FILE.png.
         output: What is said.
@@ -550,7 +623,11 @@ def calibrate(
     turn = None if reading.rotation_deg is None else math.radians(reading.rotation_deg)
     found = calibration.calibrate(
         lambda entries: read_scan(
-            scan, reading.detection(), output.progress, reading.scan_shape, entries
+            scan,
+            reading.detection(method=disk_method),
+            output.progress,
+            reading.scan_shape,
+            entries,
         ),
         [read_cif(path) for path in cif],
         out,
@@ -662,6 +739,16 @@ COMMANDS = {
 }
 
 
+def run() -> None:
+    """The `jaxstem` command: ends the process with `main`'s exit code.
+
+    Python would look through all that is alive for cycles at its end, for most of a second.
+    """
+    code = main()
+    gc.freeze()
+    sys.exit(code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code, 2 for unusable input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -705,7 +792,7 @@ def settle_jax() -> None:
     The environment variables that jax itself knows (JAX_COMPILATION_CACHE_DIR and so on) win.
     """
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    kept = os.path.join(caches, "jaxstem", f"compiled-{_processor()}")
+    kept = os.path.join(caches, "jaxstem", f"compiled-{processor()}")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", kept)
     # small programs are many, and compiling them anew takes longer than all else at the start
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -713,17 +800,6 @@ def settle_jax() -> None:
     for name in ("jax._src.xla_bridge", "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
-
-
-def _processor() -> str:
-    """A short name for what this processor can execute."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    abilities = [line for line in lines if line.startswith(("flags", "Features", "model name"))][:2]
-    text = "\n".join([platform.system(), platform.machine(), platform.processor(), *abilities])
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _require_between(option: str, value: float, low: float, high: float, unit: str = "") -> None:

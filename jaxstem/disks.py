@@ -2,10 +2,10 @@
 """The Bragg disks of a whole scan: a data cube in, calibrated disk lists out.
 
 `find_disks` reads a scan a chunk at a time, lets `jaxstem.patterns` search each chunk on the device
-while the next one is read, and smooths the direct beam's centre over the scan, since the drift of
-the beam is smooth and a centre measured in one pattern is not certain. Memory holds a few chunks
-and the disks found. `detect_disks` gives them as the `DiskScan` that mapping takes, `write_bragg`
-stores them for py4DSTEM and for later.
+while the next one is read (`jaxstem.correlogram`, if the settings say so), and smooths the direct
+beam's centre over the scan, since the drift of the beam is smooth and a centre measured in one
+pattern is not certain. Memory holds a few chunks and the disks found. `detect_disks` gives them as
+the `DiskScan` that mapping takes, `write_bragg` stores them for py4DSTEM and for later.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from scipy import fft
 from tqdm import tqdm
 
 from jaxstem import __version__
+from jaxstem.correlogram import CorrelogramLayout, CorrelogramPlan, correlate_patterns
 from jaxstem.cubes import Cube, chunks, read_cube, sample
 from jaxstem.errors import InputError
 from jaxstem.io import (
@@ -72,7 +73,7 @@ class Detections:
     origin: Float[np.ndarray, "ny nx 2"]
     origin_measured: Float[np.ndarray, "ny nx 2"]
     cube: Cube
-    plan: Plan
+    plan: Plan | CorrelogramPlan
 
 
 def find_disks(
@@ -113,8 +114,8 @@ def find_disks(
 
 def stream_disks(
     cube: Cube,
-    plan: Plan,
-    layout: Layout,
+    plan: Plan | CorrelogramPlan,
+    layout: Layout | CorrelogramLayout,
     size: int,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -125,7 +126,7 @@ def stream_disks(
     `layout` has room for are searched again with more room.
     """
     keep_freed_memory()
-    detect = functools.partial(detect_patterns, layout=layout)
+    detect = _detector(layout)
     if mesh is not None:
         size = -(-size // mesh.size) * mesh.size
         detect = _on_mesh(mesh, layout)
@@ -139,9 +140,7 @@ def stream_disks(
         full = layout
         while found.mask.all(1).any() and full.n_disks < 1000:
             full = full._replace(n_disks=4 * full.n_disks)
-            found = Found(
-                *(np.asarray(x)[:n] for x in detect_patterns(patterns, plan, layout=full))
-            )
+            found = Found(*(np.asarray(x)[:n] for x in _detector(full)(patterns, plan)))
         return found
 
     for found in _overlapped(search, _pieces(cube, size)):
@@ -169,10 +168,17 @@ def _overlapped(work: Callable, items: Iterator, ahead: int = 8) -> Iterator:
             yield pending.popleft().result()
 
 
+def _detector(layout: Layout | CorrelogramLayout) -> Callable[..., Found]:
+    """What finds the disks of a batch of patterns by a plan."""
+    of_correlation = isinstance(layout, CorrelogramLayout)
+    return functools.partial(
+        correlate_patterns if of_correlation else detect_patterns, layout=layout
+    )
+
+
 @functools.cache
-def _on_mesh(mesh: Mesh, layout: Layout):
-    one = lambda patterns, plan: detect_patterns(patterns, plan, layout)  # noqa: E731
-    return pmap(one, mesh, (SHARDED, REPLICATED), SHARDED)
+def _on_mesh(mesh: Mesh, layout: Layout | CorrelogramLayout):
+    return pmap(_detector(layout), mesh, (SHARDED, REPLICATED), SHARDED)
 
 
 def detect_disks(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxstem import __version__
+from jaxstem.kept import default_cache
 
 GIBIBYTE, MEGABYTE = 2**30, 10**6
 INSTALL_GPU = "python -m pip install -r requirements-gpu.txt"
@@ -27,7 +28,7 @@ def examine() -> dict[str, Any]:
     devices, error = _devices()
     caches = {
         "compiled programs": _cache(os.environ.get("JAX_COMPILATION_CACHE_DIR")),
-        "pattern libraries": _cache(_libraries()),
+        "libraries, templates": _cache(str(default_cache())),
     }
     facts = {
         "versions": {"jaxstem": __version__, "python": platform.python_version(), **versions},
@@ -130,14 +131,6 @@ def _memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
-
-
-def _libraries() -> str | None:
-    try:
-        from jaxstem.library import default_cache
-    except Exception:  # jax, which it needs, may be broken
-        return None
-    return str(default_cache())
 
 
 def _cache(folder: str | None) -> dict[str, Any]:

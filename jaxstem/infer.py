@@ -17,6 +17,7 @@ batches are full, but not for long: memory does not grow with the scan.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import queue
 import threading
@@ -38,9 +39,12 @@ from jaxstem import parallel, so3
 from jaxstem.bloch import prepare
 from jaxstem.grid import OrientationSpace, half_angle_cosine, nearest_cells
 from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, DiskSource, joined, pad_disks, source_of
+from jaxstem.kept import content_key, keep, recall, written_by
 from jaxstem.kinematic import Disks
+from jaxstem.library import material_content
 from jaxstem.match import Matcher, Templates, kept_templates, matcher
 from jaxstem.model import NEVER, Material, Model, phases_space
+from jaxstem.programs import kept_pmap
 from jaxstem.refine import (
     THOROUGH,
     CandidateTables,
@@ -81,15 +85,25 @@ OPEN = 64
 ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128}
 """Patterns a step where the devices are no CPUs."""
 
-WORTH_A_LENGTH = {"none": 8192, "fast": 8192, "full": 256}
-"""Patterns that take as long as one more program's tracing and loading: half a second where there
-is no verification, two where there is.
+LENGTHS = {
+    "none": tuple(range(4, 41, 4)),
+    "fast": (8, 16, 24, 32, 40),
+    "full": (8, 16, 24, 32, 40),
+}
+"""Numbers of disks to which patterns may be padded. On CPUs verification takes as long for those
+between two multiples of eight as for the greater one.
+"""
+
+WORTH_A_LENGTH = {"none": 2048, "fast": 4096, "full": 256}
+"""Patterns that take as long as loading one more program that was kept: a tenth of a second where
+there is no verification, half a second where there is; and twice as many, for the first time it
+must be compiled.
 """
 
 USUAL = 8
 """Disks of the patterns that `WORTH_A_LENGTH` counts."""
 
-BESIDE_DISKS = {"none": 40, "fast": 18, "full": 200}
+BESIDE_DISKS = {"none": 10, "fast": 10, "full": 200}
 """What a pattern costs whatever the number of its disks, as so many disks (measured on CPUs)."""
 
 
@@ -127,12 +141,12 @@ class InferConfig:
     log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
-    numbers of disks to which patterns may be padded (on CPUs those between multiples of eight take
-    as long as the next one); batch: patterns a step (None: 128, or
-    `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits a processor's cache);
-    least: patterns whose work a length of their own must save to be worth its program (None:
-    `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16" (verification is in
-    float32); cache: folder that keeps templates for the next time, if one does.
+    numbers of disks to which patterns may be padded, ascending (None: `LENGTHS`); batch: patterns a
+    step (None: 128, or `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits a
+    processor's cache); least: patterns whose work a length of their own must save to be worth its
+    program (None: `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16"
+    (verification is in float32); cache: folder that keeps templates and compiled programs for the
+    next time, if one does.
     """
 
     refine: str = "fast"
@@ -140,7 +154,7 @@ class InferConfig:
     likelihood_weight: float = 0.25
     prior_weight: float | None = None
     chance: float = 6.0
-    lengths: tuple[int, ...] = (8, 16, 24, 32, 40)
+    lengths: tuple[int, ...] | None = None
     batch: int | None = None
     chunk: int = 4
     least: int | None = None
@@ -304,6 +318,36 @@ def phase_tables(model: Model, refine: str) -> list[CandidateTables]:
     ]
 
 
+def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
+    """What decides the program of `make_predict`, and the tables that it takes, besides the code
+    and the shapes of its arguments; in what JSON can hold.
+    """
+    settings = replace(config, score=config.rules, lengths=None, least=None, cache=None)
+    return {
+        "materials": [
+            material_content(m) | {"grid": hashlib.sha256(np.asarray(m.grid).tobytes()).hexdigest()}
+            for m in model.materials
+        ],
+        "network": repr(model.network),
+        "settings": repr((model.config, model.matching, settings)),
+    }
+
+
+def kept_tables(
+    model: Model, config: InferConfig, content: dict[str, Any]
+) -> list[CandidateTables]:
+    """`phase_tables`, from the folder `config.cache` where an earlier run left them."""
+    if config.cache is None:
+        return phase_tables(model, config.refine)
+    key = content_key({"code": written_by(), **content})
+    path = config.cache / f"candidates-{key[:32]}.bin"
+    tables = recall(path)
+    if tables is None:
+        tables = jax.tree.map(np.asarray, phase_tables(model, config.refine))
+        keep(path, tables)
+    return tables
+
+
 def scorer(
     model: Model, precision: str = "float32", cache: Path | None = None
 ) -> tuple[Callable[[Any, Templates | None, Disks], Float[Array, "B n_out"]], Templates | None]:
@@ -338,7 +382,9 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     space = phases_space(model.materials) if matrix else None
     operations = joint_operations(model.materials)
     # as an argument, for a program that holds tables as constants is slow to compile and to load
-    tables = parallel.replicate((phase_tables(model, config.refine), made), mesh)
+    content = predict_content(model, config)
+    phases = kept_tables(model, config, content)
+    tables = parallel.replicate((phases, made), mesh)
 
     dynamical = (
         [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
@@ -386,7 +432,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             return network_alone(output, log_probability, phases)
         return verified(disks, exposed, log_probability, phases)
 
-    def step(given, disks: Disks, incident, incident_sigma, limit) -> Answer:
+    def step(given, disks: Disks, incident, incident_sigma, is_cut, limit) -> Answer:
         params, (phases, made) = given
         strongest = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
         output = scores(params, made, strongest)
@@ -394,7 +440,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         def everywhere(args):
             return one(args[0], Exposure(*args[1], limit), args[2], phases)
 
-        arguments = (disks, (incident, incident_sigma), output)
+        arguments = (disks, (incident, incident_sigma, is_cut), output)
         if jax.default_backend() != "cpu" or config.refine == "none":
             return jax.vmap(everywhere)(arguments)
         if config.refine == "full":  # one by one, so that lost candidates cost nothing
@@ -402,27 +448,27 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         return jax.lax.map(everywhere, arguments, batch_size=config.chunk)
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
-    specs = (replicated, sharded, sharded, sharded, replicated)
-    program = parallel.pmap(step, mesh, specs, sharded)
+    specs = (replicated, *[sharded] * 4, replicated)
+    program = kept_pmap(step, mesh, specs, sharded, content, config.cache)
     return lambda params, disks, exposed: program((params, tables), disks, *exposed)
 
 
 class Exposure(NamedTuple):
     """What the intensities of a scan's disks mean.
 
-    Per position: intensity of the incident beam in the disks' units, and how well its logarithm is
-    known. For the whole scan: the weakest disks that are listed.
+    Per position: intensity of the incident beam in the disks' units, how well its logarithm is
+    known, and whether disks weaker than those given were left out. For the whole scan: the weakest
+    disks that are listed.
     """
 
     incident: Float[np.ndarray, " positions"]
     incident_sigma: Float[np.ndarray, " positions"]
+    is_cut: Bool[np.ndarray, " positions"]
     limit: Limit
 
     def at(self, index: Int[np.ndarray, " n"]) -> Exposure:
         """The same for some positions."""
-        return self._replace(
-            incident=self.incident[index], incident_sigma=self.incident_sigma[index]
-        )
+        return Exposure(*(x[index] for x in self[:3]), self.limit)
 
 
 def exposure(
@@ -451,9 +497,9 @@ def exposure(
         share = positive / incident[position]
         usable = ~direct & (share > 0)
         limit = detection_limit(position[usable], radius[usable], share[usable], k_max)
-    return Exposure(
-        incident.astype(np.float32), np.where(has_direct, 0.1, 3.0).astype(np.float32), limit
-    )
+    sigma = np.where(has_direct, 0.1, 3.0)
+    whole = np.zeros(len(counts), bool)
+    return Exposure(incident.astype(np.float32), sigma.astype(np.float32), whole, limit)
 
 
 def detection_limit(
@@ -501,15 +547,13 @@ def choose_lengths(
     lengths: Sequence[int],
     program: float,
     beside: float = 0,
-    spare: int = 0,
 ) -> tuple[int, ...]:
     """Those of the ascending `lengths` to which patterns are best padded.
 
     They make the work least, counted in disks: a pattern costs as many as it is padded to and
-    `beside`, a length in use `program`. `spare` places stay free unless the longest length is too
-    short. Empty where no position has `MIN_DISKS`.
+    `beside`, a length in use `program`. Empty where no position has `MIN_DISKS`.
     """
-    place = np.minimum(np.searchsorted(lengths, counts + spare), len(lengths) - 1)
+    place = np.minimum(np.searchsorted(lengths, counts), len(lengths) - 1)
     number = np.bincount(place[counts >= MIN_DISKS], minlength=len(lengths))
     # cheapest way to serve all patterns up to each length, it being the last in use
     best: list[tuple[float, tuple[int, ...]]] = []
@@ -524,14 +568,13 @@ def choose_lengths(
 
 
 def length_of(
-    counts: Int[np.ndarray, " positions"], lengths: Sequence[int], spare: int = 0
+    counts: Int[np.ndarray, " positions"], lengths: Sequence[int]
 ) -> Int[np.ndarray, " positions"]:
     """Which of the `lengths` each position is padded to; -1 where it has less than `MIN_DISKS`.
 
-    The shortest that holds its disks and `spare` more, or the longest one, which then keeps its
-    strongest.
+    The shortest that holds its disks, or the longest one, which then keeps its strongest.
     """
-    place = np.minimum(np.searchsorted(lengths, counts + spare), len(lengths) - 1)
+    place = np.minimum(np.searchsorted(lengths, counts), len(lengths) - 1)
     return np.where(counts >= MIN_DISKS, place, -1)
 
 
@@ -579,28 +622,25 @@ def survey(source: DiskSource, model: Model, config: InferConfig) -> Survey:
     pieces = {ranges[i]: source.read(*ranges[i]) for i in chosen}
     scan = joined(list(pieces.values()))
     counts = count_disks(scan, model.k_min, model.k_max)
-    lengths, spare = ladder(model, config)
+    lengths = ladder(model, config)
     share = max(n_positions, 1) / max(len(counts), 1)
     least = WORTH_A_LENGTH[config.refine] if config.least is None else config.least
     beside = BESIDE_DISKS[config.refine]
     program = least / share * (USUAL + beside)
     return Survey(
         exposure(scan, model.k_min, model.k_max).limit,
-        choose_lengths(counts, lengths, program, beside, spare) or lengths[:1],
+        choose_lengths(counts, lengths, program, beside) or lengths[:1],
         pieces,
     )
 
 
-def ladder(model: Model, config: InferConfig) -> tuple[tuple[int, ...], int]:
-    """Lengths to choose from, and how many places of them stay free.
-
-    The network alone has no use for more disks than it knows. Verification takes a pattern without
-    a free place for one whose weaker disks were dropped.
-    """
+def ladder(model: Model, config: InferConfig) -> tuple[int, ...]:
+    """Lengths to choose from; the network alone has no use for more disks than it knows."""
+    lengths = config.lengths or LENGTHS[config.refine]
     if config.refine != "none":
-        return config.lengths, 1
-    longest = model.config.n_disks
-    return (*(n for n in config.lengths if n < longest), min(longest, config.lengths[-1])), 0
+        return lengths
+    longest = min(model.config.n_disks, lengths[-1])
+    return (*(length for length in lengths if length < longest), longest)
 
 
 @dataclass(eq=False)
@@ -698,17 +738,16 @@ def batches(
     length and for those that would keep a piece waiting longer than `OPEN` others.
     """
     k_min, k_max = model.k_min, model.k_max
-    spare = ladder(model, config)[1]
     shelves = [Shelf() for _ in known.lengths]
     ranges = replace(source, scan_shape=(rows[1] - rows[0], source.scan_shape[1])).pieces(PIECE)
 
     def filled(shelf: Shelf, rest: bool) -> Iterator[Batch]:
         for arrays, where in shelf.take(batch, rest):
             missing = batch - len(arrays[0])
-            *disks, incident, sigma = (
+            *disks, incident, sigma, is_cut = (
                 np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x for x in arrays
             )
-            yield Batch(Disks(*disks), Exposure(incident, sigma, known.limit), where)
+            yield Batch(Disks(*disks), Exposure(incident, sigma, is_cut, known.limit), where)
 
     for number, (start, stop) in enumerate(ranges):
         start, stop = start + rows[0], stop + rows[0]
@@ -717,13 +756,13 @@ def batches(
         first = (start - rows[0]) * source.scan_shape[1]
         piece = unanswered(number, first, scan, model, exposed)
         yield piece
-        place = length_of(piece.counts, known.lengths, spare)
+        place = length_of(piece.counts, known.lengths)
         for i, (length, shelf) in enumerate(zip(known.lengths, shelves, strict=True)):
             index = np.flatnonzero(place == i)
             if len(index):
                 disks = pad_disks(scan, index, k_max, k_min, length)
                 beam = exposed.incident[index], exposed.incident_sigma[index]
-                shelf.put((*disks, *beam), piece, index)
+                shelf.put((*disks, *beam, piece.counts[index] > length), piece, index)
             if shelf.number and shelf.where[0][0].number < number - OPEN:
                 yield from filled(shelf, rest=True)
             elif shelf.number >= batch:

@@ -17,9 +17,6 @@ alternative. Shapes: `M` zone axes, `T` thicknesses, `B` beams without the direc
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +33,7 @@ from jaxstem import so3
 from jaxstem.bloch import bloch_library, cone_steps, prepare
 from jaxstem.errors import InputError
 from jaxstem.io import atomic_path
+from jaxstem.kept import content_key
 from jaxstem.kinematic import Disks, Reflectors, disk_tilts, ring_tilts, strongest, two_beam
 from jaxstem.model import Material
 
@@ -138,12 +136,6 @@ def build_library(
     return library
 
 
-def default_cache() -> Path:
-    """$XDG_CACHE_HOME/jaxstem/libraries, or ~/.cache/jaxstem/libraries."""
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(caches) / "jaxstem" / "libraries"
-
-
 def library_key(material: Material, config: LibraryConfig, seed: int) -> str:
     """A hash (sha256) of everything that decides a library."""
     about = {"library": dataclasses.asdict(config), "seed": seed}
@@ -158,11 +150,6 @@ def material_content(material: Material) -> dict[str, Any]:
         "k_max": material.k_max,
         "u_iso": material.u_iso,
     }
-
-
-def content_key(content: dict[str, Any]) -> str:
-    """A hash (sha256) of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _make_library(

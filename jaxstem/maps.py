@@ -327,6 +327,12 @@ def _round_length(length: float) -> float:
     return power * max(m for m in (1, 2, 5) if m * power <= length * (1 + 1e-9))
 
 
+def load_orix() -> None:
+    """Load what figures need of orix, a second's work that can be done beside other things."""
+    from orix.plot import IPFColorKeyTSL  # noqa: F401
+    from orix.vector import Vector3d  # noqa: F401
+
+
 @contextlib.contextmanager
 def quiet_orix():
     """Without the warnings of orix and of NumPy within it."""

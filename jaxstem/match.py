@@ -53,8 +53,9 @@ from jaxstem import so3
 from jaxstem.crystal import Crystal
 from jaxstem.errors import InputError
 from jaxstem.io import atomic_path
+from jaxstem.kept import content_key
 from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
-from jaxstem.library import content_key, material_content
+from jaxstem.library import material_content
 from jaxstem.model import MatchConfig, Material, Model, check_materials, material
 from jaxstem.transformer import ModelConfig
 

@@ -278,7 +278,7 @@ def load_model(name: str | Path) -> Model:
             raise InputError(f"{folder}: was made by a newer jaxstem; upgrade jaxstem to use it.")
         grid = np.load(folder / "grid.npy")
         half = flax.serialization.msgpack_restore((folder / "weights.msgpack").read_bytes())
-        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), half)
+        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float32)), half)
         config = ModelConfig(**description["network"])
         if description["version"] == 1:
             description["phases"] = [

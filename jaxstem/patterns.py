@@ -357,11 +357,7 @@ def maxima(
     relative = local_spread(z, used, plan, layout)
     z = jnp.where(used, z, 0.0)
     z = jnp.where(z >= around(z), z, 0.0)
-    z = whole_blocks(z, block)
-    highest, line = highest_of([z[:, i::block] for i in range(block)])
-    highest, place, line = highest_of(
-        [highest[..., i::block] for i in range(block)], [line[..., i::block] for i in range(block)]
-    )
+    highest, line, place = highest_in_blocks(z, block)
     h, w = relative.shape[1:]
     strength = (highest / relative).reshape(n, h * w)
     strength, number = jax.lax.top_k(strength, min(layout.n_disks, h * w))
@@ -372,6 +368,18 @@ def maxima(
     stronger = jnp.tril(mask[:, None] & mask[:, :, None], -1)
     mask &= ~jnp.any(stronger & (apart < layout.spacing**2), -1)
     return row, column, jnp.where(mask, strength, 0.0), mask
+
+
+def highest_in_blocks(
+    z: Float[Array, "B H W"], block: int
+) -> tuple[Float[Array, "B h w"], Int[Array, "B h w"], Int[Array, "B h w"]]:
+    """The largest value of each block of `block` × `block` pixels, and its row and column there."""
+    z = whole_blocks(z, block)
+    highest, line = highest_of([z[:, i::block] for i in range(block)])
+    highest, place, line = highest_of(
+        [highest[..., i::block] for i in range(block)], [line[..., i::block] for i in range(block)]
+    )
+    return highest, line, place
 
 
 def highest_of(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,16 +21,45 @@ from jaxtyping import Array, Bool, Float, Num
 from PIL import Image
 from scipy import ndimage
 
+from jaxstem.correlogram import CorrelogramLayout, CorrelogramPlan, from_corner, zero_sum
 from jaxstem.errors import InputError
 from jaxstem.patterns import FAINTEST, TABLE_STEP, WIDEST_SUM, Layout, Plan
+
+WIDER = 0.25
+"""By how much of its edge a synthetic template is larger than the direct beam's image."""
+
+Method = Literal["likelihood", "correlation"]
+Subpixel = Literal["none", "poly", "upsampled"]
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Settings of `method="correlation"`, steps 2 to 5 of `jaxstem.correlogram`.
+
+    power: 1 cross-correlation, 0 phase correlation, between them hybrid; subpixel: how maxima are
+    placed below a pixel; upsample: points a pixel of "upsampled"; blur: standard deviation of the
+    correlogram's blur [px]; min_intensity: smallest height of a maximum, in electrons where power
+    is 1; min_relative_intensity: the same as a share of the brightest disk's, or, with
+    relative_to = n, of that of the disk which n are brighter than.
+    """
+
+    power: float = 1.0
+    subpixel: Subpixel = "upsampled"
+    upsample: int = 16
+    blur: float = 0.0
+    min_intensity: float = 0.0
+    min_relative_intensity: float = 0.0
+    relative_to: int = 0
 
 
 @dataclass(frozen=True)
 class DetectConfig:
     """Settings of the detection; None means: estimated from the data.
 
-    radius, edge: of the aperture's image, and the width over which it falls to nothing [px];
-    probe: an image of the beam in vacuum instead, whose radial profile is taken; mask: True for
+    method: "likelihood" (`jaxstem.patterns`) for round, filled disks, "correlation"
+    (`jaxstem.correlogram`) for any probe, with the settings `correlation`; radius, edge: of the
+    aperture's image, and the width over which it falls to nothing [px]; probe: an image of the beam
+    in vacuum instead, whose radial profile is taken, or by "correlation" all of it; mask: True for
     pixels to use (default: all that are alive); false_alarms: false disks a pattern that counting
     noise alone may make; threshold: smallest significance, instead; min_spacing: between disks
     [px]; border: disks nearer to the detector's edge are left out [px]; origin: the beam's centre
@@ -41,6 +71,8 @@ class DetectConfig:
     elsewhere); n_sample: patterns for the estimates.
     """
 
+    method: Method = "likelihood"
+    correlation: Correlation = Correlation()
     radius: float | None = None
     edge: float | None = None
     probe: np.ndarray | None = None
@@ -71,24 +103,7 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "H W"]:
     An `.npy` array, or an image (PNG, TIFF, ...), in which everything but zero (black) is left out.
     Raises InputError for a file that is missing or is neither, and where nothing would be left.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give an .npy array or an image.")
-    try:
-        if path.suffix.lower() == ".npy":
-            marked = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                marked = np.asarray(image.convert("L") if image.mode != "I;16" else image)
-    except Exception as error:  # Pillow and NumPy meet damage with errors of every kind
-        raise InputError(
-            f"{path} is neither an .npy array nor an image that can be read; save it again."
-        ) from error
-    if marked.ndim != 2 or marked.dtype.kind not in "biuf" or not np.isfinite(marked).all():
-        raise InputError(
-            f"{path} holds an array of shape {marked.shape} and kind {marked.dtype}; give one "
-            "finite number for each detector pixel, 0 for those to use."
-        )
+    marked = _image(path, "0 for those to use")
     if (marked != 0).all():
         raise InputError(
             f"{path} marks every pixel; mark those to leave out, and leave the rest 0."
@@ -96,14 +111,48 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "H W"]:
     return marked == 0
 
 
+def read_probe(path: str | Path) -> Num[np.ndarray, "h w"]:
+    """An image of the beam in vacuum, as `DetectConfig.probe` takes it, from an `.npy` array or an
+    image of grey levels (PNG, TIFF, ...).
+
+    Raises InputError for a file that is missing or is neither.
+    """
+    return _image(path, "the counts of the beam in vacuum")
+
+
+def _image(path: str | Path, meaning: str) -> Num[np.ndarray, "h w"]:
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; give an .npy array or an image.")
+    try:
+        if path.suffix.lower() == ".npy":
+            image = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as opened:
+                grey = opened.mode in ("I", "F") or opened.mode.startswith("I;16")
+                image = np.asarray(opened if grey else opened.convert("L"))
+    except Exception as error:  # Pillow and NumPy meet damage with errors of every kind
+        raise InputError(
+            f"{path} is neither an .npy array nor an image that can be read; save it again."
+        ) from error
+    if image.ndim != 2 or image.dtype.kind not in "biuf" or not np.isfinite(image).all():
+        raise InputError(
+            f"{path} holds an array of shape {image.shape} and kind {image.dtype}; give one "
+            f"finite number for each detector pixel, {meaning}."
+        )
+    return image
+
+
 def make_plan(
     patterns: Num[np.ndarray, "n H W"], config: DetectConfig = DEFAULT, source: str = "scan"
-) -> tuple[Plan, Layout]:
-    """Constants of the detection from some patterns of a scan (on the host, NumPy).
+) -> tuple[Plan, Layout] | tuple[CorrelogramPlan, CorrelogramLayout]:
+    """Constants of the detection from some patterns of a scan (on the host, NumPy), those that
+    `config.method` needs.
 
     Raises InputError where the patterns hold no counts, no direct beam stands out, or a setting
     makes no sense.
     """
+    check_method(config)
     shape = patterns.shape[1:]
     good = _good_pixels(patterns, config, source)
     patterns = np.where(good & np.isfinite(patterns), patterns, 0).astype(np.float32)
@@ -115,6 +164,8 @@ def make_plan(
     if not gain > 0:
         raise InputError(f"The gain is {gain}; give a positive number.")
     patterns = patterns / gain
+    if config.method == "correlation":
+        return _correlogram_plan(patterns, good, gain, config, source)
 
     centre, rough_radius = _beam(patterns, good, config, source)
     origins = _centroids(patterns, centre, rough_radius + 2, config.origin is not None)
@@ -122,8 +173,7 @@ def make_plan(
     reach = (len(table) - 2) * TABLE_STEP
     radii = np.arange(len(table)) * TABLE_STEP
     area = 2 * np.pi * np.trapezoid(radii * table, radii)
-    wrapped = [np.minimum(np.arange(n), n - np.arange(n)) for n in shape]
-    kernel = np.interp(np.hypot(*np.meshgrid(*wrapped, indexing="ij")), radii, table, right=0)
+    kernel = np.interp(from_corner(shape), radii, table, right=0)
     power = np.sum(kernel**2)
 
     at, rate = _radial_background(patterns, origins, good, reach + 0.7, max(16.0, area))
@@ -140,29 +190,27 @@ def make_plan(
     )
     touching = 2 * radius + edge
     spacing = config.min_spacing or touching
-    block = max(2, round(1.75 * radius))
+    block = block_side(radius)
     smooth = config.background_scale or 2.25 * radius
     rough = config.roughness_scale or 2.75 * radius
-    blocks = [block * (np.arange(-(-n // block)) + 0.5) - 0.5 for n in shape]
-    blur = lambda to, by, scale: np.exp(-0.5 * ((to[:, None] - by) / scale) ** 2)  # noqa: E731
+    blocks = [_middles(n, block) for n in shape]
     plan = Plan(
         _kernel(kernel),
         *(jnp.asarray(x, jnp.float32) for x in (table, background, blurred)),
         jnp.asarray(good),
         jnp.asarray(centre, jnp.float32),
         jnp.asarray(_interpolation(shape[1], block), jnp.float32),
-        *(jnp.asarray(blur(b, b, smooth), jnp.float32) for b in blocks),
-        *(jnp.asarray(blur(b, b, rough), jnp.float32) for b in blocks),
+        *(_blur(b, smooth) for b in blocks),
+        *(_blur(b, rough) for b in blocks),
         *(jnp.asarray(x, jnp.float32) for x in (area, power, gain, threshold)),
     )
-    search = config.search if config.search is not None else max(3.0, 1.5 * radius)
     layout = Layout(
         reach=float(reach + 1.0),
         block=block,
         blocks=(len(blocks[0]), len(blocks[1])),
         spacing=float(spacing),
         border=math.ceil(border),
-        search=min(math.ceil(search), (min(shape) - 1) // 2),
+        search=_search(config, radius, shape),
         n_disks=config.n_disks,
         structure=config.structure,
         overlapping=bool(spacing < touching),
@@ -170,6 +218,166 @@ def make_plan(
         all_good=bool(good.all()),
     )
     return plan, layout
+
+
+def check_method(config: DetectConfig) -> None:
+    """Raises InputError where the method or its settings are none, or belong to another method."""
+    of = config.correlation
+    for name, value, known in (
+        ("method", config.method, Method),
+        ("subpixel", of.subpixel, Subpixel),
+    ):
+        if value not in get_args(known):
+            raise InputError(f"The {name} is {value!r}; give one of {', '.join(get_args(known))}.")
+    if config.method != "correlation" and of != Correlation():
+        raise InputError("Settings of the correlation need the method 'correlation'.")
+    for name, value, low, high in (
+        ("correlation power", of.power, 0, 1),
+        ("upsampling", of.upsample, 2, 256),
+        ("blur", of.blur, 0, 100),
+        ("smallest intensity", of.min_intensity, 0, math.inf),
+        ("smallest relative intensity", of.min_relative_intensity, 0, 1),
+        ("number of the disk that intensities are relative to", of.relative_to, 0, 1000),
+    ):
+        if not low <= value <= high:
+            raise InputError(f"The {name} is {value:g}; give a number from {low} to {high:g}.")
+
+
+def _correlogram_plan(
+    patterns: Float[np.ndarray, "n H W"],
+    good: Bool[np.ndarray, "H W"],
+    gain: float,
+    config: DetectConfig,
+    source: str,
+) -> tuple[CorrelogramPlan, CorrelogramLayout]:
+    """`make_plan` for the correlation, from patterns in electrons."""
+    shape, of = good.shape, config.correlation
+    distance = from_corner(shape)
+    if config.probe is not None:
+        probe, radius = vacuum_probe(config.probe, shape)
+        radius, edge = config.radius or radius, config.edge or 1.0
+        kernel = zero_sum(probe, radius)
+        if config.origin is None:
+            mean = np.where(good, patterns.mean(0), 0.0)
+            matched = np.fft.ifft2(np.fft.fft2(mean) * np.fft.fft2(kernel).conj()).real
+            centre = np.array(np.unravel_index(matched.argmax(), shape), float)
+        else:
+            centre, _ = _beam(patterns, good, config, source)
+    else:
+        centre, rough_radius = _beam(patterns, good, config, source)
+        origins = _centroids(patterns, centre, rough_radius + 2, config.origin is not None)
+        radius, edge, _ = _probe(patterns, origins, rough_radius, config)
+        # hardly a count of the disk may lie in the trench, or a slope across the disk pulls it
+        probe = np.clip((radius + WIDER * edge - distance) / edge + 0.5, 0, 1)
+        kernel = zero_sum(probe, radius + WIDER * edge)
+    frequency = [np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])]
+    blur = np.exp(-2 * (np.pi * of.blur) ** 2 * (frequency[0] ** 2 + frequency[1] ** 2))
+    transform = np.fft.rfft2(kernel)
+    blurred = np.fft.irfft2(transform * blur, shape)
+    border = radius + 1 if config.border is None else config.border
+    threshold = config.threshold
+    if threshold is None:
+        n_pixels = (shape[0] - 2 * border) * (shape[1] - 2 * border)
+        threshold = false_alarm_threshold(config.false_alarms, blurred, n_pixels)
+    block = block_side(radius)
+    rough = config.roughness_scale or 2.75 * radius
+    transforms = (transform.conj(), np.fft.rfft2(blurred**2).conj())
+    plan = CorrelogramPlan(
+        *(jnp.asarray(x, jnp.complex64) for x in transforms),
+        jnp.asarray(blur, jnp.float32),
+        jnp.asarray(np.fft.rfft2((1 + distance**2) ** -2).real, jnp.float32),
+        jnp.asarray(good),
+        jnp.asarray(centre, jnp.float32),
+        *(_blur(_middles(n, block), rough) for n in shape),
+        *(
+            jnp.asarray(x, jnp.float32)
+            for x in (gain, threshold, of.min_intensity, of.min_relative_intensity)
+        ),
+    )
+    layout = CorrelogramLayout(
+        power=float(of.power),
+        subpixel=of.subpixel,
+        upsample=of.upsample,
+        relative_to=of.relative_to,
+        block=block,
+        spacing=float(config.min_spacing or 2 * radius + edge),
+        border=max(1, math.ceil(border)),
+        search=_search(config, radius, shape),
+        n_disks=config.n_disks,
+        fixed_origin=config.origin is not None,
+        all_good=bool(good.all()),
+    )
+    return plan, layout
+
+
+def vacuum_probe(
+    image: Num[np.ndarray, "h w"], shape: tuple[int, int]
+) -> tuple[Float[np.ndarray, "H W"], float]:
+    """An image of the beam in vacuum moved to pixel (0, 0) of a detector, and the radius [px] of
+    the circle about it.
+
+    The circle holds what is brighter, above the floor, than a quarter of the brightest pixels; its
+    centre is the centre of mass. What is outside is left out, hot pixels too. Shifted by a phase in
+    Fourier space, which blurs nothing. Raises InputError for what is no such image.
+    """
+    image = np.asarray(image, float)
+    if image.ndim != 2 or not np.isfinite(image).all():
+        raise InputError(
+            f"The image of the probe has shape {image.shape}; give one finite number for each "
+            "detector pixel."
+        )
+    image = np.where(_good_pixels(image[None], DetectConfig(), "probe"), image, 0.0)
+    image -= np.quantile(image, 0.05)
+    bright = image > 0.25 * np.quantile(image, 1 - min(10 / image.size, 0.5))
+    if not 4 < bright.sum() < 0.9 * image.size:
+        raise InputError(
+            "The image of the probe shows no bright disk on a dark ground; give one of the beam "
+            "in vacuum."
+        )
+    centre = np.array(ndimage.center_of_mass(image * bright))
+    away = lambda centre: np.hypot(*(np.indices(image.shape) - centre[:, None, None]))  # noqa: E731
+    within = np.quantile(away(centre)[bright], 0.98) + 1.5
+    for _ in range(5):
+        centre = np.array(ndimage.center_of_mass(image * (away(centre) < within)))
+    distance = away(centre)
+    # of a filled disk's area 98 % lie within 99 % of its radius
+    radius = float(np.quantile(distance[bright], 0.98)) / 0.99
+    reach = math.ceil(radius + 2)
+    if 2 * reach + 1 > min(shape):
+        raise InputError(
+            f"The image of the probe is {2 * reach + 1} pixels wide and the detector {min(shape)}; "
+            "give one taken with the scan's camera length and binning."
+        )
+    image = np.where(distance < radius + 1.5, image, 0.0)
+    nearest = np.round(centre).astype(int)
+    own = np.pad(image, reach)[tuple(slice(i, i + 2 * reach + 1) for i in nearest)]
+    probe = np.zeros(shape)
+    probe[: 2 * reach + 1, : 2 * reach + 1] = own
+    probe = np.roll(probe, -reach, (0, 1))
+    moved = ndimage.fourier_shift(np.fft.fft2(probe), nearest - centre)
+    return np.fft.ifft2(moved).real, radius
+
+
+def block_side(radius: float) -> int:
+    """Side [px] of the blocks in which background and local spread are counted."""
+    return max(2, round(1.75 * radius))
+
+
+def _middles(n: int, block: int) -> Float[np.ndarray, " blocks"]:
+    """Middles [px] of the blocks along an axis of n pixels."""
+    return block * (np.arange(-(-n // block)) + 0.5) - 0.5
+
+
+def _blur(middles: Float[np.ndarray, " blocks"], scale: float) -> Float[Array, "blocks blocks"]:
+    """Matrix of normal weights between blocks."""
+    weights = np.exp(-0.5 * ((middles[:, None] - middles) / scale) ** 2)
+    return jnp.asarray(weights, jnp.float32)
+
+
+def _search(config: DetectConfig, radius: float, shape: tuple[int, int]) -> int:
+    """How far [px] from its mean place the beam is looked for."""
+    search = config.search if config.search is not None else max(3.0, 1.5 * radius)
+    return min(math.ceil(search), (min(shape) - 1) // 2)
 
 
 def false_alarm_threshold(rate: float, kernel: Float[np.ndarray, "H W"], n_pixels: float) -> float:

@@ -166,18 +166,18 @@ def pattern_of(
     disks: Disks,
     incident: Float[Array, ""],
     incident_sigma: Float[Array, ""],
+    is_cut: Bool[Array, ""],
     limit: Limit,
     power: float,
 ) -> Pattern:
     """Prepare disks (K,); `incident` is the beam's intensity in the disks' units, known to
-    `incident_sigma` in its logarithm.
+    `incident_sigma` in its logarithm; `is_cut`: weaker disks than those listed were left out.
     """
     weight = jnp.where(disks.mask, jnp.maximum(disks.intensity, 1e-12) ** power, 0.0)
     norm = jnp.sqrt(jnp.sum(weight**2, axis=-1, keepdims=True))
     relative = weight / jnp.maximum(norm, 1e-12)
     log_share = jnp.log(jnp.maximum(disks.intensity / incident, 1e-9))
-    # where no place is left, weaker disks may have been dropped
-    weakest = jnp.where(disks.mask.all(), log_share.min(), -jnp.inf)
+    weakest = jnp.where(is_cut, jnp.where(disks.mask, log_share, jnp.inf).min(), -jnp.inf)
     strongest = jnp.where(disks.mask, log_share, -jnp.inf).max()
     of_pattern = jnp.maximum(weakest, strongest + limit.log_ratio)
     log_limit = jnp.maximum(limit.log_share, of_pattern)

@@ -35,7 +35,8 @@ from jaxstem import (
 )
 from jaxstem.acquisition import CLEAN
 from jaxstem.crystal import operations
-from jaxstem.library import LibraryConfig, default_cache
+from jaxstem.kept import default_cache
+from jaxstem.library import LibraryConfig
 from jaxstem.transformer import ModelConfig
 
 CIF = demo.sample("Cu.cif")

@@ -72,7 +72,7 @@ def simulate(phases):
 
 def prepared(disks, incident_sigma=0.1) -> Pattern:
     limit = Limit(jnp.full(41, np.log(LIMIT), jnp.float32), jnp.float32(-jnp.inf))
-    return pattern_of(disks, 1.0, jnp.float32(incident_sigma), limit, 0.25)
+    return pattern_of(disks, 1.0, jnp.float32(incident_sigma), False, limit, 0.25)
 
 
 @pytest.fixture(scope="module")

@@ -264,7 +264,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
     def make_predict(model, config, mesh):
         def predict(params, disks, exposed):
             shapes.append(disks.qx.shape)
-            first = disks.qx[:, 0] + exposed.incident
+            first = disks.qx[:, 0] + exposed.incident + 100 * exposed.is_cut
             rotation = np.tile(first[:, None, None], (1, 3, 3))
             n_disks = disks.mask.sum(axis=1)
             return infer.Answer(
@@ -282,7 +282,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
         if len(one) < MIN_DISKS:
             assert np.isnan(answer.score[i]) and answer.phase[i] < 0
             continue
-        expected = one[np.argmax(one[:, 2]), 0] + one[:, 2].sum() / 0.3
+        expected = one[np.argmax(one[:, 2]), 0] + one[:, 2].sum() / 0.3 + 100 * (len(one) > 24)
         assert answer.score[i] == pytest.approx(expected, rel=1e-4)
         assert answer.orientation[i, 2, 1] == answer.score[i] == answer.thickness[i] / 2
         assert answer.phase[i] == answer.second_phase[i] == min(len(one), 24)
@@ -324,6 +324,7 @@ def test_exposure_by_hand():
     shares = [0.15, 0.05, 0.15, 0.15]
     assert found.limit.log_share.shape == (infer.N_RADII,)
     np.testing.assert_allclose(np.exp(found.limit.log_share), np.percentile(shares, 4), rtol=1e-5)
+    assert not found.is_cut.any()
     part = found.at(np.array([2, 0]))
     np.testing.assert_array_equal(part.incident, [1, 100])
     np.testing.assert_array_equal(part.incident_sigma, sigma[[2, 0]])
@@ -385,19 +386,18 @@ LENGTHS = (4, 6, 9, 12, 20)
     counts=st.lists(st.integers(0, 30), min_size=1, max_size=60),
     program=st.floats(1, 300),
     beside=st.floats(0, 30),
-    spare=st.integers(0, 1),
 )
-def test_lengths_make_the_work_least(counts, program, beside, spare):
+def test_lengths_make_the_work_least(counts, program, beside):
     """Against all subsets of the lengths."""
     counts = np.array(counts)
-    found = choose_lengths(counts, LENGTHS, program, beside, spare)
+    found = choose_lengths(counts, LENGTHS, program, beside)
     if not (counts >= MIN_DISKS).any():
         assert found == ()
         return
-    longest = LENGTHS[length_of(counts, LENGTHS, spare).max()]
+    longest = LENGTHS[length_of(counts, LENGTHS).max()]
 
     def work(lengths):
-        place = length_of(counts, lengths, spare)
+        place = length_of(counts, lengths)
         each = np.asarray(lengths)[place[place >= 0]] + beside
         return each.sum() + program * len(lengths)
 
@@ -409,14 +409,14 @@ def test_lengths_make_the_work_least(counts, program, beside, spare):
 
 
 @settings(max_examples=60, deadline=None)
-@given(counts=st.lists(st.integers(0, 40), max_size=60), spare=st.integers(0, 1))
-def test_patterns_fit_their_lengths(counts, spare):
+@given(counts=st.lists(st.integers(0, 40), max_size=60))
+def test_patterns_fit_their_lengths(counts):
     counts = np.array(counts, int)
-    place = length_of(counts, LENGTHS, spare)
+    place = length_of(counts, LENGTHS)
     np.testing.assert_array_equal(place < 0, counts < MIN_DISKS)
     for count, i in zip(counts[place >= 0], place[place >= 0], strict=True):
-        assert count + spare <= LENGTHS[i] or i == len(LENGTHS) - 1
-        assert i == 0 or count + spare > LENGTHS[i - 1]
+        assert count <= LENGTHS[i] or i == len(LENGTHS) - 1
+        assert i == 0 or count > LENGTHS[i - 1]
 
 
 @settings(max_examples=60, deadline=None)

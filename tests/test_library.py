@@ -143,14 +143,6 @@ def test_whatever_decides_a_library_is_in_its_key(copper, crystals):
     assert len(keys) == len(others) and reference not in keys
 
 
-def test_the_cache_lies_where_caches_lie(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert module.default_cache() == tmp_path / "jaxstem" / "libraries"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert module.default_cache() == tmp_path / ".cache" / "jaxstem" / "libraries"
-
-
 def test_memory_is_as_stated(library):
     m, t, b = library.intensity.shape
     assert sum(x.nbytes for x in library) == m * b * (2 * t + 9) + 36 * m

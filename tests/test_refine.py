@@ -46,7 +46,7 @@ FLOOR = CONFIG.levels[-1].floor
 def prepared(disks, config=CONFIG):
     """A pattern whose incident beam is 1 and whose detection limit is `CUTOFF` everywhere."""
     limit = Limit(jnp.full(41, np.log(CUTOFF), jnp.float32), jnp.float32(-jnp.inf))
-    return pattern_of(disks, 1.0, jnp.float32(0.1), limit, config.measured_power)
+    return pattern_of(disks, 1.0, jnp.float32(0.1), False, limit, config.measured_power)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_patterns_are_prepared_in_shares_of_the_incident_beam(rng):
     qx, qy, intensity = (jnp.asarray(rng.uniform(0.1, 1, 6), jnp.float32) for _ in range(3))
     disks = Disks(qx, qy, intensity, jnp.arange(6) < 4)
     limit = jnp.linspace(-9, -7, 41)
-    pattern = pattern_of(disks, 20.0, 0.3, Limit(limit, -jnp.inf), 0.25)
+    pattern = pattern_of(disks, 20.0, 0.3, False, Limit(limit, -jnp.inf), 0.25)
     weight = np.exp(pattern.log_weight)
     np.testing.assert_allclose((weight**2).sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(weight[:4] / weight[0], (intensity[:4] / intensity[0]) ** 0.25, 1e-4)
@@ -288,22 +288,22 @@ def test_patterns_are_prepared_in_shares_of_the_incident_beam(rng):
     assert observed.incident_sigma == 0.3
 
 
-def test_a_full_pattern_may_have_lost_its_weakest_disks():
-    """What is weaker than the weakest of a pattern without a free place is not missed."""
+def test_a_cut_pattern_has_lost_its_weakest_disks():
+    """What is weaker than the weakest that was left of a pattern is not missed."""
     one = jnp.ones(3)
     limit = jnp.log(jnp.array([1e-4, 1e-3, 0.05]))
     disks = Disks(one, one, jnp.array([0.5, 0.1, 0.01]), one > 0)
 
-    def seen(disks, ratio=0.0):
+    def seen(disks, is_cut, ratio=0.0):
         limits = Limit(limit, jnp.log(ratio))
-        return pattern_of(disks, 1.0, 0.1, limits, 0.25).observed.log_limit
+        return pattern_of(disks, 1.0, 0.1, is_cut, limits, 0.25).observed.log_limit
 
-    full = seen(disks)
-    np.testing.assert_allclose(np.exp(full), [0.01, 0.01, 0.05], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(seen(disks, True)), [0.01, 0.01, 0.05], rtol=1e-5)
+    np.testing.assert_allclose(seen(disks, False), limit)
     free = disks._replace(mask=jnp.array([True, True, False]))
-    np.testing.assert_allclose(seen(free), limit)
+    np.testing.assert_allclose(np.exp(seen(free, True)), [0.1, 0.1, 0.1], rtol=1e-5)
     # nor what is too weak beside the pattern's strongest disk, where lists are cut so
-    np.testing.assert_allclose(np.exp(seen(free, 0.1)), [0.05, 0.05, 0.05], rtol=1e-5)
+    np.testing.assert_allclose(np.exp(seen(free, False, 0.1)), [0.05, 0.05, 0.05], rtol=1e-5)
 
 
 def test_modes_are_the_peaks(copper, cells, tables, rng):
