@@ -82,8 +82,10 @@ def test_summary(crystals, rng):
         assert table["row"][place] == pytest.approx(np.nonzero(own)[0].mean(), abs=1e-3)
         assert table["column"][place] == pytest.approx(np.nonzero(own)[1].mean(), abs=1e-3)
         assert table["confidence"][place] == pytest.approx(found.confidence[own].mean(), abs=1e-3)
-        # three normal components of 0.5° have a mean length of 0.8°
-        assert 0.6 < table["spread_deg"][place] < 1.0
+        # three normal components of 0.5° have a length of 0.80(34)°
+        n = own.sum()
+        expected = pytest.approx(0.798 * np.sqrt(1 - 1 / n), abs=5 * 0.337 / np.sqrt(n))
+        assert table["spread_deg"][place] == expected
         angles = [table[name][place] for name in ("phi1_deg", "Phi_deg", "phi2_deg")]
         turn = Rotation.from_euler("ZXZ", angles, degrees=True).inv()
         symmetry = operations(found.crystals[int(found.phase[own][0])])
