@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.spatial import cKDTree
 
 from jaxstem import so3
 
@@ -128,6 +127,8 @@ def nearest_cells(
     Set-up work on the host, by a tree over all equivalents of all cells: the chord between unit
     quaternions grows with the angle between rotations, q and -q being the same rotation.
     """
+    from scipy.spatial import cKDTree  # as in so3.so3_grid
+
     cells, operations = np.asarray(cells, float), np.asarray(operation_quaternions, float)
     equivalents = np.asarray(so3.quaternion_multiply(operations[:, None], cells[None]))
     points = np.concatenate([equivalents, -equivalents]).reshape(-1, 4)

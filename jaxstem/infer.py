@@ -94,6 +94,12 @@ LENGTHS = {
 between two multiples of eight as for the greater one.
 """
 
+UNVERIFIED = ScoreConfig(n_modes=12)
+"""The network alone takes the likeliest of its modes, and needs the next ones for its doubt."""
+
+AT_ONCE = 16
+"""Patterns whose modes are compared at once on a CPU: what fits its cache."""
+
 WORTH_A_LENGTH = {"none": 2048, "fast": 4096, "full": 256}
 """Patterns that take as long as loading one more program that was kept: a tenth of a second where
 there is no verification, half a second where there is; and twice as many, for the first time it
@@ -172,8 +178,9 @@ class InferConfig:
 
     @property
     def rules(self) -> ScoreConfig:
-        """How candidates are verified."""
-        return self.score or (THOROUGH if self.refine == "full" else ScoreConfig())
+        """How candidates are found and verified."""
+        usual = {"none": UNVERIFIED, "fast": ScoreConfig(), "full": THOROUGH}
+        return self.score or usual[self.refine]
 
     def batch_on(self, mesh: Mesh) -> int:
         """Patterns a step, a multiple of the number of devices."""
@@ -441,11 +448,12 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             return one(args[0], Exposure(*args[1], limit), args[2], phases)
 
         arguments = (disks, (incident, incident_sigma, is_cut), output)
-        if jax.default_backend() != "cpu" or config.refine == "none":
+        if jax.default_backend() != "cpu":
             return jax.vmap(everywhere)(arguments)
         if config.refine == "full":  # one by one, so that lost candidates cost nothing
             return jax.lax.map(everywhere, arguments)
-        return jax.lax.map(everywhere, arguments, batch_size=config.chunk)
+        chunk = AT_ONCE if config.refine == "none" else config.chunk
+        return jax.lax.map(everywhere, arguments, batch_size=chunk)
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     specs = (replicated, *[sharded] * 4, replicated)

@@ -272,8 +272,10 @@ def match(
     *phases, nothing = jnp.split(likelihood, np.cumsum(n_cells), axis=1)
     evidence = [jax.nn.logsumexp(phase, axis=1, keepdims=True) for phase in phases]
     within = [jax.nn.log_softmax(config.sureness * phase) for phase in phases]
-    score = [w + e for w, e in zip(within, evidence, strict=True)]
-    return jax.nn.log_softmax(jnp.concatenate([*score, nothing], axis=1))
+    # what is within a phase sums to one, so that the whole sums to the evidence
+    total = jax.nn.logsumexp(jnp.concatenate([*evidence, nothing], axis=1), axis=1, keepdims=True)
+    score = [w + (e - total) for w, e in zip(within, evidence, strict=True)]
+    return jnp.concatenate([*score, nothing - total], axis=1)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ orientation grids, phase 0's first, and a last one for "no crystal".
 The folder holds `model.json` (network, crystals, microscope, how it was trained and how well it
 does), `grid.npy` (orientation cells of all phases as quaternions) and `weights.msgpack` (Flax's
 serialisation, float16 where that loses nothing that matters). It has no paths and no machine in it,
-so it can be copied anywhere.
+so it can be copied anywhere. `model.json` holds a fingerprint of the weights: a folder in which
+they were damaged or exchanged is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -249,7 +251,9 @@ def save_model(folder: str | Path, model: Model) -> None:
         "record": model.record,
     }
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), model.params)
-    _replace(folder / "weights.msgpack", flax.serialization.msgpack_serialize(half))
+    weights = flax.serialization.msgpack_serialize(half)
+    description["fingerprint"] = _fingerprint(description, weights)
+    _replace(folder / "weights.msgpack", weights)
     with (folder / "grid.npy.part").open("wb") as file:
         np.save(file, np.concatenate([m.grid for m in model.materials]).astype(np.float32))
     (folder / "grid.npy.part").replace(folder / "grid.npy")
@@ -277,8 +281,12 @@ def load_model(name: str | Path) -> Model:
         if description["version"] > VERSION:
             raise InputError(f"{folder}: was made by a newer jaxstem; upgrade jaxstem to use it.")
         grid = np.load(folder / "grid.npy")
-        half = flax.serialization.msgpack_restore((folder / "weights.msgpack").read_bytes())
-        params = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float32)), half)
+        weights = (folder / "weights.msgpack").read_bytes()
+        known = description.get("fingerprint")
+        if known and known != _fingerprint(description, weights):
+            raise ValueError("weights.msgpack does not fit the network in model.json")
+        half = flax.serialization.msgpack_restore(weights)
+        params = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), half))
         config = ModelConfig(**description["network"])
         if description["version"] == 1:
             description["phases"] = [
@@ -294,10 +302,8 @@ def load_model(name: str | Path) -> Model:
             description["record"],
             MatchConfig(**description.get("matching", {})),
         )
-        expected = jax.eval_shape(lambda: init_params(model.network, jax.random.key(0)))
-        shapes = jax.tree.map(lambda x: x.shape, (model.params, expected))
-        if shapes[0] != shapes[1]:
-            raise ValueError("weights.msgpack does not fit the network in model.json")
+        if not known:  # tracing takes longer than all else here
+            _check_shapes(model)
         return model
     except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, InputError):
@@ -306,6 +312,19 @@ def load_model(name: str | Path) -> Model:
             f"{folder}: is not a complete jaxstem model ({error}); "
             "train it again or copy the whole folder."
         ) from None
+
+
+def _fingerprint(description: dict[str, Any], weights: bytes) -> str:
+    """Of the weights and all that decides their shapes (sha256)."""
+    shaping = [description["network"], [phase["n_cells"] for phase in description["phases"]]]
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode() + weights).hexdigest()
+
+
+def _check_shapes(model: Model) -> None:
+    expected = jax.eval_shape(lambda: init_params(model.network, jax.random.key(0)))
+    shapes = jax.tree.map(lambda x: x.shape, (model.params, expected))
+    if shapes[0] != shapes[1]:
+        raise ValueError("weights.msgpack does not fit the network in model.json")
 
 
 def _read_materials(description: dict[str, Any], grid: np.ndarray) -> tuple[Material, ...]:

@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
-from scipy.spatial.transform import Rotation
 
 HALF_TURN_ABOUT_BEAM = np.diag([-1.0, -1.0, 1.0])
 
@@ -391,6 +390,8 @@ def so3_grid(operations: Float[np.ndarray, "n 3 3"], spacing_deg: float) -> np.n
 
     Raises ValueError for a spacing that is not positive.
     """
+    from scipy.spatial.transform import Rotation  # a third of a second, for maps need no new grid
+
     if not spacing_deg > 0:
         raise ValueError(f"The grid spacing must be above 0 degrees, not {spacing_deg}.")
     vector_first = Rotation.from_matrix(np.asarray(operations)).as_quat()

@@ -368,7 +368,8 @@ def test_lists_cut_by_share_or_by_ratio_to_the_strongest(rng, by_ratio):
         assert np.all(limit.log_share <= np.log(min(rows[:, 2].min() for rows in lists)) + 0.1)
     else:
         assert limit.log_ratio == -np.inf
-        assert np.all((np.exp(limit.log_share) > 1e-4) & (np.exp(limit.log_share) < 2e-4))
+        # bright patterns have more than the direct beam in all, and so smaller shares
+        assert np.all((np.exp(limit.log_share) > 0.7e-4) & (np.exp(limit.log_share) < 2e-4))
 
 
 @pytest.mark.parametrize("n_positions", [0, 3])

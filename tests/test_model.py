@@ -154,10 +154,22 @@ def test_description_that_is_no_object(folder):
     refused(folder)
 
 
-def test_weights_of_another_network(folder):
-    network = json.loads((folder / "model.json").read_text())["network"]
+@pytest.mark.parametrize("with_fingerprint", [True, False], ids=["fingerprint", "shapes"])
+def test_weights_of_another_network(folder, with_fingerprint):
+    """Folders of older versions have no fingerprint; their shapes tell."""
+    network = description(folder)["network"]
     edited(folder, network=network | {"width": 32})
-    refused(folder)
+    if not with_fingerprint:
+        edited(folder, fingerprint=None)
+    assert "does not fit the network" in refused(folder)
+
+
+def test_damaged_weights(folder, rng):
+    path = folder / "weights.msgpack"
+    content = bytearray(path.read_bytes())
+    content[-rng.integers(1, 100)] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+    assert "weights.msgpack" in refused(folder)
 
 
 def test_newer_version(folder):
@@ -197,6 +209,7 @@ def as_version_1(folder):
     """A folder as jaxstem wrote it when it knew one crystal only and no logit for none."""
     found = description(folder)
     (phase,) = found.pop("phases")
+    del found["fingerprint"]
     found |= {"version": 1, "crystal": phase["crystal"], "u_iso": phase["u_iso"]}
     (folder / "model.json").write_text(json.dumps(found))
     path = folder / "weights.msgpack"
