@@ -205,17 +205,17 @@ def main(arguments: Arguments) -> None:
     shown = material(crystal, arguments.voltage_kv, arguments.k_max, 12.0, 0.0064)
     sources = make_sources([shown], shared)
     results: dict[str, list[list[dict]]] = {name: [] for name in arguments.variants}
+    out = results_file(arguments, "loss_variants")
     for seed in arguments.seeds:
         patterns = make_patterns(sources, shared, shown.k_max, seed, arguments)
         for name, runs in results.items():
             runs.append(learn(name, seed, crystal, patterns, arguments))
             print(table({name: runs}).splitlines()[-1], flush=True)
+            if out:  # a part of it, should the run be ended before its end
+                written = {"settings": settings(arguments), "results": results}
+                out.write_text(json.dumps(written, indent=1) + "\n")
     print(table(results))
-    out = results_file(arguments, "loss_variants")
     if out:
-        out.write_text(
-            json.dumps({"settings": settings(arguments), "results": results}, indent=1) + "\n"
-        )
         draw_figure(results, out.with_suffix(".png"))
 
 

@@ -300,6 +300,24 @@ alone, operations counted at the rates that this machine reaches, would take
 """)
 
 
+def large() -> str:
+    """Whole commands on millions of positions."""
+    rows = [["positions", "`--refine`", "time", "a second", "peak memory"]]
+    for key, found in sorted(results("large_scan").items(), key=lambda x: x[1]["side"]):
+        side, ran = found["side"], found["map"]
+        seconds = ran.get("seconds_extrapolated")
+        rows.append(
+            [
+                f"{side} × {side}",
+                key.split(", ")[1],
+                f"({seconds:,.0f} s)" if seconds else f"{ran['seconds']:,.0f} s",
+                f"{ran['positions_per_second']:,.0f}",
+                f"{ran['peak_gib']:.1f} GiB",
+            ]
+        )
+    return table(*rows)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "kinematic": kinematic,
@@ -307,6 +325,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "paper": paper,
     "detection": detection,
     "speed": speed,
+    "large": large,
 }
 
 
