@@ -219,6 +219,32 @@ polycrystal with the whole spread of training's noise:
     )
 
 
+def losses() -> str:
+    """One encoder, one budget, each loss; mean over the seeds that were run."""
+    found = results("loss_variants")
+    rows = [["loss", "seeds", "median", "within 5°", "within 5° mod 180°"]]
+    runs_of = {name: runs for name, runs in found["results"].items() if runs}
+    for name, runs in runs_of.items():
+        last = [run[-1] for run in runs]
+        mean = {key: sum(row[key] for row in last) / len(last) for key in last[0]}
+        rows.append(
+            [
+                f"`{name}`",
+                str(len(last)),
+                f"{mean['median_deg']:.1f}°",
+                f"{mean['within_5']:.1f} %",
+                f"{mean['within_5_mod_180']:.1f} %",
+            ]
+        )
+    patterns = next(iter(runs_of.values()))[0][-1]["patterns"]
+    return table(*rows) + flowed(f"""
+
+{patterns:,} patterns of training each, network alone, no templates, nothing verified
+(`experiments/loss_variants.py`; [figure](experiments/results/loss_variants.png); what it teaches:
+[docs/losses.md](docs/losses.md)).
+""")
+
+
 def detection() -> str:
     """Disks of two scans of random orientations, by each program."""
     found = results("detection")
@@ -323,6 +349,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "kinematic": kinematic,
     "laue": laue,
     "paper": paper,
+    "losses": losses,
     "detection": detection,
     "speed": speed,
     "large": large,
