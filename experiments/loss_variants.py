@@ -8,7 +8,8 @@ asked, as it learns, for the likeliest orientation of patterns that it has not s
 verified. Grids read to a cell, so that their median is not below about a quarter of their spacing.
 `grid_8` is the grid distribution at 8 degrees, `simulation` the geodesic loss with a physics term
 (correlation of re-simulated disks). Prints a table and writes results/loss_variants.json and .png,
-with mean and spread over seeds. TIME
+with mean and spread over seeds. About four minutes on two cores for each variant
+and seed with 2000 steps.
 """
 
 import json
