@@ -152,8 +152,9 @@ def test_sharded_step_is_jax_pmap(on_devices, copper, tiny, start, monkeypatch):
     )
 
     def step(state, key, source):
-        # to the end before anything else: what waits for one device can keep a thread from another
-        state, loss = jax.block_until_ready(mapped(jnp.zeros(8), state, key, source))
+        # to the host before anything else: an index into what lies on eight devices is a program
+        # with collectives for each array, and many of them at once can wait for each other forever
+        state, loss = jax.device_get(mapped(jnp.zeros(8), state, key, source))
         return jax.tree.map(lambda x: x[3], state), loss[5]
 
     assert_same_run(run(step, start), on_devices[8])
