@@ -75,7 +75,9 @@ class Arguments:
 
 
 class Fit(NamedTuple):
-    """A fitted rival: where, how thick [Å], |d|, R and the largest |I - I'| over the strongest."""
+    """A fitted rival: where, how thick [Å], |d|, R, the largest |I - I'| over the
+    strongest, and the scatter of ln I - ln I' of the strong disks.
+    """
 
     orientation: Float[Array, "... 3 3"]
     thickness: Float[Array, "..."]

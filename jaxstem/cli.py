@@ -38,7 +38,7 @@ from jaxstem.console import (
     warn,
 )
 from jaxstem.errors import InputError
-from jaxstem.kept import processor
+from jaxstem.kept import cache_home, processor
 
 if TYPE_CHECKING:
     from jaxstem.io import DiskSource, OrientationMap
@@ -503,7 +503,6 @@ def map_command(
 
 
 def _load_what_draws() -> None:
-    """A second's work."""
     from jaxstem import maps
 
     maps.load_orix()
@@ -791,9 +790,8 @@ def settle_jax() -> None:
     processor, because a home folder may be shared by machines that cannot run each other's code.
     The environment variables that jax itself knows (JAX_COMPILATION_CACHE_DIR and so on) win.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    kept = os.path.join(caches, "jaxstem", f"compiled-{processor()}")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", kept)
+    compiled = cache_home() / f"compiled-{processor()}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
     # small programs are many, and compiling them anew takes longer than all else at the start
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

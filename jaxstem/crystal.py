@@ -16,19 +16,22 @@ turn one orientation into an equivalent one.
 Everything here is set-up work on the host: NumPy, float64, no randomness.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import spglib
 from jaxtyping import Complex, Float, Int
-from pymatgen.core import Element, Lattice, Structure
-from pymatgen.io.cif import CifParser
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer, SymmetryUndeterminedError
 
 from jaxstem.errors import InputError
 from jaxstem.scattering import lobato_factor, lobato_parameters
+
+if TYPE_CHECKING:  # loading it takes a third of a second, and only reading CIFs needs it
+    from pymatgen.core import Structure
 
 SYMMETRY_TOLERANCE = 0.01
 """How far (Å) atoms may lie from their symmetric places and still count as symmetric."""
@@ -36,6 +39,9 @@ SYMMETRY_TOLERANCE = 0.01
 ABSENCE_TOLERANCE = 1e-4
 """Reflections whose |F| is a smaller fraction than this of all atoms scattering in phase at the
 same |g| are absent: what is left of an extinction after the rounding of coordinates."""
+
+MOST_OCCUPIED = 1.02
+"""Of the occupancies of one place, which are rounded."""
 
 LAUE_GROUPS = {
     "-1": ("1", "-1"),
@@ -109,6 +115,8 @@ def read_cif(path: str | Path) -> Crystal:
     Raises InputError when the file is missing or unreadable, holds no structure, or contains an
     element without scattering factors.
     """
+    from pymatgen.io.cif import CifParser
+
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -119,7 +127,7 @@ def read_cif(path: str | Path) -> Crystal:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            parser = CifParser.from_str(text, occupancy_tolerance=1.02)
+            parser = CifParser.from_str(text, occupancy_tolerance=MOST_OCCUPIED)
             structure = parser.parse_structures(primitive=False, on_error="raise")[0]
     except Exception as error:  # pymatgen raises whatever its parsing trips over
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
@@ -162,13 +170,12 @@ def from_structure(structure: Structure, name: str) -> Crystal:
         laue_group="",
         space_group=0,
     )
-    symmetry = _analyze(unfinished)
-    point_group = symmetry.get_point_group_symbol().replace(" ", "")
+    symmetry = _symmetry(unfinished)[1]
     return dataclasses.replace(
         unfinished,
-        point_group=point_group,
-        laue_group=laue_group_of(point_group),
-        space_group=int(symmetry.get_space_group_number()),
+        point_group=symmetry.pointgroup,
+        laue_group=laue_group_of(symmetry.pointgroup),
+        space_group=symmetry.number,
     )
 
 
@@ -285,12 +292,10 @@ def operations(crystal: Crystal, laue: bool = True) -> Float[np.ndarray, "n 3 3"
     `O @ R` is the same orientation as R. The order is by rising angle of rotation and is the same
     in every run.
     """
-    symmetry = _analyze(crystal)
+    lattice, symmetry = _symmetry(crystal)
     # integer matrices in the primitive cell tell the operations apart exactly
-    indices = np.array([o.rotation_matrix for o in symmetry.get_symmetry_operations()]).round()
-    rotations = np.array(
-        [o.rotation_matrix for o in symmetry.get_symmetry_operations(cartesian=True)]
-    )
+    indices = symmetry.rotations
+    rotations = lattice.T @ indices @ np.linalg.inv(lattice.T)
     handedness = np.linalg.det(indices).round()[:, None, None]
     if laue:
         indices, rotations = indices * handedness, rotations * handedness
@@ -303,38 +308,49 @@ def operations(crystal: Crystal, laue: bool = True) -> Float[np.ndarray, "n 3 3"
     return u @ vh + 0.0
 
 
-def _analyze(crystal: Crystal) -> SpacegroupAnalyzer:
-    """Symmetry of the crystal, found in a primitive cell that is not turned.
+def _symmetry(
+    crystal: Crystal,
+) -> tuple[Float[np.ndarray, "3 3"], spglib.SpglibDataset]:
+    """A primitive cell that is not turned, a, b, c in Å as rows, and its symmetry.
 
     Only a primitive cell is mapped onto itself by every operation of the point group: a supercell,
     or fcc in a tetragonal cell, would hide some of them.
     """
-    try:
-        structure = _to_structure(crystal)
-        dataset = SpacegroupAnalyzer(structure, SYMMETRY_TOLERANCE).get_symmetry_dataset()
-        _, first = np.unique(dataset.mapping_to_primitive, return_index=True)
-        sites = [structure[i] for i in first]
-        primitive = Structure(
-            Lattice(dataset.primitive_lattice),
-            [site.species for site in sites],
-            [site.coords for site in sites],
-            coords_are_cartesian=True,
-        )
-        return SpacegroupAnalyzer(primitive, SYMMETRY_TOLERANCE)
-    except (SymmetryUndeterminedError, ValueError):
-        raise InputError(
-            f"the symmetry of {crystal.name} cannot be determined; "
-            "look for atoms on top of each other in its cell."
-        ) from None
-
-
-def _to_structure(crystal: Crystal) -> Structure:
-    """The pymatgen structure in the crystal's frame; co-located entries form one mixed site."""
-    sites: dict[tuple[float, ...], dict[Element, float]] = {}
+    # what shares a place is one atom, of a kind for each mixture
+    places: dict[tuple[float, ...], dict[int, float]] = {}
     for z, occupancy, position in zip(
         crystal.numbers, crystal.occupancies, crystal.positions, strict=True
     ):
-        species = sites.setdefault(tuple(position.tolist()), {})
-        element = Element.from_Z(int(z))
-        species[element] = species.get(element, 0.0) + float(occupancy)
-    return Structure(Lattice(crystal.lattice), list(sites.values()), list(sites))
+        place = places.setdefault(tuple(position.tolist()), {})
+        place[int(z)] = place.get(int(z), 0.0) + float(occupancy)
+    mixtures = list(places.values())
+    if max(sum(mixture.values()) for mixture in mixtures) > MOST_OCCUPIED:
+        raise _without_symmetry(crystal.name)
+    kinds = np.array([mixtures.index(mixture) for mixture in mixtures])
+    positions = np.array(list(places))
+
+    whole = _dataset(crystal.name, crystal.lattice, positions, kinds)
+    _, first = np.unique(whole.mapping_to_primitive, return_index=True)
+    lattice = np.asarray(whole.primitive_lattice)
+    cartesian = positions[first] @ crystal.lattice
+    primitive = cartesian @ np.linalg.inv(lattice)
+    return lattice, _dataset(crystal.name, lattice, primitive, kinds[first])
+
+
+def _dataset(name: str, lattice, positions, kinds) -> spglib.SpglibDataset:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how it will report failures one day
+        try:
+            found = spglib.get_symmetry_dataset((lattice, positions, kinds), SYMMETRY_TOLERANCE)
+        except spglib.SpglibError:
+            found = None
+    if found is None:
+        raise _without_symmetry(name)
+    return found
+
+
+def _without_symmetry(name: str) -> InputError:
+    return InputError(
+        f"the symmetry of {name} cannot be determined; look for atoms on top of each other in its "
+        "cell."
+    )

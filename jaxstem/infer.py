@@ -17,7 +17,6 @@ batches are full, but not for long: memory does not grow with the scan.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import queue
 import threading
@@ -39,9 +38,9 @@ from jaxstem import parallel, so3
 from jaxstem.bloch import prepare
 from jaxstem.grid import OrientationSpace, half_angle_cosine, nearest_cells
 from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, DiskSource, joined, pad_disks, source_of
-from jaxstem.kept import content_key, keep, recall, written_by
+from jaxstem.kept import kept, written_by
 from jaxstem.kinematic import Disks
-from jaxstem.library import material_content
+from jaxstem.library import grid_content
 from jaxstem.match import Matcher, Templates, kept_templates, matcher
 from jaxstem.model import NEVER, Material, Model, phases_space
 from jaxstem.programs import kept_pmap
@@ -157,7 +156,7 @@ class InferConfig:
 
     refine: str = "fast"
     score: ScoreConfig | None = None
-    likelihood_weight: float = 0.25
+    likelihood_weight: float = 0.2
     prior_weight: float | None = None
     chance: float = 6.0
     lengths: tuple[int, ...] | None = None
@@ -331,10 +330,7 @@ def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
     """
     settings = replace(config, score=config.rules, lengths=None, least=None, cache=None)
     return {
-        "materials": [
-            material_content(m) | {"grid": hashlib.sha256(np.asarray(m.grid).tobytes()).hexdigest()}
-            for m in model.materials
-        ],
+        "materials": list(map(grid_content, model.materials)),
         "network": repr(model.network),
         "settings": repr((model.config, model.matching, settings)),
     }
@@ -344,15 +340,9 @@ def kept_tables(
     model: Model, config: InferConfig, content: dict[str, Any]
 ) -> list[CandidateTables]:
     """`phase_tables`, from the folder `config.cache` where an earlier run left them."""
-    if config.cache is None:
-        return phase_tables(model, config.refine)
-    key = content_key({"code": written_by(), **content})
-    path = config.cache / f"candidates-{key[:32]}.bin"
-    tables = recall(path)
-    if tables is None:
-        tables = jax.tree.map(np.asarray, phase_tables(model, config.refine))
-        keep(path, tables)
-    return tables
+    content = {"code": written_by(), **content}
+    make = lambda: jax.device_get(phase_tables(model, config.refine))  # noqa: E731
+    return kept(config.cache, "candidates", content, make)
 
 
 def scorer(

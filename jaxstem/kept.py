@@ -17,16 +17,22 @@ import pickle
 import platform
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 
-def default_cache() -> Path:
-    """$XDG_CACHE_HOME/jaxstem/libraries, or ~/.cache/jaxstem/libraries."""
+def cache_home() -> Path:
+    """$XDG_CACHE_HOME/jaxstem, or ~/.cache/jaxstem."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(caches) / "jaxstem" / "libraries"
+    return Path(caches) / "jaxstem"
+
+
+def default_cache() -> Path:
+    """The folder `libraries` in `cache_home`."""
+    return cache_home() / "libraries"
 
 
 def content_key(content: dict[str, Any]) -> str:
@@ -55,6 +61,20 @@ def processor() -> str:
     abilities = [line for line in lines if line.startswith(("flags", "Features", "model name"))][:2]
     text = "\n".join([platform.system(), platform.machine(), platform.processor(), *abilities])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def kept(folder: Path | None, kind: str, content: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """What `make` gives, from the folder where an earlier run left that of this kind and content;
+    otherwise made, and left there. None: made.
+    """
+    if folder is None:
+        return make()
+    path = Path(folder) / f"{kind}-{content_key(content)[:32]}.bin"
+    thing = recall(path)
+    if thing is None:
+        thing = make()
+        keep(path, thing)
+    return thing
 
 
 def recall(path: Path) -> Any | None:

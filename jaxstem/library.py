@@ -17,6 +17,7 @@ alternative. Shapes: `M` zone axes, `T` thicknesses, `B` beams without the direc
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,12 @@ def material_content(material: Material) -> dict[str, Any]:
         "k_max": material.k_max,
         "u_iso": material.u_iso,
     }
+
+
+def grid_content(material: Material) -> dict[str, Any]:
+    """What decides the patterns at the orientations of its grid."""
+    grid = hashlib.sha256(np.asarray(material.grid).tobytes()).hexdigest()
+    return material_content(material) | {"grid": grid}
 
 
 def _make_library(

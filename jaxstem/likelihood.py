@@ -319,20 +319,26 @@ def found_odds(
     return jnp.minimum(odds, config.detection / (1.0 - config.detection))
 
 
-LATTICE = tuple((x, y) for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0))
-"""Nine tilts around a candidate, in units of a step."""
+CROSS = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
+"""A candidate and four tilts around it, in units of a step."""
+
+SQUARE = (*CROSS, (-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0))
+"""And those between them."""
 
 
-def summit(values: Float[Array, " 9"]) -> Float[Array, " 2"]:
-    """Where the largest of the values on `LATTICE` is, in units of a step.
-
-    If that is the middle one, the summit of the parabolas through it along both axes.
+def summit(values: Float[Array, " n"]) -> Float[Array, " 2"]:
+    """Where the values on `CROSS` or `SQUARE` lead, in units of a step: to the best of them, and
+    along an axis on which there is nothing to compare it with to the summit of the parabola through
+    the middle, half a step away at most.
     """
-    best = jnp.argmax(values)
-    rise = 0.5 * jnp.stack([values[7] - values[1], values[5] - values[3]])
-    bend = jnp.stack([values[7] + values[1], values[5] + values[3]]) - 2 * values[4]
+    middle, before, after = values[0], values[1:3], values[3:5]
+    rise = 0.5 * (after - before)
+    bend = after + before - 2 * middle
     parabola = jnp.clip(-rise / jnp.minimum(bend, -1e-6), -0.5, 0.5)
-    return jnp.where(best == 4, parabola, jnp.asarray(LATTICE, values.dtype)[best])
+    best = jnp.argmax(values)
+    place = jnp.asarray(SQUARE, values.dtype)[best]
+    compared = (best > 0) & (len(values) > len(CROSS))
+    return jnp.where((place == 0) & ~compared, parabola, place)
 
 
 def polish(
@@ -347,8 +353,9 @@ def polish(
     """Climb the two-beam likelihood from `orientation`, at most about a degree away.
 
     `g` [1/Å] and `inverse_extinction` [1/Å] are all reflections of the crystal (padding: an inverse
-    extinction of 0). Each step takes the best of nine tilts: the first two over all thicknesses,
-    the others over the few that are likeliest by then; the verdict is over all again. Positions
+    extinction of 0). Each step compares five tilts (nine cost nearly twice as much and
+    lead no higher): the first two over all thicknesses, the others over the few that are likeliest
+    by then; the verdict is over all again. Positions
     hardly move with the tilt, so that disks and reflections are paired before the first step and
     before the second, the crystal being turned about the beam to fit them.
     """
@@ -358,7 +365,7 @@ def polish(
     )
     _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
     g, inverse_extinction = g[near], inverse_extinction[near]
-    lattice = jnp.asarray(LATTICE, orientation.dtype)
+    lattice = jnp.asarray(CROSS, orientation.dtype)
 
     def paired(orientation):
         """The likelihood of tilts and thicknesses about an orientation turned to fit."""

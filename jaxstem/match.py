@@ -35,8 +35,6 @@ averaged for a cell, `M` reflections that a cell can excite.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,11 +49,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxstem import so3
 from jaxstem.crystal import Crystal
-from jaxstem.errors import InputError
-from jaxstem.io import atomic_path
-from jaxstem.kept import content_key
+from jaxstem.kept import kept
 from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
-from jaxstem.library import material_content
+from jaxstem.library import grid_content
 from jaxstem.model import MatchConfig, Material, Model, check_materials, material
 from jaxstem.transformer import ModelConfig
 
@@ -190,34 +186,13 @@ def kept_templates(
     """`templates`, from the folder `cache` where an earlier run left them, 21 MB for a crystal of
     3,700 cells up to 2 1/Å; made, and left there if that can be done, otherwise. None: made.
     """
-    if cache is None:
-        return templates(materials, config)
     content = {
         "version": TEMPLATES_VERSION,
-        "materials": [
-            material_content(m) | {"grid": hashlib.sha256(np.asarray(m.grid).tobytes()).hexdigest()}
-            for m in materials
-        ],
+        "materials": list(map(grid_content, materials)),
         "config": dataclasses.asdict(config),
     }
-    path = Path(cache) / f"templates-{content_key(content)[:32]}.npy"
-    n_cells = sum(len(m.grid) for m in materials) + 1
-    shape = (len(Raster(materials[0].k_max, config.pitch).inside) + 1, n_cells)
-    try:
-        table = np.load(path)
-        if table.shape == shape and table.dtype == np.float32:
-            return Templates(jnp.asarray(table[:-1]), jnp.asarray(table[-1]))
-    except (OSError, ValueError, EOFError):
-        pass  # not there, or damaged: made anew
-    made = templates(materials, config)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, overwrite=True) as part:
-            with part.open("wb") as file:
-                np.save(file, np.vstack([made.log_rate, made.log_weight]))
-    except (OSError, InputError) as error:
-        warnings.warn(f"{path}: templates cannot be kept ({error}).", stacklevel=2)
-    return made
+    made = kept(cache, "templates", content, lambda: jax.device_get(templates(materials, config)))
+    return jax.tree.map(jnp.asarray, made)
 
 
 def summed_rates(

@@ -49,6 +49,7 @@ def kept_pmap(
         "jax": {
             name: str(value) for name, value in jax.config.values.items() if "cache" not in name
         },
+        # what a context manager such as `jax.enable_x64` sets is not among the values above
         "numbers": [str(jax.config.jax_enable_x64), str(jax.config.jax_default_matmul_precision)],
     }
     known: dict[tuple, Callable[..., Any]] = {}
