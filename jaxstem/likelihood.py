@@ -353,11 +353,12 @@ def polish(
     """Climb the two-beam likelihood from `orientation`, at most about a degree away.
 
     `g` [1/Å] and `inverse_extinction` [1/Å] are all reflections of the crystal (padding: an inverse
-    extinction of 0). Each step compares five tilts (nine cost nearly twice as much and
-    lead no higher): the first two over all thicknesses, the others over the few that are likeliest
-    by then; the verdict is over all again. Positions
-    hardly move with the tilt, so that disks and reflections are paired before the first step and
-    before the second, the crystal being turned about the beam to fit them.
+    extinction of 0). The first step compares nine tilts, for few disks leave many summits to choose
+    from, and the others five, for which nine cost nearly twice as much and lead no higher: the
+    first two over all thicknesses, the others over the few that are likeliest by then; the verdict
+    is over all again. Positions hardly move with the tilt, so that disks and reflections are paired
+    before the first step and before the second, the crystal being turned about the beam to fit
+    them.
     """
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
     likely = expected_intensity(
@@ -365,7 +366,6 @@ def polish(
     )
     _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
     g, inverse_extinction = g[near], inverse_extinction[near]
-    lattice = jnp.asarray(CROSS, orientation.dtype)
 
     def paired(orientation):
         """The likelihood of tilts and thicknesses about an orientation turned to fit."""
@@ -408,15 +408,15 @@ def polish(
 
         return value, orientation_at
 
-    def step(value, thickness, tilt, width):
-        values = value(tilt + width * lattice, thickness)
+    def step(value, thickness, tilt, width, lattice=CROSS):
+        values = value(tilt + width * jnp.asarray(lattice, tilt.dtype), thickness)
         total = jax.nn.logsumexp(values, axis=1)
         return tilt + width * summit(total), values.max(axis=0)
 
     widths = [math.radians(width) for width in config.steps]
     start, everything = jnp.zeros(2, orientation.dtype), config.thicknesses()
     value, orientation_at = paired(orientation)
-    tilt, _ = step(value, everything, start, widths[0])
+    tilt, _ = step(value, everything, start, widths[0], SQUARE)
     value, orientation_at = paired(orientation_at(tilt))
     tilt, by_hypothesis = step(value, everything, start, widths[1])
     _, likely = jax.lax.top_k(by_hypothesis[: len(everything)], config.n_likely)
