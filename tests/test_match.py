@@ -225,7 +225,7 @@ def test_every_laue_class(name, tmp_path, key):
 
     spacing = np.rad2deg(so3.volume_spacing(N_CELLS - 100, order))
     cells = np.resize(so3.so3_grid(symmetry, spacing), (N_CELLS, 3, 3)).astype(np.float32)
-    truth = so3.random_rotations(key, (48,))
+    truth = so3.random_rotations(key, (96,))
     turns = nearby_turns(8, COARSE.spread * np.deg2rad(spacing))
     reach = 2 * COARSE.spread * np.deg2rad(spacing)
     best = np.asarray(best_cells(truth, cells, turns, reach, padded_reflectors(crystal)))

@@ -217,7 +217,7 @@ def test_search_recovers_the_orientation(copper, rng):
             for reach, n, kernel in ((3.2, 17, 0.06), (0.4, 5, 0.03), (0.1, 5, 0.03))
         ),
     )
-    truth = random_matrices(rng, 40)
+    truth = random_matrices(rng, 120)
     disks = jax.vmap(lambda r: thick_foil_disks(r, copper, 60, 1e-5))(jnp.asarray(truth))
     found, score = make_climb(copper, config)(perturbed(truth, rng), disks)
     in_plane, tilt = errors_deg(found, truth, copper.operations)
