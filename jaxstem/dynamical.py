@@ -4,7 +4,7 @@
 Two-beam theory (`likelihood.py`) is right to a few tens of per cent; Bloch waves averaged over the
 illumination cone are right to a few per cent, which settles the tilt to a few hundredths of a
 degree and the thickness to a few ångström. Each evaluation is one eigen-decomposition that serves
-all thicknesses and the cone; a candidate compares nine tilts in each of a few ever smaller steps.
+all thicknesses and the cone; a candidate takes nine tilts on each of a few ever finer lattices.
 Only candidates that are still in the running are worth that.
 
 The result is as good as what it assumes: atoms' vibrations (`u_iso`), a crystal of even thickness,
@@ -24,7 +24,7 @@ from jaxstem import so3
 from jaxstem.bloch import BlochTables, bloch_intensities, cone_steps
 from jaxstem.kinematic import disk_tilts
 from jaxstem.likelihood import (
-    SQUARE,
+    LATTICE,
     Expected,
     LikelihoodConfig,
     Observed,
@@ -96,7 +96,7 @@ def climb(
         return jax.nn.logsumexp(value, axis=0) - jnp.log(len(config.damping))
 
     def step(orientation, width):
-        tilt = jnp.pad(width * jnp.asarray(SQUARE, orientation.dtype), ((0, 0), (0, 1)))
+        tilt = jnp.pad(width * jnp.asarray(LATTICE, orientation.dtype), ((0, 0), (0, 1)))
         around = orientation @ jax.vmap(so3.rotation_vector_to_matrix)(tilt)
         values = jax.lax.map(value, around)
         total = jax.nn.logsumexp(values, axis=1) - jnp.log(len(thickness))

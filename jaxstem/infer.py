@@ -156,7 +156,7 @@ class InferConfig:
 
     refine: str = "fast"
     score: ScoreConfig | None = None
-    likelihood_weight: float = 0.2
+    likelihood_weight: float = 0.25
     prior_weight: float | None = None
     chance: float = 6.0
     lengths: tuple[int, ...] | None = None

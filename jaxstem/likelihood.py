@@ -319,26 +319,20 @@ def found_odds(
     return jnp.minimum(odds, config.detection / (1.0 - config.detection))
 
 
-CROSS = ((0.0, 0.0), (-1.0, 0.0), (0.0, -1.0), (1.0, 0.0), (0.0, 1.0))
-"""A candidate and four tilts around it, in units of a step."""
-
-SQUARE = (*CROSS, (-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0))
-"""And those between them."""
+LATTICE = tuple((x, y) for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0))
+"""Nine tilts around a candidate, in units of a step."""
 
 
-def summit(values: Float[Array, " n"]) -> Float[Array, " 2"]:
-    """Where the values on `CROSS` or `SQUARE` lead, in units of a step: to the best of them, and
-    along an axis on which there is nothing to compare it with to the summit of the parabola through
-    the middle, half a step away at most.
+def summit(values: Float[Array, " 9"]) -> Float[Array, " 2"]:
+    """Where the largest of the values on `LATTICE` is, in units of a step.
+
+    If that is the middle one, the summit of the parabolas through it along both axes.
     """
-    middle, before, after = values[0], values[1:3], values[3:5]
-    rise = 0.5 * (after - before)
-    bend = after + before - 2 * middle
-    parabola = jnp.clip(-rise / jnp.minimum(bend, -1e-6), -0.5, 0.5)
     best = jnp.argmax(values)
-    place = jnp.asarray(SQUARE, values.dtype)[best]
-    compared = (best > 0) & (len(values) > len(CROSS))
-    return jnp.where((place == 0) & ~compared, parabola, place)
+    rise = 0.5 * jnp.stack([values[7] - values[1], values[5] - values[3]])
+    bend = jnp.stack([values[7] + values[1], values[5] + values[3]]) - 2 * values[4]
+    parabola = jnp.clip(-rise / jnp.minimum(bend, -1e-6), -0.5, 0.5)
+    return jnp.where(best == 4, parabola, jnp.asarray(LATTICE, values.dtype)[best])
 
 
 def polish(
@@ -353,12 +347,10 @@ def polish(
     """Climb the two-beam likelihood from `orientation`, at most about a degree away.
 
     `g` [1/Å] and `inverse_extinction` [1/Å] are all reflections of the crystal (padding: an inverse
-    extinction of 0). The first step compares nine tilts, for few disks leave many summits to choose
-    from, and the others five, for which nine cost nearly twice as much and lead no higher: the
-    first two over all thicknesses, the others over the few that are likeliest by then; the verdict
-    is over all again. Positions hardly move with the tilt, so that disks and reflections are paired
-    before the first step and before the second, the crystal being turned about the beam to fit
-    them.
+    extinction of 0). Each step takes the best of nine tilts: the first two over all thicknesses,
+    the others over the few that are likeliest by then; the verdict is over all again. Positions
+    hardly move with the tilt, so that disks and reflections are paired before the first step and
+    before the second, the crystal being turned about the beam to fit them.
     """
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
     likely = expected_intensity(
@@ -366,6 +358,7 @@ def polish(
     )
     _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
     g, inverse_extinction = g[near], inverse_extinction[near]
+    lattice = jnp.asarray(LATTICE, orientation.dtype)
 
     def paired(orientation):
         """The likelihood of tilts and thicknesses about an orientation turned to fit."""
@@ -408,15 +401,15 @@ def polish(
 
         return value, orientation_at
 
-    def step(value, thickness, tilt, width, lattice=CROSS):
-        values = value(tilt + width * jnp.asarray(lattice, tilt.dtype), thickness)
+    def step(value, thickness, tilt, width):
+        values = value(tilt + width * lattice, thickness)
         total = jax.nn.logsumexp(values, axis=1)
         return tilt + width * summit(total), values.max(axis=0)
 
     widths = [math.radians(width) for width in config.steps]
     start, everything = jnp.zeros(2, orientation.dtype), config.thicknesses()
     value, orientation_at = paired(orientation)
-    tilt, _ = step(value, everything, start, widths[0], SQUARE)
+    tilt, _ = step(value, everything, start, widths[0])
     value, orientation_at = paired(orientation_at(tilt))
     tilt, by_hypothesis = step(value, everything, start, widths[1])
     _, likely = jax.lax.top_k(by_hypothesis[: len(everything)], config.n_likely)

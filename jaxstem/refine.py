@@ -93,8 +93,8 @@ class ScoreConfig:
     n_modes: int = 24
     levels: tuple[Level, ...] = (
         Level(0.06, 0.02, 4.0, 2, 3.2, 5, 40, 96),
-        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 8),
-        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 5),
+        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 10),
+        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 6),
     )
     n_final: int = 4
     likelihood: LikelihoodConfig = LikelihoodConfig()
