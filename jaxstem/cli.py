@@ -428,7 +428,8 @@ def map_command(
     if (method == "match") != bool(cif) or (method == "network") != bool(model):
         raise InputError("Give either --model, or --method match with --cif and the unit cells.")
 
-    from jaxstem.io import atomic_path, check_target, read_map
+    from jaxstem.io import atomic_path, check_target
+    from jaxstem.painter import Painter
 
     picture = out.with_suffix(".png")
     if picture == out:
@@ -441,15 +442,20 @@ def map_command(
     for target in targets:
         check_target(target, overwrite)
 
-    from jaxstem import parallel
-
-    parallel.start_cluster()
     with ExitStack() as files:
+        # before jax is loaded, so that both load at once
+        painter = files.enter_context(Painter()) if figure else None
+
+        from jaxstem import parallel
+
+        parallel.start_cluster()
         map_file, picture_file = out, picture
         if parallel.is_first():
             map_file = files.enter_context(atomic_path(out, overwrite))
             if figure:
                 picture_file = files.enter_context(atomic_path(picture, overwrite))
+        elif painter:
+            painter.close()
         disks = reading.opened(scan, voltage_kv, output.progress, disk_method)
 
         from jaxstem.api import infer_config
@@ -478,16 +484,12 @@ def map_command(
                 "model": model or ", ".join(path.name for path in cif),
             },
             progress=output.progress,
-            meanwhile=_load_what_draws if figure else None,
         )
         if not parallel.is_first():
             return
         stages.end("map")
-        if figure:
-            from jaxstem import maps
-
-            every = -(-max(disks.scan_shape) // PICTURE)
-            maps.figure(read_map(map_file, every), picture_file)
+        if painter:
+            painter.paint(map_file, picture_file, -(-max(disks.scan_shape) // PICTURE))
             stages.end("picture")
     if report:
         from jaxstem.report import write_report
@@ -500,12 +502,6 @@ def map_command(
         _summary(found),
         f"wrote {', '.join(map(str, targets))} ({stages})",
     )
-
-
-def _load_what_draws() -> None:
-    from jaxstem import maps
-
-    maps.load_orix()
 
 
 def _matching_model(cif: Sequence[Path], voltage_kv: float):

@@ -14,8 +14,7 @@ below `least_confidence` are unassigned.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -114,14 +113,12 @@ def map_to_file(
     overwrite: bool = False,
     mesh: Mesh | None = None,
     progress: bool | None = None,
-    meanwhile: Callable[[], object] | None = None,
 ) -> Overview:
     """`map_scan` into a file, row by row, so that neither scan nor map lies in memory.
 
-    Of several processes the first one writes, and each gets the overview. `meanwhile` is called in
-    a thread of its own, once, while the devices work on what follows the first rows. Raises
-    InputError also for a scan without any disk, and where the file exists and `overwrite` is False,
-    or cannot be written.
+    Of several processes the first one writes, and each gets the overview. Raises InputError also
+    for a scan without any disk, and where the file exists and `overwrite` is False, or cannot be
+    written.
     """
     config = config or InferConfig()
     check_voltage(source, model, voltage_kv)
@@ -142,12 +139,9 @@ def map_to_file(
         phase_names=model.phase_names,
     )
     target = map_writer(path, header, overwrite) if parallel.is_first() else nullcontext()
-    with target as write, ThreadPoolExecutor(1) as beside:
+    with target as write:
         counted = replace(source, read=read)
         for row, block in map_blocks(counted, model, config, least_confidence, mesh, progress):
-            if meanwhile is not None:
-                beside.submit(meanwhile)
-                meanwhile = None
             if write is not None:
                 write(row, block)
             here = slice(row, row + len(block["phase"]))

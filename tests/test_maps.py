@@ -3,6 +3,8 @@
 
 import dataclasses
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from matplotlib.image import imread
 from pymatgen.core import Lattice, Structure
 from scipy.spatial.transform import Rotation
 
-from jaxstem import maps
+from jaxstem import maps, painter
 from jaxstem.crystal import Crystal, from_structure, operations, standard_lattice
 from jaxstem.errors import InputError
-from jaxstem.io import OrientationMap
+from jaxstem.io import OrientationMap, write_map
+from jaxstem.painter import Painter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -371,3 +374,55 @@ def test_the_crystal_decides_the_key_not_its_name(crystals):
     rgb = maps.rgb_map(make_map(orientation, np.zeros((4, 5)), [renamed]), maps.LAB_Z)
     expected = orix_colours(orientation.reshape(-1, 3, 3), [0, 0, 1], "6/mmm")
     np.testing.assert_allclose(rgb.reshape(-1, 3), expected, atol=1e-3)
+
+
+@pytest.fixture
+def painted(crystals, tmp_path, rng):
+    """A map file, the picture that this process draws of it, and where another may draw."""
+    orientation = Rotation.random(35, random_state=rng.integers(2**31)).as_matrix()
+    found = make_map(orientation.reshape(5, 7, 3, 3), np.zeros((5, 7)), [crystals["cubic"]])
+    write_map(tmp_path / "map.h5", found)
+    painter.paint(tmp_path / "map.h5", tmp_path / "here.png", 1)
+    return tmp_path / "map.h5", imread(tmp_path / "here.png"), tmp_path / "there.png"
+
+
+def test_a_painter_draws_the_same_beside_this_process(painted, monkeypatch):
+    map_file, expected, picture = painted
+    monkeypatch.setattr(painter, "LOADED", "not loaded")
+    monkeypatch.setattr(painter, "paint", None)
+    with Painter() as beside:
+        process = beside._process
+        for _ in range(2):
+            beside.paint(map_file, picture, 1)
+            np.testing.assert_array_equal(imread(picture), expected)
+            picture.write_bytes(b"")
+    assert process.returncode is not None
+
+
+@pytest.mark.parametrize("trouble", ["killed", "no such file", "no process"])
+def test_what_a_painter_cannot_draw_is_drawn_here(painted, trouble, monkeypatch, tmp_path):
+    map_file, expected, picture = painted
+    monkeypatch.setattr(painter, "LOADED", "not loaded")
+    if trouble == "no process":
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with Painter() as beside:
+        assert (beside._process is None) == (trouble == "no process")
+        if trouble == "killed":
+            beside._process.kill()
+        if trouble == "no such file":
+            with pytest.raises(InputError, match="gone.h5"):
+                beside.paint(tmp_path / "gone.h5", picture, 1)
+        else:
+            beside.paint(map_file, picture, 1)
+            np.testing.assert_array_equal(imread(picture), expected)
+
+
+def test_nothing_is_started_where_all_is_loaded():
+    assert Painter()._process is None
+
+
+def test_a_painter_ends_when_its_input_does():
+    """As it does when the process that started it is killed."""
+    command = [sys.executable, "-m", "jaxstem.painter"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, b"")
