@@ -50,6 +50,8 @@ from jaxstem.refine import (
     Limit,
     Ranked,
     ScoreConfig,
+    angles_between,
+    angles_to,
     candidate_tables,
     modes,
     outdone,
@@ -200,7 +202,7 @@ def summarise(
     to which those of the candidates are relative.
     """
     n_phases = len(operations)
-    apart, turned_from = angles(ranked, operations)
+    apart = angles_between(ranked.orientation, ranked.phase, operations)
     log_odds = config.log_odds(ranked.log_likelihood, ranked.prior)
     of_none = config.log_odds(config.chance, no_crystal)
     again = outdone(apart, log_odds)
@@ -214,7 +216,11 @@ def summarise(
     answer = ranked.orientation[best]
     right_phase = ranked.phase == phase
     same = (apart[best] < WITHIN) & right_phase
-    same_mod180 = same | ((turned_from(best) < WITHIN) & right_phase)
+    turned = answer @ jnp.asarray(so3.HALF_TURN_ABOUT_BEAM, answer.dtype)
+    from_turned = angles_to(
+        so3.matrix_to_quaternion(turned), ranked.orientation, ranked.phase, operations
+    )
+    same_mod180 = same | ((from_turned < WITHIN) & right_phase)
 
     def probability(which):
         return jnp.where(none, of_phase[phase], jnp.sum(jnp.where(which, share[:-1], 0.0)))
@@ -234,29 +240,6 @@ def summarise(
         jnp.where(has_second, ranked.score[second], nan),
         jnp.where(none, nan, ranked.thickness[best]),
     )
-
-
-def angles(
-    ranked: Ranked, operations: Float[Array, "P n 3 3"]
-) -> tuple[Float[Array, "C C"], Callable[[Int[Array, ""]], Float[Array, " C"]]]:
-    """Misorientations [rad] of all pairs of candidates, infinite between phases; and a function
-    that gives those from candidate `i`, turned by 180° about the beam, to all of its phase.
-
-    By quaternions, which is a fraction of the work with matrices, and good to 0.001 rad.
-    """
-    q = so3.matrix_to_quaternion(ranked.orientation)
-    turns = so3.matrix_to_quaternion(operations)[ranked.phase]
-    equivalents = so3.quaternion_multiply(turns, q[:, None])
-
-    def to_all(q):
-        # in full precision: close to a turn of zero the cosine is all but one
-        cosine = jnp.einsum("...k,cnk->...nc", q, equivalents, precision="highest")
-        cosine = jnp.abs(cosine).max(axis=-2)
-        return 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
-
-    about_beam = jnp.asarray([0.0, 0.0, 0.0, 1.0], q.dtype)
-    apart = jnp.where(ranked.phase[:, None] == ranked.phase, to_all(q), jnp.inf)
-    return apart, lambda i: to_all(so3.quaternion_multiply(q[i], about_beam))
 
 
 def spread(
@@ -391,7 +374,9 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
 
     def verified(disks: Disks, exposed: Exposure, log_probability, phases) -> Answer:
         pattern = pattern_of(disks, *exposed, rules.measured_power)
-        ranked = verify(pattern, log_probability, phases, model.wavelength, model.k_max, rules)
+        ranked = verify(
+            pattern, log_probability, phases, operations, model.wavelength, model.k_max, rules
+        )
         if dynamical is not None:
             ranked = verify_dynamically(
                 pattern, ranked, dynamical, operations, model.k_min, model.k_max, rules

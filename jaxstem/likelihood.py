@@ -347,10 +347,11 @@ def polish(
     """Climb the two-beam likelihood from `orientation`, at most about a degree away.
 
     `g` [1/Å] and `inverse_extinction` [1/Å] are all reflections of the crystal (padding: an inverse
-    extinction of 0). Each step takes the best of nine tilts: the first two over all thicknesses,
-    the others over the few that are likeliest by then; the verdict is over all again. Positions
-    hardly move with the tilt, so that disks and reflections are paired before the first step and
-    before the second, the crystal being turned about the beam to fit them.
+    extinction of 0). Each step takes the best of nine tilts: the first over every other thickness,
+    the second over all, the others over the few that are likeliest by then; the verdict is over all
+    again. Positions
+    hardly move with the tilt, so that disks and reflections are paired once, and the crystal is
+    turned about the beam to fit them.
     """
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
     likely = expected_intensity(
@@ -358,66 +359,53 @@ def polish(
     )
     _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
     g, inverse_extinction = g[near], inverse_extinction[near]
-    lattice = jnp.asarray(LATTICE, orientation.dtype)
 
-    def paired(orientation):
-        """The likelihood of tilts and thicknesses about an orientation turned to fit."""
-        g_lab = turned(g, orientation)
-        x, y, q = g_lab[:, 0], g_lab[:, 1], radius(g_lab[:, 0], g_lab[:, 1])
-        s = excitation_error(g_lab, wavelength)
-        log_envelope = jnp.log(expected_intensity(s, inverse_extinction, 0.003) + 1e-9)
-        pairing, turn = aligned(pair(observed, x, y, log_envelope, k_max, config), x, y, config)
-        # odd numbers of pairs make the loops over them slow
-        pairing, log_share = jax.tree.map(filled, (pairing, observed.log_share))
-        own, limit = pairing.reflection, limit_at(q, observed.log_limit, k_max)
+    g_lab = turned(g, orientation)
+    x, y, q = g_lab[:, 0], g_lab[:, 1], radius(g_lab[:, 0], g_lab[:, 1])
+    s = excitation_error(g_lab, wavelength)
+    log_envelope = jnp.log(expected_intensity(s, inverse_extinction, 0.003) + 1e-9)
+    pairing, turn = aligned(pair(observed, x, y, log_envelope, k_max, config), x, y, config)
+    # odd numbers of pairs make the loops over them slow
+    pairing, log_share = jax.tree.map(filled, (pairing, observed.log_share))
+    own, limit = pairing.reflection, limit_at(q, observed.log_limit, k_max)
+    inside = q <= k_max
 
-        def value(tilt, thickness):
-            tilted = s + tilt[:, 1:] * x - tilt[:, :1] * y
-
-            inside = q <= k_max
-            of_pairs = hypotheses(
-                tilted[:, own, None],
-                inverse_extinction[own, None],
-                q[own, None],
-                thickness,
+    def value(tilt, thickness):
+        """The likelihood of tilts and thicknesses about the orientation, turned to fit."""
+        tilted = s + tilt[:, 1:] * x - tilt[:, :1] * y
+        few = tilted[:, own], inverse_extinction[own], q[own]
+        of_pairs = hypotheses(*(part[..., None] for part in few), thickness, config)
+        of_all = hypotheses(tilted[:, None], inverse_extinction, q, thickness[:, None], config)
+        values = [
+            log_likelihood(
+                pairing,
+                log_share,
+                Expected(few, limit[own], inside[own]),
+                Expected(many, limit, inside),
+                observed.incident_sigma,
                 config,
             )
-            of_all = hypotheses(tilted[:, None], inverse_extinction, q, thickness[:, None], config)
-            values = [
-                log_likelihood(
-                    pairing,
-                    log_share,
-                    Expected(few, limit[own], inside[own]),
-                    Expected(many, limit, inside),
-                    observed.incident_sigma,
-                    config,
-                )
-                for few, many in zip(of_pairs, of_all, strict=True)
-            ]
-            return jnp.concatenate(values, axis=1)
+            for few, many in zip(of_pairs, of_all, strict=True)
+        ]
+        return jnp.concatenate(values, axis=1)
 
-        def orientation_at(tilt):
-            return orientation @ so3.rotation_vector_to_matrix(jnp.append(tilt, turn))
-
-        return value, orientation_at
-
-    def step(value, thickness, tilt, width):
+    def step(thickness, tilt, width):
         values = value(tilt + width * lattice, thickness)
         total = jax.nn.logsumexp(values, axis=1)
         return tilt + width * summit(total), values.max(axis=0)
 
     widths = [math.radians(width) for width in config.steps]
+    lattice = jnp.asarray(LATTICE, orientation.dtype)
     start, everything = jnp.zeros(2, orientation.dtype), config.thicknesses()
-    value, orientation_at = paired(orientation)
-    tilt, _ = step(value, everything, start, widths[0])
-    value, orientation_at = paired(orientation_at(tilt))
-    tilt, by_hypothesis = step(value, everything, start, widths[1])
+    tilt, _ = step(everything[1::2], start, widths[0])
+    tilt, by_hypothesis = step(everything, tilt, widths[1])
     _, likely = jax.lax.top_k(by_hypothesis[: len(everything)], config.n_likely)
     for width in widths[2:]:
-        tilt, _ = step(value, everything[likely], tilt, width)
+        tilt, _ = step(everything[likely], tilt, width)
     by_hypothesis = value(tilt[None], everything)
     total = jax.nn.logsumexp(by_hypothesis) - jnp.log(by_hypothesis.size)
-    return Polished(orientation_at(tilt), total, jnp.full_like(total, jnp.nan))
+    orientation = orientation @ so3.rotation_vector_to_matrix(jnp.append(tilt, turn))
+    return Polished(orientation, total, jnp.full_like(total, jnp.nan))
 
 
 @_traced_once

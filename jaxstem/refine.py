@@ -15,6 +15,10 @@ angle alone and the predicted intensities on the tilt alone: the angle comes fro
 over the positions, and then one small table of intensities scores all tilts around a candidate. A
 few such levels, ever finer, polish a candidate from several degrees to a tenth.
 
+On the way many candidates come to one place: of four that a search without regard for it likes
+best there are no more than two that differ, as a rule. Only one of them goes on, which leaves room
+for rivals.
+
 *A likelihood for the verdict.* The best candidates climb to the summit of the probability of the
 pattern and are compared by it: by two-beam theory with the thickness free (`likelihood.py`,
 "fast"), or then by Bloch waves (`dynamical.py`, "full").
@@ -56,6 +60,9 @@ SIBLING_REACH = 15.0
 SAME_SUMMIT = 0.02
 """How close [rad] two polished candidates lie that have climbed the same summit."""
 
+BEHIND = 1e3
+"""What is taken from the score of a candidate that comes after all that differ."""
+
 VISIBLE_REACH = 3.0
 """How far [degrees] a candidate may be tilted from its cell and keep the cell's reflections."""
 
@@ -65,7 +72,8 @@ class Level:
     """One level of the search: kernel width σ [1/Å], width of the excitation-error floor [1/Å],
     most [degrees] that the crystal is turned in-plane, in `n_turns` steps of least squares,
     half-range [degrees] and number of tilts along each axis, how many of the cell's reflections are
-    simulated, and how many candidates enter the level.
+    simulated, how many candidates enter the level, and how close [degrees] two of them lie after it
+    that count as one (0: they are not compared).
     """
 
     kernel: float
@@ -76,6 +84,7 @@ class Level:
     n_tilts: int
     n_visible: int
     n_candidates: int
+    same: float
 
 
 @dataclass(frozen=True)
@@ -92,11 +101,11 @@ class ScoreConfig:
     predicted_power: float = 0.5
     n_modes: int = 24
     levels: tuple[Level, ...] = (
-        Level(0.06, 0.02, 4.0, 2, 3.2, 5, 40, 96),
-        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 10),
-        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 6),
+        Level(0.06, 0.02, 4.0, 1, 3.2, 5, 48, 96, 0.0),
+        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 8, 0.2),
+        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 5, 0.4),
     )
-    n_final: int = 4
+    n_final: int = 3
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
 
@@ -280,14 +289,33 @@ class Ranked(NamedTuple):
     thickness: Float[Array, " C"]
 
 
-def angles_between(ranked: Ranked, operations: Float[Array, "P n 3 3"]) -> Float[Array, "C C"]:
-    """Misorientations [rad] of all pairs of candidates, infinite between phases; `operations` are
-    each phase's symmetry.
+def angles_to(
+    q: Float[Array, "... 4"],
+    orientation: Float[Array, "C 3 3"],
+    phase: Int[Array, " C"],
+    operations: Float[Array, "P n 3 3"],
+) -> Float[Array, "... C"]:
+    """Misorientations [rad] from orientations, given as quaternions, to each of the candidates, by
+    that candidate's symmetry; `operations` are those of each phase.
+
+    By quaternions, which is a fraction of the work with matrices, and good to 0.002 rad.
     """
-    from_one = lambda r, p: jnp.where(  # noqa: E731
-        ranked.phase == p, so3.misorientation(r, ranked.orientation, operations[p]), jnp.inf
-    )
-    return jax.vmap(from_one)(ranked.orientation, ranked.phase)
+    turns = so3.matrix_to_quaternion(operations)[phase]
+    equivalents = so3.quaternion_multiply(turns, so3.matrix_to_quaternion(orientation)[:, None])
+    # no matrix product: small ones take long, and near a turn of zero the cosine is all but one
+    parts = zip(jnp.moveaxis(q, -1, 0), equivalents.T, strict=True)
+    cosine = sum(one[..., None, None] * others for one, others in parts)
+    return 2.0 * jnp.arccos(jnp.minimum(largest_of_rows(jnp.abs(cosine)), 1.0))
+
+
+def angles_between(
+    orientation: Float[Array, "C 3 3"],
+    phase: Int[Array, " C"],
+    operations: Float[Array, "P n 3 3"],
+) -> Float[Array, "C C"]:
+    """Misorientations [rad] of all pairs of candidates, infinite between phases."""
+    apart = angles_to(so3.matrix_to_quaternion(orientation), orientation, phase, operations)
+    return jnp.where(phase[:, None] == phase, apart, jnp.inf)
 
 
 def ahead(worth: Float[Array, " C"]) -> Bool[Array, "C C"]:
@@ -296,11 +324,15 @@ def ahead(worth: Float[Array, " C"]) -> Bool[Array, "C C"]:
     return (worth > worth[:, None]) | ((worth == worth[:, None]) & (index < index[:, None]))
 
 
-def outdone(apart: Float[Array, "C C"], worth: Float[Array, " C"]) -> Bool[Array, " C"]:
+def outdone(
+    apart: Float[Array, "C C"],
+    worth: Float[Array, " C"],
+    same: float | Float[Array, ""] = SAME_SUMMIT,
+) -> Bool[Array, " C"]:
     """Which candidates have climbed the same summit as one that is `ahead`; `apart` are the angles
-    between them [rad].
+    between them [rad], `same` those below which it is the same.
     """
-    return ((apart < SAME_SUMMIT) & ahead(worth)).any(axis=1)
+    return ((apart < same) & ahead(worth)).any(axis=1)
 
 
 def modes(
@@ -317,7 +349,7 @@ def modes(
     value, index = jax.lax.top_k(log_probability, min(n_cells, len(log_probability)))
     around = log_probability[tables.neighbours[index]]
     is_peak = jnp.all(around[:, :1] >= around, axis=1)
-    _, order = jax.lax.top_k(jnp.where(is_peak, value, value - 1e3), min(n_modes, len(value)))
+    _, order = jax.lax.top_k(jnp.where(is_peak, value, value - BEHIND), min(n_modes, len(value)))
     cell, around = index[order], around[order]
     share = jax.nn.softmax(around, axis=-1)
     shift = jnp.einsum("cn,cnv->cv", share, tables.offsets[cell])
@@ -415,14 +447,16 @@ def verify(
     pattern: Pattern,
     log_probability: Float[Array, " n_cells"],
     phases: Sequence[CandidateTables],
+    operations: Float[Array, "P n 3 3"],
     wavelength: float,
     k_max: float,
     config: ScoreConfig,
 ) -> Ranked:
     """Candidates of one pattern from the network's distribution, polished and verified.
 
-    `log_probability` is that of the cells of all phases, phase 0's first; `wavelength` in Å,
-    `k_max` in 1/Å.
+    `log_probability` is that of the cells of all phases, phase 0's first; `operations` are each
+    phase's symmetry; `wavelength` in Å, `k_max` in 1/Å. Candidates that the search has brought to
+    one place count once.
     """
     candidates = propose(log_probability, phases, config.n_modes)
     score = candidates.prior
@@ -433,6 +467,10 @@ def verify(
         )
         orientation, score = jax.vmap(on_level)(candidates.orientation, candidates.forward)
         candidates = candidates._replace(orientation=orientation)
+        if level.same:
+            apart = angles_between(orientation, candidates.phase, operations)
+            again = outdone(apart, score, jnp.deg2rad(level.same))
+            score = jnp.where(again, score - BEHIND, score)
     candidates, _ = keep_best(candidates, score, config.n_final, len(phases))
     everything = padded([tables.reflections for tables in phases])
     everything = jax.tree.map(lambda *x: jnp.stack(x), *everything)
@@ -475,7 +513,7 @@ def verify_dynamically(
     """
     rules = config.dynamical
     lead = ranked.log_likelihood - ranked.log_likelihood.max()
-    again = outdone(angles_between(ranked, operations), lead)
+    again = outdone(angles_between(ranked.orientation, ranked.phase, operations), lead)
     lead, chosen = jax.lax.top_k(
         jnp.where(again, -jnp.inf, lead), min(rules.n_candidates, len(lead))
     )

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from jaxstem import so3
 from jaxstem.crystal import operations
+from jaxstem.infer import joint_operations
 from jaxstem.kinematic import Disks, excitation_error, strongest, two_beam
 from jaxstem.likelihood import polish
 from jaxstem.model import material
@@ -21,6 +22,7 @@ from jaxstem.refine import (
     Forward,
     Limit,
     ScoreConfig,
+    angles_between,
     candidate_tables,
     cosine,
     expected_intensity,
@@ -355,6 +357,7 @@ def check(copper, tables):
     run = partial(
         verify,
         phases=[tables],
+        operations=joint_operations([copper]),
         wavelength=copper.wavelength,
         k_max=copper.k_max,
         config=COARSE_AND_FINE,
@@ -430,6 +433,57 @@ def test_verify_finds_the_turn_that_the_network_missed(copper, cells, check, rng
     assert np.median(angle_deg(answers, truth, copper.operations)) < 2.0
 
 
+def test_candidates_in_one_place_count_once(copper, tables, cells, rng):
+    """Those that would climb lie apart, while without regard for it most of them do not; the best
+    of them stays.
+    """
+    truth = jnp.asarray(random_matrices(rng, 12))
+    disks = jax.vmap(lambda r: thick_foil_disks(r, copper, 24))(truth)
+    around = jnp.stack([log_probability_around(r, copper, cells) for r in truth])
+    operations = joint_operations([copper])
+    still = replace(CONFIG.likelihood, steps=(1e-6, 1e-6))  # they climb nowhere
+    physics = operations, copper.wavelength, copper.k_max
+
+    def pairs_in_one_place(same):
+        levels = tuple(
+            replace(level, same=width) for level, width in zip(CONFIG.levels, same, strict=True)
+        )
+        config = replace(CONFIG, levels=levels, likelihood=still)
+        found = jax.jit(
+            lambda disks, around: jax.lax.map(
+                lambda args: verify(prepared(args[0]), args[1], [tables], *physics, config),
+                (disks, around),
+            )
+        )(disks, around)
+        near = 0
+        for orientation in np.asarray(found.orientation):
+            apart = so3.misorientation(orientation[:, None], orientation, operations[0])
+            near += int((np.rad2deg(apart)[np.triu_indices(len(apart), 1)] < 0.3).sum())
+        return near, np.asarray(found.score).max(axis=1)
+
+    apart, best = pairs_in_one_place([level.same for level in CONFIG.levels])
+    regardless, best_of_all = pairs_in_one_place([0.0, 0.0, 0.0])
+    print(apart, regardless)
+    assert regardless >= 18 and apart < regardless / 2  # some have no rival at all
+    np.testing.assert_allclose(best, best_of_all, atol=0.01)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_angles_between_candidates_are_misorientations(copper, two, n, rng):
+    materials, _ = two
+    operations = joint_operations(materials)
+    orientation, phase = jnp.asarray(random_matrices(rng, n)), rng.integers(0, 2, n)
+    orientation = jnp.concatenate([orientation, operations[phase[0], 1] @ orientation[:1]])
+    phase = np.append(phase, phase[0])
+    apart = angles_between(orientation, jnp.asarray(phase), operations)
+    for i, j in np.ndindex(apart.shape):
+        expected = np.inf
+        if phase[i] == phase[j]:
+            symmetry = jnp.asarray(materials[phase[i]].operations, jnp.float32)
+            expected = so3.misorientation(orientation[i], orientation[j], symmetry)
+        np.testing.assert_allclose(apart[i, j], expected, atol=3e-3)
+
+
 @pytest.fixture(scope="module")
 def two(copper, tables, crystals):
     """Copper and magnesium with the tables of each."""
@@ -441,12 +495,13 @@ def two(copper, tables, crystals):
 @pytest.fixture(scope="module")
 def judge(two):
     """`verify` with two phases."""
-    (copper, _), phases = two
+    materials, phases = two
+    copper, symmetry = materials[0], joint_operations(materials)
 
     @jax.jit
     def one(disks, log_probability):
         pattern, physics = prepared(disks), (copper.wavelength, copper.k_max)
-        return verify(pattern, log_probability, phases, *physics, COARSE_AND_FINE)
+        return verify(pattern, log_probability, phases, symmetry, *physics, COARSE_AND_FINE)
 
     return one
 
