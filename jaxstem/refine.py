@@ -102,8 +102,8 @@ class ScoreConfig:
     n_modes: int = 24
     levels: tuple[Level, ...] = (
         Level(0.06, 0.02, 4.0, 1, 3.2, 5, 48, 96, 0.0),
-        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 8, 0.2),
-        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 5, 0.4),
+        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 10, 0.2),
+        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 6, 0.4),
     )
     n_final: int = 3
     likelihood: LikelihoodConfig = LikelihoodConfig()
