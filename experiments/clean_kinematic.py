@@ -31,7 +31,7 @@ from jaxstem.model import load_model
 class Arguments:
     """models: folders or packaged names; n: patterns of each; seed: of the orientations."""
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: tyro.conf.Positional[tuple[str, ...]] = ("cu",)
     n: int = 1000
     seed: int = 0
     out: Path = Path(__file__).parent / "results" / "clean_kinematic.json"

@@ -99,6 +99,28 @@ from raw patterns: {best}. Refinement puts right and spoils, of the answers with
 """)
 
 
+def robustness() -> str:
+    """Worse measurements, one factor at a time, and the hardest level of each."""
+    found = results("robustness")
+    methods, factors = found["methods"], found["factors"]
+    share = lambda row, m: f"{row[m]['within_5']} % ({row[m]['within_5_mod_180']} %)"  # noqa: E731
+    usual = next(row for row in factors["pixel_size"] if row["level"] == 0)
+    rows = [
+        ["measured with", *methods],
+        ["the reference setting", *(share(usual, m) for m in methods)],
+    ]
+    for factor, levels in factors.items():
+        hardest = min(levels, key=lambda row: row[methods[0]]["within_5"])
+        title = f"{found['titles'][factor]}: {hardest['level']:g}"
+        rows.append([title, *(share(hardest, m) for m in methods)])
+    return table(*rows) + flowed(f"""
+
+Within 5°, in brackets modulo 180°, {found["n"]:,} Bloch-wave patterns of random orientations each,
+model `{found["model"]}`; of each factor the hardest level
+([all](experiments/results/robustness.png), `experiments/robustness.py`).
+""")
+
+
 def kinematic() -> str:
     """Clean kinematic patterns."""
     rows = [
@@ -346,6 +368,7 @@ def large() -> str:
 
 BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
+    "robustness": robustness,
     "kinematic": kinematic,
     "laue": laue,
     "paper": paper,

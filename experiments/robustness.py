@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How accuracy falls off as a measurement gets worse, one factor at a time.
 
-    python experiments/robustness.py [--model cu] [--n 1024]      some ten minutes on two cores
+    python experiments/robustness.py [--model cu] [--n 1024]      four minutes on two cores
     python experiments/robustness.py --quick                      two levels of each factor
 
 Bloch-wave patterns of random orientations (a library of its own, with another seed than training's)
@@ -204,7 +204,8 @@ def main(arguments: Arguments) -> None:
     config = LibraryConfig(n_axes=n_axes, thickness=(low, high), n_thicknesses=number)
     library = build_library(material, config, seed=1_000_003 + arguments.seed)
 
-    results = {"model": arguments.model, "n": n, "methods": list(methods), "factors": {}}
+    results = {"model": arguments.model, "n": n, "seed": arguments.seed, "methods": list(methods)}
+    results |= {"titles": TITLES, "factors": {}}
     print(f"Within 5° (modulo 180°), {n} patterns each, reference: {Setting()}\n")
     print("| factor | level | " + " | ".join(methods) + " |")
     print("| --- | --- |" + " --- |" * len(methods))
