@@ -81,7 +81,8 @@ def step_of(counted, factor=2.0):
 def check(program, x):
     found = program(np.float32(1), x)
     np.testing.assert_allclose(found["y"], 2 * x + 1, rtol=1e-6)
-    np.testing.assert_allclose(found["mean"], np.full(len(x), x.mean()), rtol=1e-5)
+    # a mean of numbers of either sign may come close to zero
+    np.testing.assert_allclose(found["mean"], np.full(len(x), x.mean()), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n_devices", [1, 8])
