@@ -47,8 +47,8 @@ PUBLISHED = {"validation_mean": 0.0244, "mode": 0.0135, "median": 0.056, "above_
 class Arguments:
     """model: folder or packaged name, of one phase; run: folder of its training; n: test patterns
     (published: 65,536), n_validation: of the training's kind; n_beams: of Bloch waves;
-    convergence_mrad: of the test set's illumination; refine: verification; quick: a run of seconds
-    that writes nothing unless `out` is given.
+    convergence_mrad: of the test set's illumination, told to the verification; refine: which;
+    quick: a run of seconds that writes nothing unless `out` is given.
     """
 
     model: str = "cu"
@@ -295,6 +295,9 @@ def main(arguments: Arguments) -> None:
         sets["test, untrained"] = angles(fresh, scan, test.orientation, alone)[0]
         sets["test, network"] = angles(model, scan, test.orientation, alone)[0]
         sets["validation, verified"] = angles(model, validation, truth, verified)[0]
+    rules = verified.rules
+    lit = replace(rules.likelihood, semi_angle=arguments.convergence_mrad)
+    verified = replace(verified, score=replace(rules, likelihood=lit))
     plain, mod_180, answer = angles(model, scan, test.orientation, verified)
     sets["test, verified" if arguments.refine != "none" else "test, network"] = plain
     results = {name: statistics(angle) for name, angle in sets.items()}

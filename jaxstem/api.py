@@ -34,7 +34,7 @@ from jaxstem.mapping import map_scan
 from jaxstem.model import Model, check_materials, load_model, material
 from jaxstem.probe import DetectConfig
 
-REFINE = ("none", "fast", "full")
+REFINE = ("none", "fast", "full", "exact")
 PRECISION = ("float32", "bfloat16")
 PRESETS = ("default", "paper")
 
@@ -193,7 +193,8 @@ def map_orientations(
         model: Name of a packaged model ("cu", "cu-cu2o"), folder that `train` made, or a model in
             memory, such as `jaxstem.match.matching_model` makes of crystals without training.
         refine: How candidates are verified and polished: "fast", by two-beam theory; "full", by
-            Bloch waves too, which tells the thickness; "none", not at all.
+            Bloch waves too, which tells the thickness; "exact", by fits of these to intensities
+            that are right to a per cent or two; "none", not at all.
         semiangle_mrad: Convergence semi-angle of the probe in mrad.
         least_confidence: Leave positions unassigned whose answer is less likely right than this.
         pixel_size: Of the detector in 1/Å (no 2π), instead of the file's; an array needs it.

@@ -376,7 +376,7 @@ def map_command(
     model: Annotated[str, tyro.conf.arg(metavar="DIR|NAME")] = "",
     method: Literal["network", "match"] = "network",
     cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")] = (),
-    refine: Literal["none", "fast", "full"] = "fast",
+    refine: Literal["none", "fast", "full", "exact"] = "fast",
     semiangle_mrad: Annotated[float, tyro.conf.arg(metavar="MRAD")] = 1.5,
     figure: bool = True,
     report: Annotated[
@@ -407,7 +407,9 @@ def map_command(
             which needs no model.
         cif: The unit cells for --method match.
         refine: Verify and polish candidates: fast, by two-beam theory; full, by Bloch waves too,
-            which gives the thickness and takes a hundred times as long; none, not at all.
+            which gives the thickness and takes a hundred times as long; exact, by fits of these to
+            the intensities, for those that are right to a per cent or two, which takes ten times as
+            long again; none, not at all.
         semiangle_mrad: Convergence semi-angle of the probe in mrad.
         figure: Draw the picture.
         report: Write the map as a web page too, as `jaxstem report` does.

@@ -45,6 +45,7 @@ from jaxstem.match import Matcher, Templates, kept_templates, matcher
 from jaxstem.model import NEVER, Material, Model, phases_space
 from jaxstem.programs import kept_pmap
 from jaxstem.refine import (
+    EXACT,
     THOROUGH,
     CandidateTables,
     Limit,
@@ -83,13 +84,17 @@ SAMPLE = 1 << 18
 OPEN = 64
 """Pieces that may wait for the last of their answers; then batches go out partly filled."""
 
-ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128}
+BY_BLOCH_WAVES = ("full", "exact")
+"""Kinds of refinement that judge by Bloch waves."""
+
+ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128, "exact": 128}
 """Patterns a step where the devices are no CPUs."""
 
 LENGTHS = {
     "none": tuple(range(4, 41, 4)),
     "fast": (8, 16, 24, 32, 40),
     "full": (8, 16, 24, 32, 40),
+    "exact": (8, 16, 24, 32, 40),
 }
 """Numbers of disks to which patterns may be padded. On CPUs verification takes as long for those
 between two multiples of eight as for the greater one.
@@ -101,7 +106,7 @@ UNVERIFIED = ScoreConfig(n_modes=12)
 AT_ONCE = 16
 """Patterns whose modes are compared at once on a CPU: what fits its cache."""
 
-WORTH_A_LENGTH = {"none": 2048, "fast": 4096, "full": 256}
+WORTH_A_LENGTH = {"none": 2048, "fast": 4096, "full": 256, "exact": 64}
 """Patterns that take as long as loading one more program that was kept: a tenth of a second where
 there is no verification, half a second where there is; and twice as many, for the first time it
 must be compiled.
@@ -110,7 +115,7 @@ must be compiled.
 USUAL = 8
 """Disks of the patterns that `WORTH_A_LENGTH` counts."""
 
-BESIDE_DISKS = {"none": 10, "fast": 10, "full": 200}
+BESIDE_DISKS = {"none": 10, "fast": 10, "full": 200, "exact": 200}
 """What a pattern costs whatever the number of its disks, as so many disks (measured on CPUs)."""
 
 
@@ -141,7 +146,8 @@ class InferConfig:
     """How answers are made.
 
     refine: "fast": verify and polish candidates by two-beam theory; "full": more of them, then by
-    Bloch waves; "none": the network alone; score: how (None: as suits `refine`); likelihood_weight,
+    Bloch waves; "exact": these fitted to intensities; "none": the network alone; score: how (None:
+    as suits `refine`); likelihood_weight,
     prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
     of a candidate (below one, since neither model is exact and both saw the same disks; None for
     the prior: 0.5, or 0.05 beside Bloch waves, which leave the network little to add); chance:
@@ -174,13 +180,13 @@ class InferConfig:
         """Log-odds from a log-likelihood [nat] and the network's log-probability."""
         weight = self.prior_weight
         if weight is None:
-            weight = 0.05 if self.refine == "full" else 0.5
+            weight = 0.05 if self.refine in BY_BLOCH_WAVES else 0.5
         return self.likelihood_weight * log_likelihood + weight * prior
 
     @property
     def rules(self) -> ScoreConfig:
         """How candidates are found and verified."""
-        usual = {"none": UNVERIFIED, "fast": ScoreConfig(), "full": THOROUGH}
+        usual = {"none": UNVERIFIED, "fast": ScoreConfig(), "full": THOROUGH, "exact": EXACT}
         return self.score or usual[self.refine]
 
     def batch_on(self, mesh: Mesh) -> int:
@@ -293,7 +299,7 @@ def phase_tables(model: Model, refine: str) -> list[CandidateTables]:
     """What is tabulated of each phase's grid for this kind of refinement."""
     if refine == "none":
         return [mode_tables(m) for m in model.materials]
-    n_siblings = 2 if refine == "full" else 0
+    n_siblings = 2 if refine in BY_BLOCH_WAVES else 0
     return [
         candidate_tables(
             m.grid,
@@ -368,7 +374,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
 
     dynamical = (
         [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
-        if config.refine == "full"
+        if config.refine in BY_BLOCH_WAVES
         else None
     )
 
@@ -425,7 +431,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         arguments = (disks, (incident, incident_sigma, is_cut), output)
         if jax.default_backend() != "cpu":
             return jax.vmap(everywhere)(arguments)
-        if config.refine == "full":  # one by one, so that lost candidates cost nothing
+        if config.refine in BY_BLOCH_WAVES:  # one by one, so that lost candidates cost nothing
             return jax.lax.map(everywhere, arguments)
         chunk = AT_ONCE if config.refine == "none" else config.chunk
         return jax.lax.map(everywhere, arguments, batch_size=chunk)
@@ -773,8 +779,8 @@ def stream_answers(
     the caller does overlap. Raises InputError as `source.read` does.
     """
     config = config or InferConfig()
-    if config.refine not in ("none", "fast", "full"):
-        raise ValueError(f'refine is {config.refine!r}: give "none", "fast" or "full"')
+    if config.refine not in ("none", "fast", *BY_BLOCH_WAVES):
+        raise ValueError(f'refine is {config.refine!r}: give "none", "fast", "full" or "exact"')
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f'precision is {config.precision!r}: give "float32" or "bfloat16"')
     mesh = mesh or parallel.make_mesh(jax.local_devices())

@@ -21,7 +21,8 @@ for rivals.
 
 *A likelihood for the verdict.* The best candidates climb to the summit of the probability of the
 pattern and are compared by it: by two-beam theory with the thickness free (`likelihood.py`,
-"fast"), or then by Bloch waves (`dynamical.py`, "full").
+"fast"), or then by Bloch waves (`dynamical.py`, "full"), and then by fits of these (`fitting.py`,
+"exact").
 
 A pattern looks nearly the same from pseudo-symmetric orientations: the crystal turned by 180° about
 the beam, or about a low-index zone axis near the beam. The distribution has a mode at each of them,
@@ -46,6 +47,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxstem import so3
 from jaxstem.bloch import BlochTables
 from jaxstem.dynamical import DynamicalConfig, climb
+from jaxstem.fitting import FitConfig, Scene, best_fit
 from jaxstem.grid import nearest_cells
 from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
 from jaxstem.lanes import largest_of_rows, totals, turned
@@ -94,7 +96,8 @@ class ScoreConfig:
     measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of each
     phase's distribution that are verified; levels: of the search; n_final: candidates that climb to
     the summit of their likelihood (this and the levels' numbers are for one phase, see
-    `keep_best`); likelihood, dynamical: how they are judged.
+    `keep_best`); likelihood, dynamical: how they are judged; fit: how the likeliest by Bloch waves
+    are then fitted, if they are.
     """
 
     measured_power: float = 0.25
@@ -108,6 +111,7 @@ class ScoreConfig:
     n_final: int = 3
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
+    fit: FitConfig | None = None
 
 
 THOROUGH = ScoreConfig(
@@ -119,6 +123,9 @@ THOROUGH = ScoreConfig(
     n_final=8,
 )
 """For tables with siblings, and where Bloch waves judge, beside which the search costs little."""
+
+EXACT = replace(THOROUGH, fit=FitConfig())
+"""For intensities that Bloch waves explain to a per cent or two."""
 
 
 class Forward(NamedTuple):
@@ -534,11 +541,42 @@ def verify_dynamically(
         )
 
     found = jax.lax.map(judge, (ranked.orientation, ranked.phase, lead))
+    if config.fit is not None:
+        found = fitted(pattern, found, ranked.phase, phases, k_min, k_max, config)
     return ranked._replace(
         orientation=found.orientation,
         log_likelihood=found.log_likelihood,
         thickness=found.thickness,
     )
+
+
+def fitted(
+    pattern: Pattern,
+    found: Polished,
+    phase: Int[Array, " C"],
+    phases: Sequence[BlochTables],
+    k_min: float,
+    k_max: float,
+    config: ScoreConfig,
+) -> Polished:
+    """Candidates that Bloch waves have judged (C), the likeliest of them fitted; see `fitting`."""
+    value = found.log_likelihood
+    leads = (value > value.max() - config.dynamical.behind) & (
+        ahead(value).sum(axis=1) < config.fit.n_candidates
+    )
+
+    def one(args):
+        start, phase, leads = args
+        branches = [
+            lambda start, tables=tables: best_fit(
+                start, Scene(pattern.observed, tables, k_min, k_max, config.likelihood), config.fit
+            )
+            for tables in phases
+        ]
+        which = jnp.where(leads, phase, len(phases))
+        return jax.lax.switch(which, [*branches, lambda start: start], start)
+
+    return jax.lax.map(one, (found, phase, leads))
 
 
 def candidate_tables(

@@ -18,6 +18,7 @@ from jaxstem import infer, parallel, so3
 from jaxstem.crystal import operations
 from jaxstem.dynamical import DynamicalConfig
 from jaxstem.errors import InputError
+from jaxstem.fitting import FitConfig
 from jaxstem.grid import joint_space, orientation_space
 from jaxstem.infer import (
     MIN_DISKS,
@@ -187,11 +188,34 @@ def full_answers(model, scan):
     config = replace(CONFIG, refine="full", score=score)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(infer, "BEAM_K_MAX", 1.5)
-        return {n: on_devices(model, scan, config, n) for n in (1, 8)}
+        return {n: on_devices(model, scan, config, n) for n in (1, 8)} | {"full": config}
 
 
-def test_bloch_waves_tell_the_thickness(full_answers, copper):
-    answer, counts = full_answers[1]
+@pytest.fixture(scope="module")
+def exact_answer(model, scan, full_answers):
+    """The same, and fitted."""
+    fits = FitConfig(
+        n_candidates=1,
+        thickness=(60.0, 140.0, 20.0),
+        spacing=0.1,
+        half_width=0.1,
+        rough_beams=(16, 20),
+        n_starts=2,
+        rough_steps=2,
+        n_fine=1,
+        beams=(16, 20),
+        steps=2,
+    )
+    config = full_answers["full"]
+    config = replace(config, refine="exact", score=replace(config.score, fit=fits))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer, "BEAM_K_MAX", 1.5)
+        return on_devices(model, scan, config, 8)
+
+
+@pytest.mark.parametrize("refine", ["full", "exact"])
+def test_bloch_waves_tell_the_thickness(refine, full_answers, exact_answer, copper):
+    answer, counts = full_answers[1] if refine == "full" else exact_answer
     assigned = counts >= MIN_DISKS
     assert np.isnan(answer.thickness[~assigned]).all()
     assert np.all((answer.thickness[assigned] >= 60) & (answer.thickness[assigned] <= 140))
