@@ -309,12 +309,17 @@ def main(arguments: Arguments) -> None:
     if arguments.truth:
         truth = read_truth(arguments.truth)
         right_way = truth.orientation.reshape(-1, 3, 3)[:n]
-        results["sparse correlation"]["median"]["truth"] = float(
-            np.nanmedian(sparse_scores(right_way, disks, material)[known])
-        )
-        results["Q"]["median"]["truth"] = float(
-            np.nanmedian(cross_correlations(right_way, images, material, step)[known])
-        )
+        at_truth = {
+            "sparse correlation": sparse_scores(right_way, disks, material),
+            "Q": cross_correlations(right_way, images, material, step),
+        }
+        for name, values in at_truth.items():
+            results[name]["median"]["truth"] = float(np.nanmedian(values[known]))
+            compared = agree & np.isfinite(values)
+            least = scores[name]["py4DSTEM"][compared] * (1 - 1e-6)
+            results[name]["truth_at_least_where_both_agree"] = float(
+                (values[compared] >= least).mean()
+            )
 
     axes = {m: reduced_axes(orientation[m], symmetry).reshape(*shape, 3) for m in METHODS}
     whole = known.reshape(shape)
