@@ -87,6 +87,9 @@ OPEN = 64
 BY_BLOCH_WAVES = ("full", "exact")
 """Kinds of refinement that judge by Bloch waves."""
 
+ON_CPU = {"none": 128, "fast": 128, "full": 32, "exact": 8}
+"""Patterns a step on CPUs. The last step is filled up with empty ones."""
+
 ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128, "exact": 128}
 """Patterns a step where the devices are no CPUs."""
 
@@ -155,8 +158,8 @@ class InferConfig:
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
     numbers of disks to which patterns may be padded, ascending (None: `LENGTHS`); batch: patterns a
-    step (None: 128, or `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits a
-    processor's cache); least: patterns whose work a length of their own must save to be worth its
+    step (None: `ON_CPU` or `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits
+    a processor's cache); least: patterns whose work a length of their own must save to be worth its
     program (None: `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16"
     (verification is in float32); cache: folder that keeps templates and compiled programs for the
     next time, if one does.
@@ -192,7 +195,7 @@ class InferConfig:
     def batch_on(self, mesh: Mesh) -> int:
         """Patterns a step, a multiple of the number of devices."""
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        batch = self.batch or (128 if on_cpu else ON_ACCELERATOR[self.refine])
+        batch = self.batch or (ON_CPU if on_cpu else ON_ACCELERATOR)[self.refine]
         return -(-batch // mesh.size) * mesh.size
 
 

@@ -516,7 +516,7 @@ def verify_dynamically(
 
     `phases` are the tables of each crystal, `operations` their symmetry; `k_min`, `k_max` [1/Å]
     bound the disks that count. Candidates that trail too far behind keep their orientation and are
-    given no chance.
+    given no chance, and so are all of a pattern without disks.
     """
     rules = config.dynamical
     lead = ranked.log_likelihood - ranked.log_likelihood.max()
@@ -536,9 +536,9 @@ def verify_dynamically(
         ]
         unknown = jnp.asarray(jnp.nan, orientation.dtype)
         lost = lambda r: Polished(r, jnp.full_like(unknown, -1e4), unknown)  # noqa: E731
-        return jax.lax.switch(
-            jnp.where(lead > -rules.behind, phase, len(phases)), [*branches, lost], orientation
-        )
+        judged = (lead > -rules.behind) & pattern.observed.mask.any()
+        which = jnp.where(judged, phase, len(phases))
+        return jax.lax.switch(which, [*branches, lost], orientation)
 
     found = jax.lax.map(judge, (ranked.orientation, ranked.phase, lead))
     if config.fit is not None:
@@ -564,6 +564,7 @@ def fitted(
     leads = (value > value.max() - config.dynamical.behind) & (
         ahead(value).sum(axis=1) < config.fit.n_candidates
     )
+    leads &= pattern.observed.mask.any()
 
     def one(args):
         start, phase, leads = args

@@ -16,6 +16,7 @@ from jaxstem.crystal import operations, reflections
 from jaxstem.kinematic import excitation_error, strongest
 from jaxstem.likelihood import (
     LATTICE,
+    LEAST_CONE,
     Expected,
     LikelihoodConfig,
     Observed,
@@ -138,7 +139,12 @@ def test_kinematic_intensity_is_that_of_a_thin_foil(rng):
 def test_hypotheses_are_thicknesses_then_shapes(rng):
     s, strength, q, _ = float32(random_reflections(rng, 30))
     tilts = jnp.stack([s, s + 0.01])
-    for config in (CONFIG, replace(CONFIG, shapes=()), replace(CONFIG, n_thicknesses=3)):
+    for config in (
+        CONFIG,
+        replace(CONFIG, shapes=()),
+        replace(CONFIG, n_thicknesses=3),
+        replace(CONFIG, semi_angle=0.0),
+    ):
         n = config.n_thicknesses
         thickness = config.thicknesses()
         np.testing.assert_allclose(thickness[jnp.array([0, -1])], config.thickness, rtol=1e-5)
@@ -149,7 +155,11 @@ def test_hypotheses_are_thicknesses_then_shapes(rng):
         for a in range(2):
             for number in (0, n - 1):
                 one = two_beam_intensity(
-                    tilts[a], strength, q, thickness[number], config.semi_angle
+                    tilts[a],
+                    strength,
+                    q,
+                    thickness[number],
+                    max(config.semi_angle, LEAST_CONE),
                 )
                 np.testing.assert_allclose(found[a, number], one, rtol=1e-3, atol=2e-6)
             for number, sigma in enumerate(config.shapes):
