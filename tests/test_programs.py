@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is kept for the next run: found again, made anew when anything that decides it changes."""
 
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 
@@ -205,3 +207,24 @@ def test_kept_tables_are_those_that_were_made(model, tmp_path, monkeypatch):
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_kept_program_finds_its_linear_algebra(tmp_path):
+    """In a process that lowers nothing: there LAPACK's routines were once not looked up."""
+    script = f"""
+import sys, jax, jax.numpy as jnp, numpy as np
+from pathlib import Path
+from jaxstem import parallel, programs
+kept = programs.kept_pmap(
+    lambda x: jnp.linalg.eigvalsh(x), parallel.make_mesh(jax.devices()[:1]),
+    (parallel.SHARDED,), parallel.SHARDED, {{}}, Path({str(tmp_path)!r}),
+)
+if sys.argv[1] == "again":
+    programs._made = None
+print(np.asarray(kept(np.diag(np.float32([2, 1]))[None])))
+"""
+    for when in ("first", "again"):
+        found = subprocess.run(
+            [sys.executable, "-c", script, when], capture_output=True, text=True, check=False
+        )
+        assert (found.returncode, found.stdout) == (0, "[[1. 2.]]\n"), found.stderr
