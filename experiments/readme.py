@@ -223,11 +223,10 @@ zero layer look the same from both, and intensities differ little: fitted by the
 that made the patterns, the best wrong orientation is off by R = {100 * rival["r_factor"][1]:.1f} %
 in the median. `exact` makes that fit. A judge who knows all but orientation and thickness leaves
 {", ".join(left[:-1])} and {left[-1]} above 0.6 rad where intensities are right to
-{", ".join(errors_of[:-1])} and {errors_of[-1]} (`experiments/half_turns.py`): on the multislice
-samples above `exact` settles tilts, not half turns. The published validation mean, 0.0244 rad, is
-of patterns like those of its training; jaxstem's are harsher (false disks, errors of centre and
-scale, overlapping grains): {angle(harsh["mean"])} with `fast`, {angle(harsh["median"])} in the
-median.
+{", ".join(errors_of[:-1])} and {errors_of[-1]} (`experiments/half_turns.py`): `exact` is for
+intensities as good as that. The published validation mean, 0.0244 rad, is of patterns like those of
+its training; jaxstem's are harsher (false disks, errors of centre and scale, overlapping grains):
+{angle(harsh["mean"])} with `fast`, {angle(harsh["median"])} in the median.
 """)
         + "\n\n"
         + table(*both)
