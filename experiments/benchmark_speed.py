@@ -121,7 +121,7 @@ class Runner:
         self.compiled: set[int] = set()
 
     def __call__(self, disks: Disks, exposed: Exposure) -> Answer:
-        return jax.tree.map(np.asarray, self.predict(self.params, disks, exposed))
+        return jax.device_get(self.predict(self.params, disks, exposed))
 
     def prepare(self, made: list[Batch]) -> None:
         """Compile for the lengths of these batches."""

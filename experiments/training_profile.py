@@ -142,7 +142,9 @@ def profile(config: training.TrainConfig, matrix_size: int, least: float) -> dic
     """The numbers of one preset, for copper at 300 kV; `least` seconds for each timing."""
     copper = [material(read_cif(COPPER), 300.0, 2.0, config.model.spacing_deg, 0.0064)]
     mesh = parallel.make_mesh()
-    network, optimiser = build_network(config.model, copper), training.make_optimiser(config)
+    optimiser = training.make_optimiser(config)
+    # as a step has it
+    network = build_network(config.model, copper).clone(precision=jax.lax.Precision.DEFAULT)
     sources = training.make_sources(copper, config, cache=default_cache())
     begin = lambda: training.init_state(network, optimiser, 0, 1000)  # noqa: E731
     arrays = (begin(), begin(), jax.random.key(0), sources)

@@ -90,8 +90,8 @@ BY_BLOCH_WAVES = ("full", "exact")
 ON_CPU = {"none": 128, "fast": 128, "full": 32, "exact": 8}
 """Patterns a step on CPUs. The last step is filled up with empty ones."""
 
-ON_ACCELERATOR = {"none": 8192, "fast": 1024, "full": 128, "exact": 128}
-"""Patterns a step where the devices are no CPUs."""
+ON_ACCELERATOR = {"none": 8192, "fast": 4096, "full": 128, "exact": 128}
+"""Patterns a step on each device where the devices are no CPUs."""
 
 LENGTHS = {
     "none": tuple(range(4, 41, 4)),
@@ -113,6 +113,16 @@ WORTH_A_LENGTH = {"none": 2048, "fast": 4096, "full": 256, "exact": 64}
 """Patterns that take as long as loading one more program that was kept: a tenth of a second where
 there is no verification, half a second where there is; and twice as many, for the first time it
 must be compiled.
+"""
+
+WORTH_A_LENGTH_ON_ACCELERATOR = {
+    "none": 1 << 20,
+    "fast": 1 << 20,
+    "full": 1 << 12,
+    "exact": 1 << 10,
+}
+"""The same where the devices are no CPUs: patterns take a hundredth of the time there, and programs
+half a minute to compile.
 """
 
 USUAL = 8
@@ -195,8 +205,8 @@ class InferConfig:
     def batch_on(self, mesh: Mesh) -> int:
         """Patterns a step, a multiple of the number of devices."""
         on_cpu = mesh.devices.flat[0].platform == "cpu"
-        batch = self.batch or (ON_CPU if on_cpu else ON_ACCELERATOR)[self.refine]
-        return -(-batch // mesh.size) * mesh.size
+        usual = ON_CPU[self.refine] if on_cpu else ON_ACCELERATOR[self.refine] * mesh.size
+        return -(-(self.batch or usual) // mesh.size) * mesh.size
 
 
 def summarise(
@@ -616,7 +626,9 @@ def survey(source: DiskSource, model: Model, config: InferConfig) -> Survey:
     counts = count_disks(scan, model.k_min, model.k_max)
     lengths = ladder(model, config)
     share = max(n_positions, 1) / max(len(counts), 1)
-    least = WORTH_A_LENGTH[config.refine] if config.least is None else config.least
+    on_cpu = jax.default_backend() == "cpu"
+    usual = WORTH_A_LENGTH if on_cpu else WORTH_A_LENGTH_ON_ACCELERATOR
+    least = usual[config.refine] if config.least is None else config.least
     beside = BESIDE_DISKS[config.refine]
     program = least / share * (USUAL + beside)
     return Survey(
@@ -810,7 +822,7 @@ def stream_answers(
             with contextlib.nullcontext() if length in compiled else compiling[length]:
                 answer = predict(params, batch.disks, batch.exposed)
             compiled.add(length)
-            return jax.tree.map(np.asarray, answer)
+            return jax.device_get(answer)
 
         pieces: deque[Piece] = deque()
         pending: deque = deque()

@@ -174,12 +174,13 @@ def _make_library(
     ring, cone, n_steps = _illumination(config, thickness, material.k_max)
     parts = []
     chunk = 1_000
+    at_once = None if jax.default_backend() == "cpu" else chunk // 4
     disable = None if progress is None else not progress
     with tqdm(total=len(orientation), unit="zone axis", disable=disable, leave=False) as bar:
         for start in range(0, len(orientation), chunk):
             part = jnp.resize(orientation[start : start + chunk], (chunk, 3, 3))
             beams = bloch_library(
-                part, thickness, tables, config.n_beams, config.n_weak, None, ring, cone, n_steps
+                part, thickness, tables, config.n_beams, config.n_weak, at_once, ring, cone, n_steps
             )
             size = min(chunk, len(orientation) - start)
             parts.append(

@@ -24,7 +24,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
@@ -62,6 +62,8 @@ ORIX_NAMES = {
 }
 CHUNK = 65536
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+SAME_COLOUR = 5e-4
+"""Directions [rad] that no eye tells apart by their colours."""
 MOST_DRAWN = 1024
 """Positions along a side of a picture."""
 
@@ -86,10 +88,13 @@ def ipf_colours(
 def direction_colours(
     direction: Float[np.ndarray, "... 3"], laue_group: str
 ) -> Float[np.ndarray, "... 3"]:
-    """TSL colours (rgb 0 … 1) of crystal directions in the standard setting; NaN stays NaN."""
+    """TSL colours (rgb 0 … 1) of crystal directions in the standard setting; NaN stays NaN.
+
+    Directions that agree to `SAME_COLOUR`, as most within a grain do, are coloured once.
+    """
     direction = np.asarray(direction, float)
     known = np.isfinite(direction).all(-1)
-    vectors = direction[known]
+    vectors, back = _distinct(direction[known], SAME_COLOUR)
     colours = np.full(direction.shape, np.nan)
     with quiet_orix():
         from orix.plot import IPFColorKeyTSL
@@ -101,8 +106,21 @@ def direction_colours(
             for start in range(0, len(vectors), CHUNK)
         ]
     if parts:
-        colours[known] = np.clip(np.concatenate(parts), 0.0, 1.0)
+        colours[known] = np.clip(np.concatenate(parts), 0.0, 1.0)[back]
     return colours
+
+
+def _distinct(
+    vectors: Float[np.ndarray, "n 3"], apart: float
+) -> tuple[Float[np.ndarray, "m 3"], Int[np.ndarray, " n"]]:
+    """One of all unit vectors whose components fall into the same steps of `apart`, and for each
+    vector which one stands for it.
+    """
+    steps = np.round(vectors / apart).astype(np.int64)
+    _, first, back = np.unique(
+        steps @ np.array([1 << 42, 1 << 21, 1]), return_index=True, return_inverse=True
+    )
+    return vectors[first], back
 
 
 def setting_rotation(

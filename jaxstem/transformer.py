@@ -103,15 +103,18 @@ class Block(nn.Module):
     feedforward: int
     dropout: float
     dtype: Any = None
+    precision: Any = None
 
     @nn.compact
     def __call__(self, x, mask, deterministic: bool):
-        norm, dense = partial(nn.LayerNorm, dtype=self.dtype), partial(nn.Dense, dtype=self.dtype)
+        norm = partial(nn.LayerNorm, dtype=self.dtype)
+        dense = partial(nn.Dense, dtype=self.dtype, precision=self.precision)
         attended = nn.MultiHeadDotProductAttention(
             num_heads=self.heads,
             dropout_rate=self.dropout,
             deterministic=deterministic,
             dtype=self.dtype,
+            precision=self.precision,
         )(norm()(x), mask=mask[..., None, None, :])
         x = x + nn.Dropout(self.dropout, deterministic=deterministic)(attended)
         hidden = nn.gelu(dense(self.feedforward)(norm()(x)))
@@ -129,12 +132,14 @@ class OrientationTransformer(nn.Module):
 
     `dtype` is that of encoder and head (None: the parameters'); the embedding, whose waves and
     harmonics need the precision, and the pooling stay in float32, and so does what comes out.
+    `precision` is that of their matrix products (None: what jax is set to).
     """
 
     config: ModelConfig
     k_max: float
     n_out: int
     dtype: Any = None
+    precision: Any = None
 
     @nn.compact
     def __call__(
@@ -151,7 +156,8 @@ class OrientationTransformer(nn.Module):
         else:
             x = ContinuousEmbedding(c.width, self.k_max)(disks)
         for _ in range(c.blocks):
-            x = Block(c.heads, c.feedforward, c.dropout, self.dtype)(x, disks.mask, deterministic)
+            block = Block(c.heads, c.feedforward, c.dropout, self.dtype, self.precision)
+            x = block(x, disks.mask, deterministic)
         x = nn.LayerNorm()(x)
         weight = disks.mask.astype(x.dtype)
         count = jnp.maximum(weight.sum(axis=-1, keepdims=True), 1.0)
@@ -160,7 +166,7 @@ class OrientationTransformer(nn.Module):
 
     def _head(self, pooled, prior):
         c = self.config
-        dense = partial(nn.Dense, dtype=self.dtype)
+        dense = partial(nn.Dense, dtype=self.dtype, precision=self.precision)
         if c.head == "matrix":
             for narrowing in (1, 2, 4, 8):
                 pooled = nn.gelu(dense(c.width // narrowing)(pooled))
