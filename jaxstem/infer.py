@@ -60,6 +60,7 @@ from jaxstem.refine import (
     verify,
     verify_dynamically,
 )
+from jaxstem.turns import in_turns
 
 MIN_DISKS = 2
 """A pattern with fewer disks fits too many orientations to be given any."""
@@ -392,15 +393,34 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     )
 
     def verified(disks: Disks, exposed: Exposure, log_probability, phases) -> Answer:
-        pattern = pattern_of(disks, *exposed, rules.measured_power)
+        """Answers for a batch; `at_once` of its patterns are looked at in turn on a CPU."""
+        on_cpu = jax.default_backend() == "cpu"
+        prepare_one = lambda row: pattern_of(*row, exposed.limit, rules.measured_power)  # noqa: E731
+        patterns = jax.vmap(prepare_one)((disks, *exposed[:3]))
         ranked = verify(
-            pattern, log_probability, phases, operations, model.wavelength, model.k_max, rules
+            patterns,
+            log_probability,
+            phases,
+            operations,
+            model.wavelength,
+            model.k_max,
+            rules,
+            config.log_odds,
+            config.chunk if on_cpu else None,
         )
-        if dynamical is not None:
-            ranked = verify_dynamically(
-                pattern, ranked, dynamical, operations, model.k_min, model.k_max, rules
-            )
-        return summarise(ranked, log_probability[-1], operations, config)
+
+        def judged(row):
+            pattern, ranked, no_crystal = row
+            if dynamical is not None:
+                ranked = verify_dynamically(
+                    pattern, ranked, dynamical, operations, model.k_min, model.k_max, rules
+                )
+            return summarise(ranked, no_crystal, operations, config)
+
+        # by Bloch waves one by one, so that lost candidates cost nothing
+        at_once = 1 if dynamical is not None else AT_ONCE
+        rows = (patterns, ranked, log_probability[:, -1])
+        return in_turns(judged, rows, at_once if on_cpu else None)
 
     def network_alone(output, log_probability, phases) -> Answer:
         ends = np.cumsum([len(tables.cells) for tables in phases])
@@ -427,27 +447,21 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             second_phase=jnp.full_like(answer.second_phase, UNASSIGNED),
         )
 
-    def one(disks: Disks, exposed: Exposure, output, phases) -> Answer:
-        log_probability = spread(output, space) if matrix else jax.nn.log_softmax(output)
-        if config.refine == "none":
-            return network_alone(output, log_probability, phases)
-        return verified(disks, exposed, log_probability, phases)
-
     def step(given, disks: Disks, incident, incident_sigma, is_cut, limit) -> Answer:
         params, (phases, made) = given
         strongest = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
         output = scores(params, made, strongest)
+        on_cpu = jax.default_backend() == "cpu"
 
-        def everywhere(args):
-            return one(args[0], Exposure(*args[1], limit), args[2], phases)
+        def spread_out(output):
+            return spread(output, space) if matrix else jax.nn.log_softmax(output)
 
-        arguments = (disks, (incident, incident_sigma, is_cut), output)
-        if jax.default_backend() != "cpu":
-            return jax.vmap(everywhere)(arguments)
-        if config.refine in BY_BLOCH_WAVES:  # one by one, so that lost candidates cost nothing
-            return jax.lax.map(everywhere, arguments)
-        chunk = AT_ONCE if config.refine == "none" else config.chunk
-        return jax.lax.map(everywhere, arguments, batch_size=chunk)
+        if config.refine == "none":
+            alone = lambda output: network_alone(output, spread_out(output), phases)  # noqa: E731
+            return in_turns(alone, output, AT_ONCE if on_cpu else None)
+        log_probability = in_turns(spread_out, output, AT_ONCE if on_cpu else None)
+        exposed = Exposure(incident, incident_sigma, is_cut, limit)
+        return verified(disks, exposed, log_probability, phases)
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     specs = (replicated, *[sharded] * 4, replicated)

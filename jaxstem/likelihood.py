@@ -327,6 +327,9 @@ def found_odds(
     return jnp.minimum(odds, config.detection / (1.0 - config.detection))
 
 
+UNLIKELY = -1e4
+"""Log-likelihood [nat] of what is given no chance."""
+
 LATTICE = tuple((x, y) for x in (-1.0, 0.0, 1.0) for y in (-1.0, 0.0, 1.0))
 """Nine tilts around a candidate, in units of a step."""
 
@@ -343,7 +346,40 @@ def summit(values: Float[Array, " 9"]) -> Float[Array, " 2"]:
     return jnp.where(best == 4, parabola, jnp.asarray(LATTICE, values.dtype)[best])
 
 
-def polish(
+class Ascent(NamedTuple):
+    """What a candidate's climb needs, the same from its first step to its verdict.
+
+    orientation: where it begins; turn: about the beam [rad], which fits the disks best. Of the
+    reflections near excitation: x, y, q, s and inverse_extinction [1/Å], log_limit: ln of the
+    weakest share that is found there, inside: whether they lie within the detector's range. Of the
+    disks: pairing, log_share; incident_sigma as in `Observed`.
+    """
+
+    orientation: Float[Array, "3 3"]
+    turn: Float[Array, ""]
+    x: Float[Array, " M"]
+    y: Float[Array, " M"]
+    q: Float[Array, " M"]
+    s: Float[Array, " M"]
+    inverse_extinction: Float[Array, " M"]
+    log_limit: Float[Array, " M"]
+    inside: Bool[Array, " M"]
+    pairing: Pairing
+    log_share: Float[Array, " K"]
+    incident_sigma: Float[Array, ""]
+
+
+class Place(NamedTuple):
+    """Where a climb has come: tilt [rad] from its beginning, the log-likelihood [nat] there, as far
+    as the last step saw it, and for each thickness the most when it was looked at last.
+    """
+
+    tilt: Float[Array, " 2"]
+    log_likelihood: Float[Array, ""]
+    by_thickness: Float[Array, " T"]
+
+
+def begin(
     orientation: Float[Array, "3 3"],
     observed: Observed,
     g: Float[Array, "N 3"],
@@ -351,15 +387,11 @@ def polish(
     wavelength: float,
     k_max: float,
     config: LikelihoodConfig,
-) -> Polished:
-    """Climb the two-beam likelihood from `orientation`, at most about a degree away.
+) -> Ascent:
+    """The beginning of a climb from `orientation`; see `polish`.
 
-    `g` [1/Å] and `inverse_extinction` [1/Å] are all reflections of the crystal (padding: an inverse
-    extinction of 0). Each step takes the best of nine tilts: the first over every other thickness,
-    the second over all, the others over the few that are likeliest by then; the verdict is over all
-    again. Positions
-    hardly move with the tilt, so that disks and reflections are paired once, and the crystal is
-    turned about the beam to fit them.
+    Positions hardly move with the tilt, so that disks and reflections are paired once, and the
+    crystal is turned about the beam to fit them.
     """
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
     likely = expected_intensity(
@@ -375,45 +407,109 @@ def polish(
     pairing, turn = aligned(pair(observed, x, y, log_envelope, k_max, config), x, y, config)
     # odd numbers of pairs make the loops over them slow
     pairing, log_share = jax.tree.map(filled, (pairing, observed.log_share))
-    own, limit = pairing.reflection, limit_at(q, observed.log_limit, k_max)
-    inside = q <= k_max
+    limit = limit_at(q, observed.log_limit, k_max)
+    return Ascent(
+        orientation,
+        turn,
+        x,
+        y,
+        q,
+        s,
+        inverse_extinction,
+        limit,
+        q <= k_max,
+        pairing,
+        log_share,
+        observed.incident_sigma,
+    )
 
-    def value(tilt, thickness):
-        """The likelihood of tilts and thicknesses about the orientation, turned to fit."""
-        tilted = s + tilt[:, 1:] * x - tilt[:, :1] * y
-        few = tilted[:, own], inverse_extinction[own], q[own]
-        of_pairs = hypotheses(*(part[..., None] for part in few), thickness, config)
-        of_all = hypotheses(tilted[:, None], inverse_extinction, q, thickness[:, None], config)
-        values = [
-            log_likelihood(
-                pairing,
-                log_share,
-                Expected(few, limit[own], inside[own]),
-                Expected(many, limit, inside),
-                observed.incident_sigma,
-                config,
-            )
-            for few, many in zip(of_pairs, of_all, strict=True)
-        ]
-        return jnp.concatenate(values, axis=1)
 
-    def step(thickness, tilt, width):
-        values = value(tilt + width * lattice, thickness)
-        total = jax.nn.logsumexp(values, axis=1)
-        return tilt + width * summit(total), values.max(axis=0)
+def value(
+    ascent: Ascent,
+    tilt: Float[Array, "A 2"],
+    thickness: Float[Array, " T"],
+    config: LikelihoodConfig,
+) -> Float[Array, "A H"]:
+    """The likelihood [nat] of tilts [rad] by thicknesses [Å], then by the kinematic shapes."""
+    own, strength = ascent.pairing.reflection, ascent.inverse_extinction
+    tilted = ascent.s + tilt[:, 1:] * ascent.x - tilt[:, :1] * ascent.y
+    few = tilted[:, own], strength[own], ascent.q[own]
+    of_pairs = hypotheses(*(part[..., None] for part in few), thickness, config)
+    of_all = hypotheses(tilted[:, None], strength, ascent.q, thickness[:, None], config)
+    limit, inside = ascent.log_limit, ascent.inside
+    values = [
+        log_likelihood(
+            ascent.pairing,
+            ascent.log_share,
+            Expected(few, limit[own], inside[own]),
+            Expected(many, limit, inside),
+            ascent.incident_sigma,
+            config,
+        )
+        for few, many in zip(of_pairs, of_all, strict=True)
+    ]
+    return jnp.concatenate(values, axis=1)
 
-    widths = [math.radians(width) for width in config.steps]
-    lattice = jnp.asarray(LATTICE, orientation.dtype)
-    start, everything = jnp.zeros(2, orientation.dtype), config.thicknesses()
-    tilt, _ = step(everything[1::2], start, widths[0])
-    tilt, by_hypothesis = step(everything, tilt, widths[1])
-    _, likely = jax.lax.top_k(by_hypothesis[: len(everything)], config.n_likely)
-    for width in widths[2:]:
-        tilt, _ = step(everything[likely], tilt, width)
-    by_hypothesis = value(tilt[None], everything)
-    total = jax.nn.logsumexp(by_hypothesis) - jnp.log(by_hypothesis.size)
-    orientation = orientation @ so3.rotation_vector_to_matrix(jnp.append(tilt, turn))
-    return Polished(orientation, total, jnp.full_like(total, jnp.nan))
+
+def start(config: LikelihoodConfig, dtype: jnp.dtype) -> Place:
+    """Where a climb begins, before its first step."""
+    unknown = jnp.full(config.n_thicknesses, UNLIKELY, dtype)
+    return Place(jnp.zeros(2, dtype), jnp.asarray(UNLIKELY, dtype), unknown)
+
+
+def step(ascent: Ascent, place: Place, number: int, config: LikelihoodConfig) -> Place:
+    """The step of this number: to the best of nine tilts.
+
+    The first (0) is over every other thickness, the second over all, the others over the few that
+    are likeliest by then.
+    """
+    thicknesses, width = config.thicknesses(), math.radians(config.steps[number])
+    if number < 2:
+        chosen = jnp.arange(1, len(thicknesses), 2) if number == 0 else jnp.arange(len(thicknesses))
+    else:
+        chosen = jax.lax.top_k(place.by_thickness, config.n_likely)[1]
+    lattice = jnp.asarray(LATTICE, place.tilt.dtype)
+    values = value(ascent, place.tilt + width * lattice, thicknesses[chosen], config)
+    total = jax.nn.logsumexp(values, axis=1)
+    most = values[:, : len(chosen)].max(axis=0)
+    return Place(
+        place.tilt + width * summit(total),
+        total.max() - math.log(values.shape[1]),
+        place.by_thickness.at[chosen].set(most),
+    )
+
+
+def verdict(ascent: Ascent, tilt: Float[Array, " 2"], config: LikelihoodConfig) -> Polished:
+    """The end of a climb: the likelihood over all hypotheses."""
+    by_hypothesis = value(ascent, tilt[None], config.thicknesses(), config)
+    total = jax.nn.logsumexp(by_hypothesis) - math.log(by_hypothesis.size)
+    return Polished(orientation_at(ascent, tilt), total, jnp.full_like(total, jnp.nan))
+
+
+def orientation_at(ascent: Ascent, tilt: Float[Array, " 2"]) -> Float[Array, "3 3"]:
+    """The orientation to which a climb has come."""
+    return ascent.orientation @ so3.rotation_vector_to_matrix(jnp.append(tilt, ascent.turn))
+
+
+def polish(
+    orientation: Float[Array, "3 3"],
+    observed: Observed,
+    g: Float[Array, "N 3"],
+    inverse_extinction: Float[Array, " N"],
+    wavelength: float,
+    k_max: float,
+    config: LikelihoodConfig,
+) -> Polished:
+    """Climb the two-beam likelihood from `orientation`, at most about a degree away.
+
+    `g` [1/Å] and `inverse_extinction` [1/Å] are all reflections of the crystal (padding: an inverse
+    extinction of 0). The verdict is over all hypotheses.
+    """
+    ascent = begin(orientation, observed, g, inverse_extinction, wavelength, k_max, config)
+    place = start(config, orientation.dtype)
+    for number in range(len(config.steps)):
+        place = step(ascent, place, number, config)
+    return verdict(ascent, place.tilt, config)
 
 
 @_traced_once

@@ -35,7 +35,7 @@ Shapes: `K` measured disks, `M` reflections that a cell can excite, `C` candidat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -51,7 +51,18 @@ from jaxstem.fitting import FitConfig, Scene, best_fit
 from jaxstem.grid import nearest_cells
 from jaxstem.kinematic import Disks, Reflectors, excitation_error, expected_intensity
 from jaxstem.lanes import largest_of_rows, totals, turned
-from jaxstem.likelihood import LikelihoodConfig, Observed, Polished, polish
+from jaxstem.likelihood import (
+    UNLIKELY,
+    LikelihoodConfig,
+    Observed,
+    Polished,
+    begin,
+    orientation_at,
+    start,
+    step,
+    verdict,
+)
+from jaxstem.turns import in_turns, where_needed
 
 FAR = 1e3
 """Where [1/Å] the reflections lie that fill up short lists: nothing excites them."""
@@ -96,8 +107,9 @@ class ScoreConfig:
     measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of each
     phase's distribution that are verified; levels: of the search; n_final: candidates that climb to
     the summit of their likelihood (this and the levels' numbers are for one phase, see
-    `keep_best`); likelihood, dynamical: how they are judged; fit: how the likeliest by Bloch waves
-    are then fitted, if they are.
+    `keep_best`); behind: log-odds by which one of them may trail the best of its pattern after
+    `APPROACH` steps and climb on; likelihood, dynamical: how they are judged; fit: how the
+    likeliest by Bloch waves are then fitted, if they are.
     """
 
     measured_power: float = 0.25
@@ -109,6 +121,7 @@ class ScoreConfig:
         Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 6, 0.4),
     )
     n_final: int = 3
+    behind: float = 4.0
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
     fit: FitConfig | None = None
@@ -121,11 +134,20 @@ THOROUGH = ScoreConfig(
         for level, n in zip(ScoreConfig().levels, (96, 20, 12), strict=True)
     ),
     n_final=8,
+    behind=np.inf,
 )
 """For tables with siblings, and where Bloch waves judge, beside which the search costs little."""
 
 EXACT = replace(THOROUGH, fit=FitConfig())
 """For intensities that Bloch waves explain to a per cent or two."""
+
+
+APPROACH = 2
+"""Steps of a climb after which candidates are compared, and those far behind left where they are.
+"""
+
+LogOdds = Callable[[Array, Array], Array]
+"""Log-odds of candidates from their log-likelihood [nat] and log-prior."""
 
 
 class Forward(NamedTuple):
@@ -450,7 +472,16 @@ def propose(
     return Candidates(*jax.tree.map(join, *found), jax.tree.map(join, *padded(forwards)))
 
 
-def verify(
+class Found(NamedTuple):
+    """The candidates of a pattern that the search has brought to their places: orientation, phase,
+    log-prior, the reflections near each, and whether they lie apart from all that score higher.
+    """
+
+    candidates: Candidates
+    apart: Bool[Array, " C"]
+
+
+def find(
     pattern: Pattern,
     log_probability: Float[Array, " n_cells"],
     phases: Sequence[CandidateTables],
@@ -458,13 +489,8 @@ def verify(
     wavelength: float,
     k_max: float,
     config: ScoreConfig,
-) -> Ranked:
-    """Candidates of one pattern from the network's distribution, polished and verified.
-
-    `log_probability` is that of the cells of all phases, phase 0's first; `operations` are each
-    phase's symmetry; `wavelength` in Å, `k_max` in 1/Å. Candidates that the search has brought to
-    one place count once.
-    """
+) -> Found:
+    """Candidates of one pattern from the network's distribution, searched for level by level."""
     candidates = propose(log_probability, phases, config.n_modes)
     score = candidates.prior
     for level in config.levels:
@@ -478,28 +504,107 @@ def verify(
             apart = angles_between(orientation, candidates.phase, operations)
             again = outdone(apart, score, jnp.deg2rad(level.same))
             score = jnp.where(again, score - BEHIND, score)
-    candidates, _ = keep_best(candidates, score, config.n_final, len(phases))
-    everything = padded([tables.reflections for tables in phases])
-    everything = jax.tree.map(lambda *x: jnp.stack(x), *everything)
+    candidates, score = keep_best(candidates, score, config.n_final, len(phases))
+    return Found(candidates, score > -0.5 * BEHIND)
 
-    def climbed(orientation, phase):
+
+def climbed(
+    patterns: Pattern,
+    found: Found,
+    forwards: Sequence[Forward],
+    wavelength: float,
+    k_max: float,
+    config: ScoreConfig,
+    log_odds: LogOdds,
+    at_once: int | None,
+) -> Polished:
+    """Candidates (B, C) of patterns (B) at the summits of their likelihood.
+
+    `forwards` are all reflections of each phase. After `APPROACH` steps those whose log-odds trail
+    too far behind the best of their pattern stay where they are; those that do not lie apart, and
+    all of a pattern without disks, do not set out.
+    """
+    shape, rules = found.apart.shape, config.likelihood
+    everything = jax.tree.map(lambda *x: jnp.stack(x), *padded(forwards))
+    flat = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)  # noqa: E731
+    pattern = jnp.repeat(jnp.arange(shape[0]), shape[1])
+
+    def approach(row):
+        orientation, phase, pattern = row
         g, strength = jax.tree.map(lambda x: x[phase], everything)
-        return polish(
-            orientation, pattern.observed, g, strength, wavelength, k_max, config.likelihood
-        )
+        observed = jax.tree.map(lambda x: x[pattern], patterns.observed)
+        ascent = begin(orientation, observed, g, strength, wavelength, k_max, rules)
+        place = start(rules, orientation.dtype)
+        for number in range(APPROACH):
+            place = step(ascent, place, number, rules)
+        return ascent, place
 
-    found = jax.vmap(climbed)(candidates.orientation, candidates.phase)
-    final = replace(config.levels[-1], angle=0.0, n_turns=0, tilt=0.0, n_tilts=1)
-    score = jax.vmap(lambda r, f: search(r, pattern, f, wavelength, k_max, final, config)[1])(
-        found.orientation, candidates.forward
+    def settle(row):
+        ascent, place = row
+        for number in range(APPROACH, len(rules.steps)):
+            place = step(ascent, place, number, rules)
+        return verdict(ascent, place.tilt, rules)
+
+    rows = (*flat((found.candidates.orientation, found.candidates.phase)), pattern)
+    going = (found.apart & patterns.observed.mask.any(axis=1)[:, None]).reshape(-1)
+    shapes = jax.eval_shape(approach, jax.tree.map(lambda x: x[0], rows))
+    nowhere = jax.tree.map(lambda x: jnp.zeros((len(going), *x.shape), x.dtype), shapes)
+    ascent, place = nowhere
+    place = place._replace(log_likelihood=jnp.full(len(going), UNLIKELY, rows[0].dtype))
+    nowhere = ascent._replace(orientation=rows[0]), place
+    ascents, places = where_needed(approach, rows, going, nowhere, at_once)
+    odds = log_odds(places.log_likelihood.reshape(shape), found.candidates.prior)
+    leads = odds > odds.max(axis=1, keepdims=True) - config.behind
+    going &= leads.reshape(-1)
+    left = Polished(
+        jax.vmap(orientation_at)(ascents, places.tilt),
+        places.log_likelihood,
+        jnp.full_like(places.log_likelihood, jnp.nan),
     )
+    ended = where_needed(settle, (ascents, places), going, left, at_once)
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), ended)
+
+
+def verify(
+    patterns: Pattern,
+    log_probability: Float[Array, "B n_cells"],
+    phases: Sequence[CandidateTables],
+    operations: Float[Array, "P n 3 3"],
+    wavelength: float,
+    k_max: float,
+    config: ScoreConfig,
+    log_odds: LogOdds,
+    at_once: int | None = None,
+) -> Ranked:
+    """Candidates of patterns (B) from the network's distributions, polished and verified.
+
+    `log_probability` is that of the cells of all phases, phase 0's first; `operations` are each
+    phase's symmetry; `wavelength` in Å, `k_max` in 1/Å. Candidates that the search has brought to
+    one place count once. Of so many patterns at once the candidates are looked at (all: None).
+    """
+    searched = lambda row: find(  # noqa: E731
+        *row, phases, operations, wavelength, k_max, config
+    )
+    found = in_turns(searched, (patterns, log_probability), at_once)
+    candidates, n = found.candidates, found.apart.shape[1]
+    forwards = [tables.reflections for tables in phases]
+    climbs_at_once = None if at_once is None else at_once * n
+    best = climbed(patterns, found, forwards, wavelength, k_max, config, log_odds, climbs_at_once)
+    final = replace(config.levels[-1], angle=0.0, n_turns=0, tilt=0.0, n_tilts=1)
+
+    def scores(row):
+        pattern, orientation, forward = row
+        score = lambda r, f: search(r, pattern, f, wavelength, k_max, final, config)[1]  # noqa: E731
+        return jax.vmap(score)(orientation, forward)
+
+    score = in_turns(scores, (patterns, best.orientation, candidates.forward), at_once)
     return Ranked(
-        found.orientation,
+        best.orientation,
         candidates.phase,
         jnp.minimum(score, 1.0),
-        found.log_likelihood,
+        best.log_likelihood,
         candidates.prior,
-        found.thickness,
+        best.thickness,
     )
 
 
@@ -535,7 +640,7 @@ def verify_dynamically(
             for tables in phases
         ]
         unknown = jnp.asarray(jnp.nan, orientation.dtype)
-        lost = lambda r: Polished(r, jnp.full_like(unknown, -1e4), unknown)  # noqa: E731
+        lost = lambda r: Polished(r, jnp.full_like(unknown, UNLIKELY), unknown)  # noqa: E731
         judged = (lead > -rules.behind) & pattern.observed.mask.any()
         which = jnp.where(judged, phase, len(phases))
         return jax.lax.switch(which, [*branches, lost], orientation)

@@ -122,6 +122,9 @@ def preset(name: str) -> TrainConfig:
 CHECKPOINT_MINUTES = 10.0
 """Most minutes of training between two checkpoints, give or take `LOOK` steps."""
 
+CHECKS = 10
+"""Validations of a run, evenly spread."""
+
 LOOK = 25
 """Steps between two looks at the clock, upon which all processes have to agree."""
 
@@ -516,8 +519,13 @@ def train(
     step_fn = lambda state: train_step(state, key, sources)  # noqa: E731
     if total == 0:
         probe = init_state(network, optimiser, config.seed, 1_000_000)
-        each = seconds_per_step(step_fn, parallel.replicate(probe, mesh))
-        left = 60 * config.minutes * 0.97 - (time.perf_counter() - start)
+        probe = parallel.replicate(probe, mesh)
+        validate(probe.params)  # compiled before the clock is read
+        checks = -time.perf_counter()
+        validate(probe.params)
+        checks = CHECKS * (checks + time.perf_counter())
+        each = seconds_per_step(step_fn, probe)
+        left = 60 * config.minutes * 0.97 - checks - (time.perf_counter() - start)
         total = parallel.first_says(lambda: max(20, int(left / each)))
     if writes:
         _write_json(out / "run.json", {**settings, "total_steps": total})
@@ -532,7 +540,7 @@ def train(
     first = int(state.step)
     if writes:
         _keep_rows(out / "metrics.jsonl", first)
-    every = max(1, total // 10)
+    every = max(1, total // CHECKS)
     last = min(total, stop_after or total)
     saved_at = time.perf_counter()
     overdue = lambda: time.perf_counter() - saved_at > 60 * CHECKPOINT_MINUTES  # noqa: E731

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from jaxstem import so3
 from jaxstem.crystal import operations
-from jaxstem.infer import joint_operations
+from jaxstem.infer import InferConfig, joint_operations
 from jaxstem.kinematic import Disks, excitation_error, strongest, two_beam
 from jaxstem.likelihood import polish
 from jaxstem.model import material
@@ -361,18 +361,15 @@ def check(copper, tables):
         wavelength=copper.wavelength,
         k_max=copper.k_max,
         config=COARSE_AND_FINE,
+        log_odds=InferConfig().log_odds,
+        at_once=1,
     )
 
-    @jax.jit
-    def batch(disks, log_probability):
-        def one(disks, log_probability):
-            ranked = run(prepared(disks), log_probability)
-            best = jnp.argmax(ranked.log_likelihood)
-            return ranked.orientation[best], ranked.score[best], ranked
+    def best_of(ranked):
+        best = jnp.argmax(ranked.log_likelihood)
+        return ranked.orientation[best], ranked.score[best], ranked
 
-        return jax.lax.map(lambda args: one(*args), (disks, log_probability))
-
-    return batch
+    return jax.jit(lambda disks, around: jax.vmap(best_of)(run(jax.vmap(prepared)(disks), around)))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -442,19 +439,17 @@ def test_candidates_in_one_place_count_once(copper, tables, cells, rng):
     around = jnp.stack([log_probability_around(r, copper, cells) for r in truth])
     operations = joint_operations([copper])
     still = replace(CONFIG.likelihood, steps=(1e-6, 1e-6))  # they climb nowhere
-    physics = operations, copper.wavelength, copper.k_max
+    patterns, odds = jax.vmap(prepared)(disks), InferConfig().log_odds
 
     def pairs_in_one_place(same):
         levels = tuple(
             replace(level, same=width) for level, width in zip(CONFIG.levels, same, strict=True)
         )
         config = replace(CONFIG, levels=levels, likelihood=still)
+        physics = operations, copper.wavelength, copper.k_max, config, odds
         found = jax.jit(
-            lambda disks, around: jax.lax.map(
-                lambda args: verify(prepared(args[0]), args[1], [tables], *physics, config),
-                (disks, around),
-            )
-        )(disks, around)
+            lambda patterns, around: verify(patterns, around, [tables], *physics, at_once=1)
+        )(patterns, around)
         near = 0
         for orientation in np.asarray(found.orientation):
             apart = so3.misorientation(orientation[:, None], orientation, operations[0])
@@ -500,8 +495,10 @@ def judge(two):
 
     @jax.jit
     def one(disks, log_probability):
-        pattern, physics = prepared(disks), (copper.wavelength, copper.k_max)
-        return verify(pattern, log_probability, phases, symmetry, *physics, COARSE_AND_FINE)
+        physics = copper.wavelength, copper.k_max, COARSE_AND_FINE, InferConfig().log_odds
+        alone = jax.tree.map(lambda x: x[None], (prepared(disks), log_probability))
+        ranked = verify(*alone, phases, symmetry, *physics, at_once=1)
+        return jax.tree.map(lambda x: x[0], ranked)
 
     return one
 
