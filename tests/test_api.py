@@ -5,6 +5,7 @@ and the notebook run. Candidates are not verified here: that has tests of its ow
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -190,3 +191,23 @@ def test_the_notebook_is_made_of_its_source_and_runs(hasty, tmp_path, monkeypatc
     assert names["found"].phase.shape == (64, 64)
     assert {path.suffix for path in tmp_path.iterdir()} == {".ang", ".h5"}
     assert disks.read_scan(demo.sample("cu_bragg.h5")).scan_shape == names["scan"].scan_shape
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ("", "highest"),
+        ("import jax", "highest"),
+        ("import jax; jax.config.update('jax_default_matmul_precision', 'high')", "high"),
+        ("import os; os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'high'", "high"),
+    ],
+)
+def test_matrix_products_are_in_full_precision_unless_told_otherwise(before, expected):
+    """Accelerators would round them to 10 bits and less; what the caller set stays."""
+    look = "import jaxstem, jax; print(jax.config.jax_default_matmul_precision)"
+    code = f"{before}\n{look}"
+    name = "JAX_DEFAULT_MATMUL_PRECISION"
+    untouched = {key: value for key, value in os.environ.items() if key != name}
+    words = [sys.executable, "-c", code]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, env=untouched)
+    assert ran.stdout.strip() == expected

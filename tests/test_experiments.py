@@ -26,6 +26,7 @@ def contents():
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
+        ("accelerator.py", r"packaged, none, bfloat16: .*patterns_per_second_from_host"),
         ("benchmark_speed.py", r"\| 8² \| command bragg none \|"),
         ("large_scan.py", r"map: 2 x 64 positions, .* worked out for all 64 rows"),
         ("loss_variants.py", r"\| quaternion \| quaternion \| 64 \|"),

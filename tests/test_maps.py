@@ -105,6 +105,28 @@ def test_the_orientation_is_not_transposed():
     np.testing.assert_allclose(colours, np.eye(3), atol=0.02)
 
 
+def test_directions_that_agree_are_coloured_once(rng, monkeypatch):
+    """In any order, and no colour moves by what an eye could see."""
+    from orix.plot.direction_color_keys import DirectionColorKeyTSL
+
+    asked = []
+    colour = DirectionColorKeyTSL.direction2color
+    monkeypatch.setattr(
+        DirectionColorKeyTSL,
+        "direction2color",
+        lambda self, v: asked.append(v.size) or colour(self, v),
+    )
+    few = rng.normal(size=(40, 3))
+    few /= np.linalg.norm(few, axis=1, keepdims=True)
+    which = rng.integers(0, 40, 5000)
+    many = few[which] + rng.uniform(-1e-5, 1e-5, (5000, 3))
+    alone = maps.direction_colours(few, "m-3m")
+    before = sum(asked)
+    found = maps.direction_colours(many, "m-3m")
+    assert sum(asked) - before < 8 * 40 * 2
+    np.testing.assert_allclose(found, alone[which], atol=0.01)
+
+
 def test_unknown_orientations_have_no_colour():
     orientation = Rotation.random(6, random_state=2).as_matrix().reshape(2, 3, 3, 3)
     orientation[0, 1] = np.nan
