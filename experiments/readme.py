@@ -397,8 +397,9 @@ def accelerator() -> str:
     disks = next(iter(found["inference"].values()))["disks"]
     return table(*rows) + flowed(f"""
 
-Patterns of {disks} disks on {found["device"]} (`experiments/accelerator.py`); the paper's network
-made 19,000 patterns a second.
+Patterns of {disks} disks on {found["device"]} (`experiments/accelerator.py`), from arrays that are
+there, and with copies of disks to the device and of answers back; published: 19,000 patterns a
+second.
 """)
 
 
