@@ -30,6 +30,7 @@ from settings import results_file, settings
 from jaxstem.correlation import (
     SparseConfig,
     azimuthal_average,
+    led_uphill,
     normalised_cross_correlation,
     polar_image,
     reduced_axes,
@@ -60,7 +61,8 @@ MOST_DISKS = 40
 class Arguments:
     """model: of one phase; scan: disks or raw scan that is mapped and scored; matching: py4DSTEM's
     answers; cube: raw scan for image and Q; map: of the scan, if there is one; annulus: radii of
-    the virtual detector [1/Å]; quick: some rows in seconds, written only where `out` says.
+    the virtual detector [1/Å]; reach: how far [degrees] answers are led towards higher sparse
+    correlations, of `n_led` patterns; quick: some rows in seconds, written only where `out` says.
     """
 
     model: str = "cu"
@@ -71,6 +73,8 @@ class Arguments:
     map: Path | None = None
     refine: str = "fast"
     annulus: tuple[float, float] = (0.35, 1.6)
+    reach: tuple[float, ...] = (0.0, 0.25, 0.5, 1.0)
+    n_led: int = 1024
     quick: bool = False
     out: Path | None = None
 
@@ -110,17 +114,31 @@ def sparse_scores(orientation, disks: Disks, material) -> np.ndarray:
     return in_chunks(score, disks, orientation)
 
 
+def uphill(orientation, disks: Disks, material, reach: float) -> np.ndarray:
+    """Orientations led to the highest sparse correlation within `reach` [degrees] or so."""
+    step = partial(
+        led_uphill,
+        reflectors=material.reflectors(),
+        wavelength=material.wavelength,
+        reach=np.float32(np.deg2rad(reach)),
+    )
+    return in_chunks(jax.jit(jax.vmap(step)), disks, orientation, chunk=16)
+
+
 def in_chunks(score, patterns, orientation, chunk: int = 128) -> np.ndarray:
-    """Scores in pieces of one size; NaN where there is no orientation."""
+    """Scores, or whatever a pattern gives, in pieces of one size; NaN without an orientation."""
     known = np.flatnonzero(np.isfinite(orientation).all((1, 2)))
-    found = np.full(len(orientation), np.nan)
+    found = None
     for start in range(0, len(known), chunk):
         index = np.resize(known[start : start + chunk], chunk)
         part = jax.tree.map(lambda x, i=index: jnp.asarray(x[i]), patterns)
         rotation = jnp.asarray(orientation[index], jnp.float32)
         n = min(chunk, len(known) - start)
-        found[index[:n]] = np.asarray(score(part, rotation))[:n]
-    return found
+        given = np.asarray(score(part, rotation))[:n]
+        if found is None:
+            found = np.full((len(orientation), *given.shape[1:]), np.nan)
+        found[index[:n]] = given
+    return np.full(len(orientation), np.nan) if found is None else found
 
 
 def cross_correlations(orientation, images, material, step: float) -> np.ndarray:
@@ -135,6 +153,30 @@ def cross_correlations(orientation, images, material, step: float) -> np.ndarray
         return jax.vmap(one)(image, template)
 
     return in_chunks(score, images, orientation)
+
+
+def led(ours, theirs, truth, agree, disks: Disks, material, reach: float, most: int) -> dict:
+    """What it costs to score higher, on `most` patterns where both methods agree: jaxstem's answers
+    led to the highest sparse correlation within `reach` [degrees] (0: as they are), their errors
+    and py4DSTEM's.
+    """
+    symmetry = operations(material.crystal)
+    here = np.flatnonzero(agree & np.isfinite(truth).all((1, 2)))
+    here = here[np.linspace(0, len(here) - 1, min(most, len(here))).round().astype(int)]
+    few = jax.tree.map(lambda x: x[here], disks)
+    moved = uphill(ours[here], few, material, reach) if reach else ours[here]
+    score, other = (sparse_scores(r, few, material) for r in (moved, theirs[here]))
+    error = {
+        name: misorientations(r, truth[here], symmetry)[0]
+        for name, r in (("jaxstem", moved), ("py4DSTEM", theirs[here]))
+    }
+    return {
+        "reach_deg": reach,
+        "n": len(here),
+        "at_least_py4DSTEM": round(float((score >= other * (1 - 1e-6)).mean()), 4),
+        "median_error_deg": {k: round(float(np.median(v)), 3) for k, v in error.items()},
+        "within_1_deg": {k: round(float((v < 1).mean()), 4) for k, v in error.items()},
+    }
 
 
 def polar_images(disks: Disks, cube: Cube | None, centre, k_max: float) -> np.ndarray:
@@ -276,7 +318,7 @@ def main(arguments: Arguments) -> None:
     matching = np.load(arguments.matching)["cu/orientation"]
     if arguments.quick:
         scan, matching = source_of(scan).read(0, 4), matching[:4]
-        arguments = replace(arguments, refine="none")
+        arguments = replace(arguments, refine="none", reach=(0.5,), n_led=32)
     if arguments.map:
         found = read_map(arguments.map)
     else:
@@ -320,6 +362,11 @@ def main(arguments: Arguments) -> None:
             results[name]["truth_at_least_where_both_agree"] = float(
                 (values[compared] >= least).mean()
             )
+
+        compared = (orientation["jaxstem"], theirs, right_way, agree, disks, material)
+        results["led"] = [led(*compared, reach, arguments.n_led) for reach in arguments.reach]
+        for row in results["led"]:
+            print(json.dumps(row))
 
     axes = {m: reduced_axes(orientation[m], symmetry).reshape(*shape, 3) for m in METHODS}
     whole = known.reshape(shape)

@@ -253,8 +253,10 @@ def draw(sets, axes_of, curves, wrong, pair, path: Path) -> None:
                 label=label,
                 **colour,
             )
+        radius = [np.hypot(d.qx, d.qy)[np.asarray(d.mask)].max() for d in (measured, other)]
+        limit = 1.1 * max(radius)
         panels[1, 0].set(aspect="equal", xlabel="qy (1/Å)", ylabel="qx (1/Å)", title=told)
-        panels[1, 0].invert_yaxis()
+        panels[1, 0].set(xlim=(-limit, limit), ylim=(limit, -limit))
         panels[1, 0].legend(fontsize=8)
     for name, angle in wrong.items():
         angle = np.rad2deg(angle)
@@ -294,7 +296,8 @@ def main(arguments: Arguments) -> None:
         sets["validation, network"] = angles(model, validation, truth, alone)[0]
         sets["test, untrained"] = angles(fresh, scan, test.orientation, alone)[0]
         sets["test, network"] = angles(model, scan, test.orientation, alone)[0]
-        sets["validation, verified"] = angles(model, validation, truth, verified)[0]
+        if arguments.refine != "none":
+            sets["validation, verified"] = angles(model, validation, truth, verified)[0]
     rules = verified.rules
     lit = replace(rules.likelihood, semi_angle=arguments.convergence_mrad)
     verified = replace(verified, score=replace(rules, likelihood=lit))

@@ -34,6 +34,7 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Bool, Float
 from scipy.signal import fftconvolve
 
+from jaxstem import so3
 from jaxstem.kinematic import Disks, Reflectors, excitation_error
 
 SHELL = 0.005
@@ -112,6 +113,32 @@ def _sparse(disks, orientation, reflectors, wavelength, config):
         apart = jnp.mod(bins[:, None, :, None] - bins[None, :, None, :], n_bins) == 0
         norm = jnp.einsum("ai,bj,abij,ij->", share, share, apart, same_shell.astype(share.dtype))
     return jnp.maximum(found, 0.0) / jnp.sqrt(jnp.maximum(norm, 1e-30))
+
+
+def led_uphill(
+    disks: Disks,
+    orientation: Float[Array, "3 3"],
+    reflectors: Reflectors,
+    wavelength: Float[Array, ""] | float,
+    reach: Float[Array, ""] | float,
+    config: SparseConfig = SparseConfig(),
+) -> Float[Array, "3 3"]:
+    """The orientation of the highest sparse correlation of a pattern `(K,)` near `orientation`.
+
+    Near is as far as `reach` [rad] and half of that again about each lab axis: three lattices of
+    five turns about each, every one a third as wide as that before. The correlation never falls.
+    """
+    axis = jnp.linspace(-1.0, 1.0, 5)
+    lattice = jnp.stack(jnp.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+
+    def step(orientation, width):
+        tried = orientation @ so3.rotation_vector_to_matrix(width * lattice)
+        score = jax.vmap(lambda r: _sparse(disks, r, reflectors, wavelength, config))(tried)
+        # among equals the middle of the lattice, where it stays
+        best = jnp.argmax(score.at[len(lattice) // 2].multiply(1 + 1e-6))
+        return tried[best], None
+
+    return jax.lax.scan(step, orientation, reach / 3.0 ** jnp.arange(3.0))[0]
 
 
 def polar_image(

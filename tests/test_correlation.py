@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from jaxstem.correlation import (
     SparseConfig,
     azimuthal_average,
+    led_uphill,
     normalised_cross_correlation,
     polar_image,
     reduced_axes,
@@ -64,6 +65,24 @@ def test_truth_correlates_best(cu, rng):
     turned = disks._replace(qx=jnp.asarray(qx, jnp.float32), qy=jnp.asarray(qy, jnp.float32))
     again = score(turned, jnp.asarray(truth @ turn, jnp.float32), cu, SparseConfig())
     np.testing.assert_allclose(again, at_truth, rtol=1e-3)
+
+
+def test_uphill_the_correlation_rises_within_reach(cu, rng):
+    """From a degree off it comes back to about the summit, and never falls or goes too far."""
+    truth = Rotation.random(8, random_state=rng.integers(2**31)).as_matrix()
+    disks = simulate(jnp.asarray(truth, jnp.float32), cu.reflectors(), cu.wavelength, n_disks=16)
+    away = Rotation.from_rotvec(np.deg2rad(rng.normal(size=(8, 3)) * 0.8)).as_matrix()
+    start = jnp.asarray(truth @ away, jnp.float32)
+    reach = np.deg2rad(rng.uniform(0.5, 1.5))
+    lead = jax.jit(jax.vmap(lambda d, r: led_uphill(d, r, cu.reflectors(), cu.wavelength, reach)))
+    ended = lead(disks, start)
+    before, after, at_truth = (
+        score(disks, jnp.asarray(r, jnp.float32), cu, SparseConfig()) for r in (start, ended, truth)
+    )
+    assert (after >= before * (1 - 1e-5)).all()
+    assert (after - before).sum() > 0.3 * (at_truth - before).sum()
+    moved = Rotation.from_matrix(np.swapaxes(start, 1, 2) @ np.asarray(ended)).as_rotvec()
+    assert np.abs(moved).max() < 1.6 * reach
 
 
 def test_normalised_cross_correlation_is_pyxems():
