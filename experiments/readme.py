@@ -256,9 +256,9 @@ disks wherever they are predicted, and does not have its summit at the truth. Le
 it is highest within {led["reach_deg"]:g}° (`jaxstem.correlation.led_uphill`), jaxstem's answers
 score at least py4DSTEM's on {100 * led["at_least_py4DSTEM"]:.0f} % of {led["n"]:,}, and their
 median error grows from {here["median_error_deg"]["jaxstem"]:.2f}° to
-{led["median_error_deg"]["jaxstem"]:.2f}° (py4DSTEM: {led["median_error_deg"]["py4DSTEM"]:.2f}°). Right phase of
-`cu_cu2o`'s crystals: {100 * phases["cu_cu2o"]["right_phase_of_crystals"]:.1f} %; of a synthetic
-polycrystal with the whole spread of training's noise:
+{led["median_error_deg"]["jaxstem"]:.2f}° (py4DSTEM: {led["median_error_deg"]["py4DSTEM"]:.2f}°).
+Right phase of `cu_cu2o`'s crystals: {100 * phases["cu_cu2o"]["right_phase_of_crystals"]:.1f} %;
+of a synthetic polycrystal with the whole spread of training's noise:
 {100 * phases["synthetic"]["right_phase_of_crystals"]:.1f} %.
 """)
     )
