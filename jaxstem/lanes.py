@@ -22,6 +22,9 @@ LANES = 8
 ROWS = 4
 """Rows that XLA adds up without a loop, which would not be vectorised."""
 
+MOST_OF_TWO = 1e19
+"""Numbers whose product is one of single precision, still."""
+
 
 def filled(
     x: Shaped[Array, "... M"], lanes: int = LANES, fill: float = 0
@@ -58,6 +61,14 @@ def largest_of_rows(x: Float[Array, "... M lanes"]) -> Float[Array, "... lanes"]
     return _joined(jax.lax.reduce(rows, least, larger, (rows.ndim - 2,)), jnp.maximum)
 
 
+def log_of_rows(x: Float[Array, "... M lanes"]) -> Float[Array, "... lanes"]:
+    """The sum over the last axis but one of the logarithms of numbers from 1 to `MOST_OF_TWO`, of
+    two of them at once.
+    """
+    products = _in_rows(x, 1.0, 2).prod(axis=-2)
+    return _joined(jnp.log(products), jnp.add)
+
+
 def _joined(
     rows: Float[Array, "... n lanes"], join: Callable[[Array, Array], Array]
 ) -> Float[Array, "... lanes"]:
@@ -71,10 +82,12 @@ def _joined(
     return parts[0]
 
 
-def _in_rows(x: Float[Array, "... M lanes"], fill: float) -> Float[Array, "... n ROWS lanes"]:
-    spare = [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % ROWS), (0, 0)]
+def _in_rows(
+    x: Float[Array, "... M lanes"], fill: float, rows: int = ROWS
+) -> Float[Array, "... n rows lanes"]:
+    spare = [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % rows), (0, 0)]
     x = jnp.pad(x, spare, constant_values=fill)
-    return x.reshape(*x.shape[:-2], -1, ROWS, x.shape[-1])
+    return x.reshape(*x.shape[:-2], -1, rows, x.shape[-1])
 
 
 def _add_rows(parts: Sequence[Array]) -> list[Array]:

@@ -121,7 +121,7 @@ class ScoreConfig:
         Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 6, 0.4),
     )
     n_final: int = 3
-    behind: float = 4.0
+    behind: float = 2.0
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
     fit: FitConfig | None = None

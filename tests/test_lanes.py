@@ -8,9 +8,11 @@ import pytest
 
 from jaxstem.lanes import (
     LANES,
+    MOST_OF_TWO,
     filled,
     fold,
     largest_of_rows,
+    log_of_rows,
     radius,
     totals,
     totals_of_rows,
@@ -57,6 +59,14 @@ def test_logarithm_of_a_product_neither_overflows_nor_loses(rng, n):
     factors = 1 / rng.uniform(least, 1, size=(4, n)).astype(np.float32)
     found = log_of_product(jnp.asarray(factors), least)
     np.testing.assert_allclose(found, np.log(factors.astype(float)).sum(axis=-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 24])
+def test_logarithms_of_rows_neither_overflow_nor_lose(rng, n):
+    factors = np.exp(rng.uniform(0, np.log(MOST_OF_TWO), size=(3, n, 5))).astype(np.float32)
+    factors[0] = MOST_OF_TWO
+    found = log_of_rows(jnp.asarray(factors))
+    np.testing.assert_allclose(found, np.log(factors.astype(float)).sum(axis=-2), rtol=1e-5)
 
 
 def test_radius_and_turn(rng):

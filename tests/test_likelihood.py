@@ -17,12 +17,13 @@ from jaxstem.kinematic import excitation_error, strongest
 from jaxstem.likelihood import (
     LATTICE,
     LEAST_CONE,
+    LEAST_SHARE,
     Expected,
     LikelihoodConfig,
     Observed,
     Pairing,
+    begin,
     cos_turns,
-    hypotheses,
     kinematic_intensity,
     limit_at,
     log_likelihood,
@@ -31,6 +32,7 @@ from jaxstem.likelihood import (
     polish,
     summit,
     two_beam_intensity,
+    value,
 )
 from jaxstem.model import inverse_extinction
 from jaxstem.scattering import electron_wavelength
@@ -136,37 +138,6 @@ def test_kinematic_intensity_is_that_of_a_thin_foil(rng):
     assert np.all(at(4.0) < 4e-4 * at(0.0))
 
 
-def test_hypotheses_are_thicknesses_then_shapes(rng):
-    s, strength, q, _ = float32(random_reflections(rng, 30))
-    tilts = jnp.stack([s, s + 0.01])
-    for config in (
-        CONFIG,
-        replace(CONFIG, shapes=()),
-        replace(CONFIG, n_thicknesses=3),
-        replace(CONFIG, semi_angle=0.0),
-    ):
-        n = config.n_thicknesses
-        thickness = config.thicknesses()
-        np.testing.assert_allclose(thickness[jnp.array([0, -1])], config.thickness, rtol=1e-5)
-        np.testing.assert_allclose(thickness[1:] / thickness[:-1], thickness[1] / 20, rtol=1e-4)
-        found = hypotheses(tilts[:, None], strength, q, thickness[:, None], config)
-        found = jnp.concatenate(found, axis=1)
-        assert found.shape == (2, n + len(config.shapes), 30)
-        for a in range(2):
-            for number in (0, n - 1):
-                one = two_beam_intensity(
-                    tilts[a],
-                    strength,
-                    q,
-                    thickness[number],
-                    max(config.semi_angle, LEAST_CONE),
-                )
-                np.testing.assert_allclose(found[a, number], one, rtol=1e-3, atol=2e-6)
-            for number, sigma in enumerate(config.shapes):
-                one = kinematic_intensity(tilts[a], strength, sigma)
-                np.testing.assert_allclose(found[a, n + number], one, rtol=1e-3, atol=2e-9)
-
-
 def test_limits_are_interpolated_over_the_radius(rng):
     for n in (2, 41):
         limit = rng.normal(size=n).astype(np.float32)
@@ -215,6 +186,15 @@ def simulate(cu):
     return checked
 
 
+def by_hypothesis(s, strength, q, thicknesses, config):
+    """Intensities by each thickness [Å] and then by each shape."""
+    cone = max(config.semi_angle, LEAST_CONE)
+    foils = [two_beam_intensity(s, strength, q, thickness, cone) for thickness in thicknesses]
+    return [i + LEAST_SHARE for i in foils] + [
+        kinematic_intensity(s, strength, sigma) + LEAST_SHARE for sigma in config.shapes
+    ]
+
+
 @pytest.fixture(scope="module")
 def judge(cu):
     """Log-likelihood of a pattern at an orientation, all hypotheses summed."""
@@ -224,9 +204,8 @@ def judge(cu):
     def value(orientation, observed):
         g_lab = g @ orientation
         x, y, q = g_lab[:, 0], g_lab[:, 1], jnp.hypot(g_lab[:, 0], g_lab[:, 1])
-        s = excitation_error(g_lab, WAVELENGTH)[None]
-        intensity = hypotheses(s, strength, q, CONFIG.thicknesses()[:, None], CONFIG)
-        intensity = jnp.concatenate(intensity, axis=0)[None]
+        s = excitation_error(g_lab, WAVELENGTH)
+        intensity = jnp.stack(by_hypothesis(s, strength, q, CONFIG.thicknesses(), CONFIG))[None]
         log_expected = jnp.log(intensity[0].max(axis=0))
         pairing = pair(observed, x, y, log_expected, K_MAX, CONFIG)
         everything = Expected(intensity, limit_at(q, observed.log_limit, K_MAX), q <= K_MAX)
@@ -260,6 +239,33 @@ def lengthened(observed, n):
         log_share=add(observed.log_share, -1.0),
         mask=add(observed.mask, False),
     )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, replace(CONFIG, shapes=()), replace(CONFIG, n_thicknesses=3, semi_angle=0.0)],
+)
+def test_values_of_a_climb_are_those_of_its_hypotheses(cu, simulate, config, rng):
+    """Of each tilt by each thickness, and then by each shape, one by one."""
+    g, strength, _ = cu
+    orientation = random_matrices(rng, 1)[0]
+    observed = simulate(orientation, on_grid(rng))
+    ascent = begin(jnp.asarray(orientation), observed, g, strength, WAVELENGTH, K_MAX, config)
+    tilt = jnp.asarray(rng.normal(scale=0.01, size=(2, 2)), jnp.float32)
+    thickness = config.thicknesses()
+    np.testing.assert_allclose(thickness[jnp.array([0, -1])], config.thickness, rtol=1e-5)
+    np.testing.assert_allclose(thickness[1:] / thickness[:-1], thickness[1] / 20, rtol=1e-4)
+    found = value(ascent, tilt, thickness, config)
+    assert found.shape == (2, config.n_thicknesses + len(config.shapes))
+    for (x, y), values in zip(np.asarray(tilt), found, strict=True):
+        s = ascent.s + y * ascent.x - x * ascent.y
+        intensities = by_hypothesis(s, ascent.inverse_extinction, ascent.q, thickness, config)
+        for intensity, one in zip(intensities, values, strict=True):
+            everything = Expected(intensity[None], ascent.log_limit, ascent.inside)
+            own = jax.tree.map(lambda x: x[..., ascent.pairing.reflection], everything)
+            own = own._replace(intensity=own.intensity.T)
+            given = (ascent.pairing, ascent.log_share, own, everything, ascent.incident_sigma)
+            np.testing.assert_allclose(log_likelihood(*given, config)[0], one, rtol=1e-3, atol=2e-2)
 
 
 def test_likelihood_prefers_the_truth(simulate, judge, rng):
