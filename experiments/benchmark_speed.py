@@ -168,7 +168,7 @@ def stages(scan_file: Path, runner: Runner, target: Path) -> dict[str, float]:
     clock.append(time.perf_counter())
     taken = np.diff(clock)
     taken[1] -= lost
-    return dict(zip(STAGES, taken.tolist(), strict=True))
+    return dict(zip(STAGES, taken.tolist(), strict=True)) | {"again": float(taken.sum())}
 
 
 @contextmanager
@@ -314,14 +314,20 @@ class Task:
 
 
 def expected(task: Task, tasks: list[Task], runs: dict[str, list[dict]]) -> float:
-    """Seconds that a run will take, from earlier ones or those of smaller scans; 0: not known."""
+    """Seconds that a run will take, from earlier ones or those of smaller scans; 0: not known.
+
+    What a first run compiles does not grow with the scan; a command runs twice then.
+    """
     known = [t for t in tasks if t.family == task.family and runs.get(t.key)]
     if not known:
         return 0.0
-    nearest = max(known, key=lambda t: (t.size <= task.size, t.size))
-    own = [task] if runs.get(task.key) else [nearest]
-    wall = np.mean([run["wall"] for run in runs[own[0].key]])
-    return float(wall * max(1.0, task.size / own[0].size))
+    like = task if task in known else max(known, key=lambda t: (t.size <= task.size, t.size))
+    first, last = runs[like.key][0], runs[like.key][-1]
+    again = last.get("again", last["wall"]) * max(1.0, task.size / like.size)
+    if like is task:
+        return again
+    compiling = first["wall"] - first.get("again", first["wall"])
+    return again + compiling + (again if "cold" in first else 0.0)
 
 
 def rounds(
@@ -363,7 +369,7 @@ def plan(arguments: Arguments, folder: Path, ask, runners: dict[str, Runner]) ->
             return command(*words, environment=kept)
         cold = command(*words, environment=kept)
         warm = cold if arguments.quick else command(*words, environment=kept)
-        return warm | {"cold": cold}
+        return warm | {"cold": cold, "again": warm["seconds"]}
 
     for side in arguments.sides:
         for packed in (False, True) if side >= PACKED_FROM else (False,):
