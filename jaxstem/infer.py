@@ -686,6 +686,13 @@ class Batch(NamedTuple):
     where: Where
 
 
+def no_disks(size: int, length: int, limit: Limit) -> Batch:
+    """A batch of `size` patterns of this length, none of which has a disk."""
+    numbers, ones = np.zeros((size, length), np.float32), np.ones(size, np.float32)
+    disks = Disks(numbers, numbers, numbers, np.zeros((size, length), bool))
+    return Batch(disks, Exposure(ones, ones, np.zeros(size, bool), limit), [])
+
+
 @dataclass
 class Shelf:
     """Patterns of one length that wait for a batch: arrays in parts, and where they belong."""
@@ -825,18 +832,20 @@ def stream_answers(
         crew = stack.enter_context(ThreadPoolExecutor(n_workers))
         bar = stack.enter_context(tqdm(total=total, unit="position", disable=disable))
         known = surveyed.result()
-        found = batches(source, model, config, known, rows, config.batch_on(mesh))
+        size = config.batch_on(mesh)
+
+        def prepare(length: int) -> None:
+            nothing = no_disks(size, length, known.limit)
+            jax.block_until_ready(predict(params, nothing.disks, nothing.exposed))
+
+        # side by side and before all work, so that no worker waits for another's program
+        ready = {length: crew.submit(prepare, length) for length in known.lengths}
+        found = batches(source, model, config, known, rows, size)
         coming = stack.enter_context(contextlib.closing(read_ahead(found, 2 * n_workers)))
 
-        compiled: set[int] = set()
-        compiling = {length: threading.Lock() for length in known.lengths}
-
         def work(batch: Batch) -> Answer:
-            length = batch.disks.qx.shape[1]
-            with contextlib.nullcontext() if length in compiled else compiling[length]:
-                answer = predict(params, batch.disks, batch.exposed)
-            compiled.add(length)
-            return jax.device_get(answer)
+            ready[batch.disks.qx.shape[1]].result()
+            return jax.device_get(predict(params, batch.disks, batch.exposed))
 
         pieces: deque[Piece] = deque()
         pending: deque = deque()

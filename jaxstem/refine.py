@@ -368,7 +368,7 @@ def modes(
     log_probability: Float[Array, " n_cells"],
     tables: CandidateTables,
     n_modes: int,
-    n_cells: int = 64,
+    n_cells: int = 40,
 ) -> tuple[Int[Array, " C"], Float[Array, "C 3 3"], Float[Array, " C"]]:
     """The peaks of a phase's distribution: cell, orientation between cells, log of the mass around.
 
