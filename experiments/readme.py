@@ -339,7 +339,7 @@ def speed() -> str:
     """Whole commands on scans of several sizes, beside py4DSTEM's matching in the same run."""
     found = results("benchmark_speed")
     of = {(row["method"], row["side"]): row for row in found["table"]}
-    rows = [["positions", "py4DSTEM", "`fast`", "`--refine none`", "times py4DSTEM"]]
+    rows = [["positions", "py4DSTEM", "`fast`", "`--refine none`", "times py4DSTEM", "runs"]]
     ways = ("py4DSTEM", "command bragg fast", "command bragg none")
     sides = sorted({side for method, side in of if method == ways[1]})
     for side in sides:
@@ -355,7 +355,8 @@ def speed() -> str:
             cells.append(shown if is_measured or not shown else f"({shown})")
             if row and "times_py4DSTEM" in row:
                 ratios.append(f"{row['times_py4DSTEM']['mean']:.0f}")
-        rows.append([f"{side} × {side}", *cells, " and ".join(ratios)])
+        runs = str(of[ways[1], side]["total"]["runs"])
+        rows.append([f"{side} × {side}", *cells, " and ".join(ratios), runs])
     largest = of[ways[1], sides[-1]], of[ways[2], sides[-1]]
     fast, none = (row["patterns_per_second"] for row in largest)
     floor = found["floor"]
