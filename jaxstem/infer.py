@@ -22,7 +22,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -838,8 +838,7 @@ def stream_answers(
             nothing = no_disks(size, length, known.limit)
             jax.block_until_ready(predict(params, nothing.disks, nothing.exposed))
 
-        # side by side and before all work, so that no worker waits for another's program
-        ready = {length: crew.submit(prepare, length) for length in known.lengths}
+        ready: dict[int, Future] = {}
         found = batches(source, model, config, known, rows, size)
         coming = stack.enter_context(contextlib.closing(read_ahead(found, 2 * n_workers)))
 
@@ -863,6 +862,9 @@ def stream_answers(
             if isinstance(item, Piece):
                 pieces.append(item)
             else:
+                # side by side and before all work, so that no worker waits for another's program;
+                # not before there is any, for a scan may be empty
+                ready = ready or {n: crew.submit(prepare, n) for n in known.lengths}
                 pending.append((item.where, crew.submit(work, item)))
             while len(pending) > 2 * n_workers:
                 collect()
