@@ -71,7 +71,7 @@ class LikelihoodConfig:
     n_likely: int = 8
     shapes: tuple[float, ...] = (0.02, 0.035)
     semi_angle: float = 1.5
-    n_reflections: int = 40
+    n_reflections: int = 32
     steps: tuple[float, ...] = (0.6, 0.3, 0.15, 0.07)
     position_sigma: float = 0.012
     intensity_scatter: float = 0.25

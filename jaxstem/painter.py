@@ -94,7 +94,7 @@ def serve() -> None:
 
     maps.load_orix()
     blank = Figure()
-    blank.text(0.5, 0.5, "fonts are looked for and what writes PNG is loaded")
+    blank.text(0.5, 0.5, "fonts are looked for, formulae like $5^2$ and what writes PNG are loaded")
     blank.savefig(io.BytesIO(), format="png")
     for order in sys.stdin:
         paint(*json.loads(order))

@@ -76,6 +76,9 @@ SAME_SUMMIT = 0.02
 BEHIND = 1e3
 """What is taken from the score of a candidate that comes after all that differ."""
 
+GROUPS = 256
+"""Into which the cells of a grid are dealt to find the likeliest."""
+
 VISIBLE_REACH = 3.0
 """How far [degrees] a candidate may be tilted from its cell and keep the cell's reflections."""
 
@@ -117,8 +120,8 @@ class ScoreConfig:
     n_modes: int = 24
     levels: tuple[Level, ...] = (
         Level(0.06, 0.02, 4.0, 1, 3.2, 5, 48, 96, 0.0),
-        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 10, 0.2),
-        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 6, 0.4),
+        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 8, 0.2),
+        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 5, 0.4),
     )
     n_final: int = 3
     behind: float = 2.0
@@ -364,6 +367,27 @@ def outdone(
     return ((apart < same) & ahead(worth)).any(axis=1)
 
 
+def likeliest(
+    log_probability: Float[Array, " n_cells"], n: int
+) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+    """The `n` likeliest cells, their log-probability and their indices, in order.
+
+    Of many cells the two likeliest of each of `GROUPS` groups are compared, half the work on a
+    processor. Cells next to each other lie in different groups; of 40 cells 0.1 is missed, as a
+    rule, which is third in its group.
+    """
+    size = -(-len(log_probability) // GROUPS)
+    if len(log_probability) < 8 * GROUPS or n > GROUPS // 4:
+        return jax.lax.top_k(log_probability, n)
+    short = size * GROUPS - len(log_probability)
+    rows = jnp.pad(log_probability, (0, short), constant_values=-jnp.inf).reshape(size, GROUPS)
+    first = jnp.argmax(rows, axis=0)
+    others = jnp.where(jnp.arange(size)[:, None] == first, -jnp.inf, rows)
+    cells = jnp.stack([first, jnp.argmax(others, axis=0)]) * GROUPS + jnp.arange(GROUPS)
+    value, place = jax.lax.top_k(jnp.concatenate([rows.max(axis=0), others.max(axis=0)]), n)
+    return value, cells.ravel()[place]
+
+
 def modes(
     log_probability: Float[Array, " n_cells"],
     tables: CandidateTables,
@@ -375,7 +399,7 @@ def modes(
     Of the `n_cells` likeliest cells those without a likelier neighbour come first; the orientation
     is the posterior mean over the neighbourhood.
     """
-    value, index = jax.lax.top_k(log_probability, min(n_cells, len(log_probability)))
+    value, index = likeliest(log_probability, min(n_cells, len(log_probability)))
     around = log_probability[tables.neighbours[index]]
     is_peak = jnp.all(around[:, :1] >= around, axis=1)
     _, order = jax.lax.top_k(jnp.where(is_peak, value, value - BEHIND), min(n_modes, len(value)))

@@ -17,6 +17,7 @@ from jaxstem.kinematic import Disks, excitation_error, strongest, two_beam
 from jaxstem.likelihood import polish
 from jaxstem.model import material
 from jaxstem.refine import (
+    GROUPS,
     SIBLING_REACH,
     Candidates,
     Forward,
@@ -27,6 +28,7 @@ from jaxstem.refine import (
     cosine,
     expected_intensity,
     keep_best,
+    likeliest,
     modes,
     padded,
     pattern_of,
@@ -326,6 +328,22 @@ def test_modes_are_the_peaks(copper, cells, tables, rng):
     held = np.exp(mass[:, :2]).sum(axis=1)
     assert np.all(held[close] > 0.6) and np.all(held[close] <= 1.0001)
     assert all(len(set(cells.tolist())) == 4 for cells in np.asarray(cell))
+
+
+@pytest.mark.parametrize("n_cells", [100, 2500, 3712, 20001])
+def test_the_likeliest_cells_come_in_order(n_cells, rng):
+    """None is missed but now and then one that is third in its group."""
+    values = rng.normal(size=(64, n_cells)).astype(np.float32)
+    value, index = jax.jit(jax.vmap(lambda v: likeliest(v, 40)))(values)
+    np.testing.assert_array_equal(value, np.take_along_axis(values, np.asarray(index), axis=1))
+    assert np.all(np.diff(value, axis=1) <= 0)
+    best = np.argsort(-values, axis=1)[:, :40]
+    missed = [np.setdiff1d(*both) for both in zip(best, np.asarray(index), strict=True)]
+    assert sum(map(len, missed)) < 64 * 0.4
+    for row, cells in zip(best, missed, strict=True):
+        for cell in cells:
+            ahead = row[: list(row).index(cell)]
+            assert np.sum(ahead % GROUPS == cell % GROUPS) >= 2
 
 
 def test_siblings_follow_then_all_turned_about_the_beam(copper, cells, tables):
