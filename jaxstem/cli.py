@@ -53,6 +53,8 @@ PICTURE = 1024
 every third, and so on."""
 STOPPED = 143
 """Exit code of a run that SIGTERM ended early: 128 + 15, as shells report that signal."""
+SELDOM = 100_000
+"""Python objects that are made between two looks for cycles among them."""
 CUT_OFF = 141
 """Exit code when nobody reads what is printed any more: 128 + 13, as of SIGPIPE."""
 
@@ -739,8 +741,10 @@ COMMANDS = {
 def run() -> None:
     """The `jaxstem` command: ends the process with `main`'s exit code.
 
-    Python would look through all that is alive for cycles at its end, for most of a second.
+    Python would look through all that is alive for cycles at its end, for most of a second, and
+    again and again while jax is loaded, nearly all of which lives to the end.
     """
+    gc.set_threshold(SELDOM)
     code = main()
     gc.freeze()
     sys.exit(code)

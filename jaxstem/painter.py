@@ -10,6 +10,7 @@ Orders go there as lines of JSON, the arguments of `paint`, and each is answered
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -88,6 +89,7 @@ def _started() -> subprocess.Popen | None:
 
 def serve() -> None:
     """Load what draws, then obey the orders of the standard input to its end."""
+    gc.disable()  # of what is loaded and drawn all lives to the end, as a rule
     from matplotlib.figure import Figure
 
     from jaxstem import maps

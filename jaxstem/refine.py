@@ -138,6 +138,7 @@ THOROUGH = ScoreConfig(
     ),
     n_final=8,
     behind=np.inf,
+    likelihood=LikelihoodConfig(n_reflections=40),
 )
 """For tables with siblings, and where Bloch waves judge, beside which the search costs little."""
 
