@@ -87,15 +87,17 @@ PACKED_FROM = 1024
 
 @dataclass(frozen=True)
 class Arguments:
-    """sides: of the square scans; runs: rounds; minutes: for the rounds, all told; refine: ways to
-    run; precision: of the network, each for `none`; model: folder or packaged name; py4dstem: the
-    interpreter of its environment (experiments/fixtures/requirements.txt); growth: time the cost
-    by disks and phases; paper: time the published network, untrained; resume: go on with what OUT
-    holds; quick: the smallest of all, written nowhere.
+    """sides: of the square scans; runs: rounds; packed: rounds that time the packed table, too, on
+    the largest scans; minutes: for the rounds, all told; refine: ways to run; precision: of the
+    network, each for `none`; model: folder or packaged name; py4dstem: the interpreter of its
+    environment (experiments/fixtures/requirements.txt); growth: time the cost by disks and phases;
+    paper: time the published network, untrained; resume: go on with what OUT holds; quick: the
+    smallest of all, written nowhere.
     """
 
     sides: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
     runs: int = 10
+    packed: int = 10
     minutes: float = 60.0
     refine: tuple[str, ...] = ("none", "fast")
     precision: tuple[str, ...] = ("float32", "bfloat16")
@@ -304,13 +306,14 @@ def published_network(model: Model) -> dict:
 @dataclass
 class Task:
     """Something to time once a round: `key` names it, `size` is its number of positions, `family`
-    those that differ in size alone.
+    those that differ in size alone. Rounds from `rounds` on leave it out.
     """
 
     key: str
     family: str
     size: int
     run: Callable[[], dict]
+    rounds: int
 
 
 def expected(task: Task, tasks: list[Task], runs: dict[str, list[dict]]) -> float:
@@ -337,8 +340,8 @@ def rounds(
     end = time.monotonic() + 60 * arguments.minutes
     for number in range(arguments.runs):
         for task in tasks:
-            left = end - time.monotonic()
-            if len(runs.get(task.key, ())) > number or expected(task, tasks, runs) > left:
+            done = len(runs.get(task.key, ())) > number or number >= task.rounds
+            if done or expected(task, tasks, runs) > end - time.monotonic():
                 continue
             start = time.perf_counter()
             found = task.run()
@@ -373,22 +376,22 @@ def plan(arguments: Arguments, folder: Path, ask, runners: dict[str, Runner]) ->
 
     for side in arguments.sides:
         for packed in (False, True) if side >= PACKED_FROM else (False,):
-            kind = "packed" if packed else "bragg"
+            kind, n_rounds = ("packed", arguments.packed) if packed else ("bragg", arguments.runs)
             for how in arguments.refine:
                 run = lambda s=side, p=packed, h=how: stages(  # noqa: E731
                     scan(s, p), runners[h], folder / "stages.h5"
                 )
                 family = f"stages {kind} {how}"
-                tasks.append(Task(f"{family} {side}", family, side**2, run))
+                tasks.append(Task(f"{family} {side}", family, side**2, run, n_rounds))
                 if arguments.quick and how != arguments.refine[0]:
                     continue
                 run = lambda s=side, p=packed, h=how: whole(s, p, h)  # noqa: E731
                 family = f"command {kind} {how}"
-                tasks.append(Task(f"{family} {side}", family, side**2, run))
+                tasks.append(Task(f"{family} {side}", family, side**2, run, n_rounds))
         if ask is not None:
             n = min(arguments.py4dstem_positions, side**2)
             run = lambda s=side, n=n: ask(scan(s, False), n)  # noqa: E731
-            tasks.append(Task(f"py4DSTEM {side}", "py4DSTEM", side**2, run))
+            tasks.append(Task(f"py4DSTEM {side}", "py4DSTEM", side**2, run, arguments.runs))
     return tasks
 
 
@@ -604,6 +607,7 @@ def benchmark(arguments: Arguments, folder: Path) -> None:
 
     def keep() -> None:
         if not arguments.quick:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(results, indent=1) + "\n")
 
     runners = {how: Runner(model, InferConfig(refine=how)) for how in arguments.refine}
