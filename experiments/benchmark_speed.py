@@ -87,16 +87,17 @@ PACKED_FROM = 1024
 
 @dataclass(frozen=True)
 class Arguments:
-    """sides: of the square scans; runs: rounds; packed: rounds that time the packed table, too, on
-    the largest scans; minutes: for the rounds, all told; refine: ways to run; precision: of the
-    network, each for `none`; model: folder or packaged name; py4dstem: the interpreter of its
-    environment (experiments/fixtures/requirements.txt); growth: time the cost by disks and phases;
-    paper: time the published network, untrained; resume: go on with what OUT holds; quick: the
-    smallest of all, written nowhere.
+    """sides: of the square scans; runs: rounds; staged, packed: of them those that time the stages
+    of the largest scans, and their packed table; minutes: for the rounds, all told; refine: ways to
+    run; precision: of the network, each for `none`; model: folder or packaged name; py4dstem: the
+    interpreter of its environment (experiments/fixtures/requirements.txt); growth: time the cost by
+    disks and phases; paper: time the published network, untrained; resume: go on with what OUT
+    holds; quick: the smallest of all, written nowhere.
     """
 
     sides: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512, 1024)
     runs: int = 10
+    staged: int = 10
     packed: int = 10
     minutes: float = 60.0
     refine: tuple[str, ...] = ("none", "fast")
@@ -377,12 +378,13 @@ def plan(arguments: Arguments, folder: Path, ask, runners: dict[str, Runner]) ->
     for side in arguments.sides:
         for packed in (False, True) if side >= PACKED_FROM else (False,):
             kind, n_rounds = ("packed", arguments.packed) if packed else ("bragg", arguments.runs)
+            staged = min(n_rounds, arguments.staged) if side >= PACKED_FROM else n_rounds
             for how in arguments.refine:
                 run = lambda s=side, p=packed, h=how: stages(  # noqa: E731
                     scan(s, p), runners[h], folder / "stages.h5"
                 )
                 family = f"stages {kind} {how}"
-                tasks.append(Task(f"{family} {side}", family, side**2, run, n_rounds))
+                tasks.append(Task(f"{family} {side}", family, side**2, run, staged))
                 if arguments.quick and how != arguments.refine[0]:
                     continue
                 run = lambda s=side, p=packed, h=how: whole(s, p, h)  # noqa: E731
