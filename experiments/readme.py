@@ -395,6 +395,22 @@ def large() -> str:
     return table(*rows)
 
 
+def training() -> str:
+    """How fast models train."""
+    found = results("training_profile")
+    rows = [["`--preset`", "parameters", "patterns a step", "patterns/s", "of the matrix rate"]]
+    for name, ran in found["presets"].items():
+        share, rate = f"{ran['share_of_matrix_rate']:.0%}", f"{ran['patterns_per_second']:,.0f}"
+        size = f"{ran['parameters'] / 1e6:.1f} million"
+        rows.append([f"`{name}`", size, str(ran["batch"]), rate, share])
+    return table(*rows) + flowed(f"""
+
+Training, the simulation of its patterns included (`experiments/training_profile.py`;
+{found["device"]}): floating-point operations in matrix products, counted in the step's program, as
+a share of the rate at which the machine multiplies two large matrices.
+""")
+
+
 def accelerator() -> str:
     """Inference alone, and what else was measured on a GPU."""
     found = results("accelerator")
@@ -425,6 +441,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "detection": detection,
     "speed": speed,
     "large": large,
+    "training": training,
     "accelerator": accelerator,
 }
 

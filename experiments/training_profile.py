@@ -89,7 +89,7 @@ class Compilations:
 def groups(config: training.TrainConfig, mesh) -> tuple[int, ...]:
     """Lengths to which the step pads groups of patterns; none where it pads all alike."""
     per_device, n_disks = config.batch // mesh.size, config.model.n_disks
-    by_length = config.model.dropout == 0.0 and mesh.devices.flat[0].platform == "cpu"
+    by_length = mesh.devices.flat[0].platform == "cpu"
     if not by_length or per_device % training.GROUP or per_device <= training.GROUP:
         return ()
     return (*(length for length in training.LENGTHS if length < n_disks), n_disks)

@@ -284,7 +284,7 @@ def apply_with_dropout(
 ) -> Float[Array, "B n_out"]:
     """The network's output in training, dropout included.
 
-    What is dropped depends on the key and the global sample index alone.
+    What is dropped depends on the key and the global sample index alone, not on the padding.
     """
     if network.config.dropout == 0.0:
         return network.apply({"params": params}, batch.disks, batch.prior)
@@ -361,7 +361,7 @@ def make_train_step(
     loss_fn = losses.batched(config.loss_name)
     # gradients bear TF32 (bfloat16 on a TPU), which is several times as fast
     network = network.clone(precision=jax.lax.Precision.DEFAULT)
-    by_length = config.model.dropout == 0.0 and mesh.devices.flat[0].platform == "cpu"
+    by_length = mesh.devices.flat[0].platform == "cpu"
 
     def step(state: TrainState, key: PRNGKeyArray, sources: Sources):
         key = jax.random.fold_in(key, state.step)

@@ -20,7 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from jaxstem import tokens
 from jaxstem.kinematic import Disks
@@ -96,12 +96,42 @@ class ContinuousEmbedding(nn.Module):
         return nn.LayerNorm()(nn.Dense(self.width)(nn.gelu(hidden)))
 
 
+def attend(
+    query: Float[Array, "... K heads d"],
+    key: Float[Array, "... K heads d"],
+    value: Float[Array, "... K heads d"],
+    mask: Bool[Array, "... 1 1 K"],
+    dropout_rng: PRNGKeyArray | None,
+    dropout_rate: float,
+    deterministic: bool,
+    dtype: Any,
+    precision: Any,
+    *,
+    n_disks: int,
+) -> Float[Array, "... K heads d"]:
+    """Dot-product attention in which dropout for the first `K` of `n_disks` disks does not depend
+    on `K`: what is drawn for a disk is cut from a row of `n_disks` numbers.
+    """
+    weights = nn.dot_product_attention_weights(
+        query, key, mask=mask, dtype=dtype, precision=precision
+    )
+    if not deterministic:
+        kept, length = 1.0 - dropout_rate, key.shape[-3]
+        drawn = jax.random.bernoulli(dropout_rng, kept, (length, n_disks))[:, :length]
+        weights = weights * (drawn / kept).astype(weights.dtype)
+    return jnp.einsum("...hqk,...khd->...qhd", weights, value, precision=precision)
+
+
 class Block(nn.Module):
-    """Pre-norm encoder block (Xiong et al., arXiv 2002.04745): attention, then feed-forward."""
+    """Pre-norm encoder block (Xiong et al., arXiv 2002.04745): attention, then feed-forward.
+
+    The same key drops the same of a pattern however far it is padded, up to `n_disks`.
+    """
 
     heads: int
     feedforward: int
     dropout: float
+    n_disks: int
     dtype: Any = None
     precision: Any = None
 
@@ -115,6 +145,7 @@ class Block(nn.Module):
             deterministic=deterministic,
             dtype=self.dtype,
             precision=self.precision,
+            attention_fn=partial(attend, n_disks=self.n_disks),
         )(norm()(x), mask=mask[..., None, None, :])
         x = x + nn.Dropout(self.dropout, deterministic=deterministic)(attended)
         hidden = nn.gelu(dense(self.feedforward)(norm()(x)))
@@ -156,7 +187,7 @@ class OrientationTransformer(nn.Module):
         else:
             x = ContinuousEmbedding(c.width, self.k_max)(disks)
         for _ in range(c.blocks):
-            block = Block(c.heads, c.feedforward, c.dropout, self.dtype, self.precision)
+            block = Block(c.heads, c.feedforward, c.dropout, c.n_disks, self.dtype, self.precision)
             x = block(x, disks.mask, deterministic)
         x = nn.LayerNorm()(x)
         weight = disks.mask.astype(x.dtype)

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem import checkpoint, cli, parallel, training
+from jaxstem import checkpoint, cli, losses, parallel, training
 from jaxstem.acquisition import CLEAN
 from jaxstem.errors import InputError
 from jaxstem.kinematic import two_beam
 from jaxstem.library import Library, TwoBeam, sample_pattern, zone_axis_orientations
-from jaxstem.model import MODEL_FILES, load_model, material
+from jaxstem.model import MODEL_FILES, build_network, load_model, material
 from jaxstem.transformer import ModelConfig
 
 STEPS = 60
@@ -371,6 +371,29 @@ def test_learning_rate_warms_up_and_falls(config):
     np.testing.assert_allclose(rate[:4], [0.02, 0.5, 1.0, 1.0], atol=1e-3)
     assert rate[4] == pytest.approx(0.505, abs=0.01)
     np.testing.assert_allclose(rate[5:], 0.01, atol=1e-3)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_groups_of_a_length_give_the_gradient_of_the_batch(copper, config, key, dropout):
+    config = replace(config, model=replace(config.model, dropout=dropout))
+    network = build_network(config.model, [copper])
+    params = training.init_state(network, training.make_optimiser(config), 1, 1).params
+    loss_fn, space, index = losses.batched(config.loss_name), copper.space(), jnp.arange(500, 628)
+    batch = jax.jit(training.simulate_batch, static_argnums=(3, 4))(
+        key, index, training.make_sources([copper], config), config, copper.k_max
+    )
+    used = np.sort(np.asarray(batch.disks.mask).sum(1)).reshape(-1, training.GROUP).max(1)
+    assert len(set(np.searchsorted(training.LENGTHS, used))) > 1, "one length would test nothing"
+
+    def loss(params, batch, index):
+        output = training.apply_with_dropout(network, params, batch, key, index)
+        return loss_fn(output, batch.label, space).mean()
+
+    differentiate = partial(jax.value_and_grad(loss), params)
+    whole = jax.jit(differentiate)(batch, index)
+    grouped = jax.jit(partial(training.in_groups, differentiate))(batch, index)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(grouped), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(one).max() + 1e-9)
 
 
 def test_presets():

@@ -112,6 +112,17 @@ def test_dropout_follows_its_key(disks):
     assert np.abs(a - b).max() > 1e-3
 
 
+def test_padding_does_not_change_what_is_dropped(disks):
+    module = OrientationTransformer(replace(SMALL, dropout=0.5), K_MAX, 40)
+    params = jax.jit(partial(init_params, module))(jax.random.key(0))
+    key = {"dropout": jax.random.key(3)}
+    apply = partial(module.apply, {"params": params}, deterministic=False, rngs=key)
+    first = Disks(*(x[0] for x in disks))  # of three disks
+    whole = apply(first)
+    for length in (3, 8):
+        assert_same(whole, apply(Disks(*(x[:length] for x in first))))
+
+
 def test_paper_preset_has_the_published_shape():
     config = ModelConfig.paper()
     assert (config.n_disks, config.dropout) == (76, 0.001)
