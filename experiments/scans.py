@@ -3,10 +3,10 @@
 model that is ready at once, for `--quick`.
 """
 
+import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -86,25 +86,34 @@ def tiled(scan: DiskScan, shape: tuple[int, int]) -> DiskSource:
     )
 
 
+LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+taken = {
+    "seconds": time.perf_counter() - start,
+    "core_seconds": usage.ru_utime + usage.ru_stime,
+    "peak_gib": usage.ru_maxrss / 1024**2,
+}
+print(json.dumps(taken))
+sys.exit(status != 0)
+"""
+"""Runs a command and prints what it took. A process of its own, since Linux counts the memory of
+whoever starts a command as the command's."""
+
+
 def command(*words: str, environment: Mapping[str, str] | None = None) -> dict[str, float]:
     """Seconds, seconds of all cores, and peak resident memory in GiB of a command of jaxstem."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jaxstem", *words],
+    ran = subprocess.run(
+        [sys.executable, "-ISc", LAUNCHER, sys.executable, "-m", "jaxstem", *words],
         env={**os.environ, **(environment or {})},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
-    complaint = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"jaxstem {words[0]} failed: {complaint}")
-    return {
-        "seconds": time.perf_counter() - start,
-        "core_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_gib": usage.ru_maxrss / 1024**2,
-    }
+    if ran.returncode:
+        raise SystemExit(f"jaxstem {words[0]} failed: {ran.stderr}")
+    return json.loads(ran.stdout)
 
 
 def small_model(folder: Path) -> Path:
