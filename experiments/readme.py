@@ -403,10 +403,8 @@ def training() -> str:
     found = results("training_profile")
     rows = [["`--preset`", "parameters", "patterns a step", "patterns/s", "of the matrix rate"]]
     for name, ran in found["presets"].items():
-        share, rate = (
-            f"{100 * ran['share_of_matrix_rate']:.0f} %",
-            f"{ran['patterns_per_second']:,.0f}",
-        )
+        share = f"{100 * ran['share_of_matrix_rate']:.0f} %"
+        rate = f"{ran['patterns_per_second']:,.0f}"
         size = f"{ran['parameters'] / 1e6:.1f} million"
         rows.append([f"`{name}`", size, str(ran["batch"]), rate, share])
     return table(*rows) + flowed(f"""

@@ -109,8 +109,10 @@ def attend(
     *,
     n_disks: int,
 ) -> Float[Array, "... K heads d"]:
-    """Dot-product attention in which dropout for the first `K` of `n_disks` disks does not depend
-    on `K`: what is drawn for a disk is cut from a row of `n_disks` numbers.
+    """Scaled dot-product attention (Vaswani et al., arXiv 1706.03762) among `K` disks.
+
+    Dropout (of attention's weights, alike for all heads) is cut from rows of `n_disks` numbers, so
+    that what a key drops does not depend on how far a pattern is padded, up to `n_disks`.
     """
     weights = nn.dot_product_attention_weights(
         query, key, mask=mask, dtype=dtype, precision=precision
