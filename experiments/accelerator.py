@@ -35,13 +35,17 @@ import tyro
 from benchmark_speed import TRUTH, Runner, patterns_of, spread
 from scans import CIF, HERE, SAMPLE, command, small_model, tiled, write_bragg
 
-from jaxstem import metrics, transformer
-from jaxstem.infer import Exposure, InferConfig
-from jaxstem.io import read_disks, read_map, read_truth
-from jaxstem.kept import default_cache
-from jaxstem.kinematic import Disks
-from jaxstem.model import Model, load_model
-from jaxstem.packed import write_packed
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.files.emd import read_disks
+from jaxstem.files.map_file import read_map
+from jaxstem.files.packed import write_packed
+from jaxstem.files.truth import read_truth
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import Exposure
+from jaxstem.maps.metrics import evaluate
+from jaxstem.network.model import Model, load_model
+from jaxstem.network.transformer import ModelConfig, init_params
+from jaxstem.runtime.cache import default_cache
 
 PARTS = ("inference", "maps", "training")
 
@@ -69,8 +73,8 @@ class Arguments:
 
 def published(model: Model) -> Model:
     """The published network, untrained, for the crystals of a model."""
-    bare = Model(transformer.ModelConfig.paper(), model.materials, None)
-    params = jax.jit(partial(transformer.init_params, bare.network))(jax.random.key(0))
+    bare = Model(ModelConfig.paper(), model.materials, None)
+    params = jax.jit(partial(init_params, bare.network))(jax.random.key(0))
     return dataclasses.replace(bare, params=params)
 
 
@@ -160,7 +164,7 @@ def training(arguments: Arguments, folder: Path) -> dict:
         target = folder / f"by-trained-{how}.h5"
         command("map", str(SAMPLE), "--model", str(made), "--refine", how, "--out", str(target),
                 "--no-figure", "--overwrite")  # fmt: skip
-        score = metrics.evaluate(read_map(target), read_truth(TRUTH), 2).phases["Cu"]
+        score = evaluate(read_map(target), read_truth(TRUTH), 2).phases["Cu"]
         found[f"sample, {how}"] = {
             "within_5": round(score.plain.within_5, 4),
             "within_5_mod_180": round(score.mod_180.within_5, 4),

@@ -42,36 +42,23 @@ import tyro
 from arithmetic import Operations, floor_seconds, operations_of, rates
 from scans import CIF, HERE, SAMPLE, command, small_model, tiled, write_bragg
 
-from jaxstem import metrics, parallel, transformer
-from jaxstem.disks import open_scan
-from jaxstem.infer import (
-    PIECE,
-    Answer,
-    Batch,
-    Exposure,
-    InferConfig,
-    Piece,
-    batches,
-    count_disks,
-    exposure,
-    make_predict,
-    scorer,
-    survey,
-    workers,
-)
-from jaxstem.io import (
-    DiskScan,
-    joined,
-    map_writer,
-    pad_disks,
-    read_disks,
-    read_truth,
-    source_of,
-)
-from jaxstem.kinematic import Disks
+from jaxstem.detection.opening import open_scan
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.files.emd import read_disks
+from jaxstem.files.map_file import map_writer
+from jaxstem.files.packed import write_packed
+from jaxstem.files.scan import DiskScan, joined, pad_disks, source_of
+from jaxstem.files.truth import read_truth
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import Exposure, count_disks, scan_exposure
+from jaxstem.inference.step import make_predict, scorer
+from jaxstem.inference.stream import PIECE, PaddedBatch, Piece, batches, preview_scan, workers
+from jaxstem.inference.verdict import Answer
 from jaxstem.mapping import map_header, map_scan
-from jaxstem.model import Model, load_model
-from jaxstem.packed import write_packed
+from jaxstem.maps.metrics import evaluate
+from jaxstem.network.model import Model, load_model
+from jaxstem.network.transformer import ModelConfig, init_params
+from jaxstem.runtime import parallel
 
 TRUTH = SAMPLE.with_name("cu_truth.h5")
 STAGES = ("load", "tokens", "inference", "map")
@@ -126,7 +113,7 @@ class Runner:
     def __call__(self, disks: Disks, exposed: Exposure) -> Answer:
         return jax.device_get(self.predict(self.params, disks, exposed))
 
-    def prepare(self, made: list[Batch]) -> None:
+    def prepare(self, made: list[PaddedBatch]) -> None:
         """Compile for the lengths of these batches."""
         for batch in made:
             length = batch.disks.qx.shape[1]
@@ -134,7 +121,7 @@ class Runner:
                 self(batch.disks, batch.exposed)
                 self.compiled.add(length)
 
-    def answers(self, made: list[Batch]) -> list[Answer]:
+    def answers(self, made: list[PaddedBatch]) -> list[Answer]:
         """Those of all batches, by as many threads as `jaxstem map` uses."""
         with ThreadPoolExecutor(workers(self.mesh)) as crew:
             return list(crew.map(lambda batch: self(batch.disks, batch.exposed), made))
@@ -148,9 +135,9 @@ def stages(scan_file: Path, runner: Runner, target: Path) -> dict[str, float]:
     scan = joined([source.read(*rows) for rows in source.pieces(PIECE)])
     clock.append(time.perf_counter())
     within = source_of(scan)
-    known = survey(within, model, config)
+    known = preview_scan(within, model, config)
     found = list(batches(within, model, config, known, (0, scan.scan_shape[0]), runner.batch))
-    pieces, made = ([x for x in found if isinstance(x, kind)] for kind in (Piece, Batch))
+    pieces, made = ([x for x in found if isinstance(x, kind)] for kind in (Piece, PaddedBatch))
     clock.append(time.perf_counter())
     runner.prepare(made)
     clock[-1], lost = time.perf_counter(), time.perf_counter() - clock[-1]
@@ -215,7 +202,7 @@ def py4dstem(python: Path | None, quick: bool) -> Iterator[Callable[..., dict] |
 
 def accuracy(model: Model, config: InferConfig) -> dict[str, float]:
     """Shares of the sample's pixels within 5° of the truth, and the median error [degrees]."""
-    score = metrics.evaluate(
+    score = evaluate(
         map_scan(read_disks(SAMPLE), model, config, progress=False), read_truth(TRUTH), 2
     )
     found = score.phases["Cu"]
@@ -233,7 +220,7 @@ def patterns_of(runner: Runner, scan: DiskScan, length: int) -> tuple[Disks, Exp
     index = np.argsort(np.abs(counts - length), kind="stable")[: runner.batch]
     index = np.resize(index, runner.batch)
     disks = Disks(*pad_disks(scan, index, model.k_max, model.k_min, length))
-    return disks, exposure(scan, model.k_min, model.k_max).at(index)
+    return disks, scan_exposure(scan, model.k_min, model.k_max).at(index)
 
 
 def seconds_per_pattern(runner: Runner, disks: Disks, exposed: Exposure) -> float:
@@ -288,15 +275,15 @@ def floor(runner: Runner, rate: Operations, length: int) -> dict:
 
 def published_network(model: Model) -> dict:
     """Patterns a second through the published network, untrained, by the sample's lengths."""
-    config = transformer.ModelConfig.paper()
+    config = ModelConfig.paper()
     bare = Model(config, model.materials, None)
-    params = transformer.init_params(bare.network, jax.random.key(0))
+    params = init_params(bare.network, jax.random.key(0))
     runner = Runner(dataclasses.replace(bare, params=params), InferConfig(refine="none"))
     source = source_of(read_disks(SAMPLE))
-    known = survey(source, runner.model, runner.config)
+    known = preview_scan(source, runner.model, runner.config)
     rows = (0, source.scan_shape[0])
     found = batches(source, runner.model, runner.config, known, rows, runner.batch)
-    made = [item for item in found if isinstance(item, Batch)]
+    made = [item for item in found if isinstance(item, PaddedBatch)]
     runner.prepare(made)
     start = time.perf_counter()
     runner.answers(made)

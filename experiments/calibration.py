@@ -21,8 +21,10 @@ import tyro
 from jaxtyping import Bool, Float
 
 from jaxstem.errors import InputError
-from jaxstem.io import OrientationMap, Truth, read_map, read_truth
-from jaxstem.metrics import VACUUM, check_shapes, phase_names, pixel_errors
+from jaxstem.files.map_file import read_map
+from jaxstem.files.orientation_map import OrientationMap
+from jaxstem.files.truth import Truth, read_truth
+from jaxstem.maps.metrics import VACUUM_NAME, check_shapes, phase_names, pixel_errors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -69,7 +71,7 @@ def of_map(found: OrientationMap, truth: Truth, bins: int) -> dict:
     """Reliability of both confidences of a map, and how many scored pixels have no answer."""
     check_shapes(found, truth)
     plain, mod_180 = pixel_errors(found, truth)
-    scored = (np.asarray(truth.boundary_weight) == 0) & (phase_names(truth) != VACUUM)
+    scored = (np.asarray(truth.boundary_weight) == 0) & (phase_names(truth) != VACUUM_NAME)
     answered = scored & (np.asarray(found.phase) >= 0) & np.isfinite(found.confidence)
     return {
         "unanswered": int((scored & ~answered).sum()),

@@ -20,11 +20,12 @@ import numpy as np
 import tyro
 from simulated import scan_of
 
-from jaxstem import so3
-from jaxstem.infer import predict_scan
-from jaxstem.kinematic import Disks, simulate
-from jaxstem.metrics import misorientations
-from jaxstem.model import load_model
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.kinematic import simulate
+from jaxstem.inference.stream import predict_scan
+from jaxstem.network.model import load_model
+from jaxstem.orientation import rotations
+from jaxstem.orientation.symmetry import misorientations
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def main(arguments: Arguments) -> None:
     for name in arguments.models:
         model = load_model(name)
         material = model.materials[0]
-        truth = so3.random_rotations(jax.random.key(arguments.seed), (arguments.n,))
+        truth = rotations.random_rotations(jax.random.key(arguments.seed), (arguments.n,))
         disks = simulate(truth, material.reflectors(), material.wavelength, n_disks=48)
         scan = scan_of(disks, material.voltage_kv)
         answer, _ = predict_scan(model, scan)

@@ -32,18 +32,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxstem import bloch
-from jaxstem.crystal import read_cif
-from jaxstem.cubes import cube_from_array, read_cube
-from jaxstem.disks import calibrated, detect_disks, find_disks, write_bragg
-from jaxstem.io import (
-    DiskScan,
-    calibrate_disks,
-    emd_calibration,
-    read_disks,
-    read_truth,
-)
-from jaxstem.probe import DetectConfig
+from jaxstem.crystal.cell import read_cif
+from jaxstem.detection.config import DetectConfig
+from jaxstem.detection.scan import calibrated, detect_in_cube, find_disks, write_bragg
+from jaxstem.diffraction.bloch import bloch_intensities, prepare
+from jaxstem.files.cube import cube_from_array
+from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.emd import calibrate_disks, emd_calibration, read_disks
+from jaxstem.files.scan import DiskScan
+from jaxstem.files.truth import read_truth
 
 HERE = Path(__file__).resolve().parent
 CIFS = {"cu_random": "Cu.cif", "cu2o_random": "Cu2O.cif"}
@@ -87,13 +84,13 @@ def cone() -> tuple[np.ndarray, np.ndarray]:
 
 def predict(cif: Path, truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """qx, qy [1/Å] and share of the beam of every reflection in every pattern, (M, N)."""
-    tables = bloch.prepare(read_cif(cif), VOLTAGE_KV, 3.0, u_iso=THERMAL)
+    tables = prepare(read_cif(cif), VOLTAGE_KV, 3.0, u_iso=THERMAL)
     turns, weights = (jnp.asarray(x, jnp.float32) for x in cone())
 
     @jax.jit
     def shares(orientation, thickness):
         def one(turn):
-            beams = bloch.bloch_intensities(orientation @ turn, thickness[None], tables, 96, 300)
+            beams = bloch_intensities(orientation @ turn, thickness[None], tables, 96, 300)
             return jnp.zeros(len(tables.g)).at[beams.index].set(beams.intensity[0])
 
         return weights @ jax.lax.map(one, turns)
@@ -233,14 +230,14 @@ def speed(arguments: Arguments) -> dict:
     memory = cube_from_array(cube.rows(0, cube.scan_shape[0]), pixel_size=cube.pixel_size)
     number = int(np.prod(cube.scan_shape))
     start = time.perf_counter()
-    detect_disks(memory)
+    detect_in_cube(memory)
     rates = {"cores": os.cpu_count(), "first_call_s": round(time.perf_counter() - start, 1)}
     rounds = []
     for _ in range(arguments.rounds):
         row = {}
         for name, source in (("from_file", cube), ("from_memory", memory)):
             start, start_cpu = time.perf_counter(), cpu_seconds()
-            detect_disks(source)
+            detect_in_cube(source)
             row[name] = number / (time.perf_counter() - start)
             row["cpu_ms"] = 1e3 * (cpu_seconds() - start_cpu) / number
         if arguments.py4dstem:

@@ -35,13 +35,14 @@ from paper_training import GROSS, angles
 from random_test_set import BEAM_K_MAX, THICKNESS, THRESHOLD, random_test_set
 from settings import results_file, settings
 
-from jaxstem import so3
-from jaxstem.bloch import BlochTables, bloch_intensities, prepare
-from jaxstem.infer import InferConfig
-from jaxstem.kinematic import Disks
-from jaxstem.metrics import misorientations
-from jaxstem.model import Material, load_model
-from jaxstem.refine import zone_axis_turns
+from jaxstem.diffraction.bloch import BlochTables, bloch_intensities, prepare
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.material import Material
+from jaxstem.inference.config import InferConfig
+from jaxstem.network.model import load_model
+from jaxstem.orientation import rotations
+from jaxstem.orientation.symmetry import misorientations
+from jaxstem.verification.candidates import zone_axis_turns
 
 REACH = 0.02  # 1/Å, within which disks are the same
 UNITS = np.array([*np.deg2rad([0.1, 0.1, 0.1]), 5.0])  # of tilts, in-plane angle and thickness [Å]
@@ -125,7 +126,7 @@ def fit(start, disks: Disks, tables: BlochTables, k_max, n_beams: int, n_steps: 
     origin, thickness = start
 
     def at(p):
-        turned = origin @ so3.rotation_vector_to_matrix(p[:3] * UNITS[:3])
+        turned = origin @ rotations.rotation_vector_to_matrix(p[:3] * UNITS[:3])
         return turned, thickness + UNITS[3] * p[3]
 
     def residual(p, delta):
@@ -176,7 +177,7 @@ def best_fits(starts, disks: Disks, tables: BlochTables, k_max, n_beams, n_fits,
     tilt = np.deg2rad(np.linspace(-WIDTH, WIDTH, N_TILTS))
     tilts = np.stack([*np.meshgrid(tilt, tilt), np.zeros((N_TILTS, N_TILTS))], axis=-1)
     tilts = tilts.reshape(-1, 3)
-    lattice = jax.vmap(so3.rotation_vector_to_matrix)(jnp.asarray(tilts, jnp.float32))
+    lattice = jax.vmap(rotations.rotation_vector_to_matrix)(jnp.asarray(tilts, jnp.float32))
 
     def one(args):
         starts, disks = args
@@ -207,7 +208,7 @@ def rivals(truth, answer, material: Material, n_axes: int) -> Float[np.ndarray, 
     turns, axes = zone_axis_turns(material.crystal.lattice, np.asarray(material.operations), 3)
     nearest = np.argsort(-np.abs(truth[:, :, 2] @ np.asarray(axes).T), axis=1)[:, :n_axes]
     about_axes = np.asarray(turns)[nearest] @ truth[:, None]
-    about_beam = truth @ np.asarray(so3.HALF_TURN_ABOUT_BEAM)
+    about_beam = truth @ np.asarray(rotations.HALF_TURN_ABOUT_BEAM)
     given = np.where(np.isfinite(answer).all((1, 2), keepdims=True), answer, about_beam)
     return np.concatenate([given[:, None], about_beam[:, None], about_axes], axis=1)
 
@@ -279,7 +280,7 @@ def main(arguments: Arguments) -> None:
     rng = np.random.default_rng(arguments.seed)
     axis = rng.normal(size=(len(truth), 3))
     tilt = np.deg2rad(0.2) * axis / np.linalg.norm(axis, axis=1, keepdims=True)
-    beside = truth @ jax.vmap(so3.rotation_vector_to_matrix)(jnp.asarray(tilt, jnp.float32))
+    beside = truth @ jax.vmap(rotations.rotation_vector_to_matrix)(jnp.asarray(tilt, jnp.float32))
     at_truth = best_fits(beside[:, None], *fixed, arguments.n_fits, arguments.n_steps)
     at_truth = jax.tree.map(np.asarray, at_truth)
     pick = np.argmin(at_truth.distance, axis=1)

@@ -21,8 +21,8 @@ import jax
 import tyro
 from scans import HERE, SAMPLE, command, small_model, tiled, write_bragg
 
-from jaxstem.io import read_disks
-from jaxstem.packed import write_packed
+from jaxstem.files.emd import read_disks
+from jaxstem.files.packed import write_packed
 
 
 @dataclass(frozen=True)

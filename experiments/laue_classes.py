@@ -27,16 +27,18 @@ from pymatgen.core import Lattice, Structure
 from settings import settings
 from simulated import scan_of
 
-from jaxstem import so3
-from jaxstem.acquisition import CLEAN
-from jaxstem.crystal import Crystal, read_cif
-from jaxstem.infer import predict_scan
-from jaxstem.kinematic import simulate
-from jaxstem.match import matching_model
-from jaxstem.metrics import misorientations
-from jaxstem.model import Model, material
-from jaxstem.training import TrainConfig, train
-from jaxstem.transformer import ModelConfig
+from jaxstem.crystal.cell import Crystal, read_cif
+from jaxstem.diffraction.kinematic import simulate
+from jaxstem.diffraction.material import make_material
+from jaxstem.inference.stream import predict_scan
+from jaxstem.network.matching import matching_model
+from jaxstem.network.model import Model
+from jaxstem.network.transformer import ModelConfig
+from jaxstem.orientation import rotations
+from jaxstem.orientation.symmetry import misorientations
+from jaxstem.training.acquisition import CLEAN
+from jaxstem.training.config import TrainConfig
+from jaxstem.training.loop import train
 
 
 @dataclass(frozen=True)
@@ -148,14 +150,14 @@ def trained_network(crystal: Crystal, arguments: Arguments, folder: Path) -> Mod
         minutes=arguments.minutes,
         seed=arguments.seed,
     )
-    made_of = material(crystal, 300.0, arguments.k_max, arguments.spacing_deg, 0.0)
+    made_of = make_material(crystal, 300.0, arguments.k_max, arguments.spacing_deg, 0.0)
     return train((made_of,), config, folder)
 
 
 def score(model: Model, arguments: Arguments) -> dict[str, float]:
     """Errors [degrees] of refined answers to clean kinematic patterns of random orientations."""
     (made_of,) = model.materials
-    truth = so3.random_rotations(jax.random.key(arguments.seed + 1), (arguments.n,))
+    truth = rotations.random_rotations(jax.random.key(arguments.seed + 1), (arguments.n,))
     disks = simulate(truth, made_of.reflectors(), made_of.wavelength, n_disks=48)
     answer, _ = predict_scan(model, scan_of(disks, made_of.voltage_kv))
     plain, mod_180 = misorientations(answer.orientation, np.asarray(truth), made_of.operations)

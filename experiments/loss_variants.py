@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One encoder, one budget, one stream of patterns, and each loss of `jaxstem.losses`.
+"""One encoder, one budget, one stream of patterns, and each loss of `jaxstem.network.losses`.
 
     python experiments/loss_variants.py [--steps 2000] [--seeds 0 1] [--variants geodesic grid_8]
 
@@ -25,13 +25,16 @@ import numpy as np
 import tyro
 from settings import results_file, settings, tiny
 
-from jaxstem import losses, so3
-from jaxstem.crystal import read_cif
-from jaxstem.demo import sample
-from jaxstem.model import material, phases_space
-from jaxstem.training import TrainConfig, init_state, learning_rate, make_optimiser, make_sources
-from jaxstem.training import simulate_batch as simulate
-from jaxstem.transformer import ModelConfig, OrientationTransformer
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import read_cif
+from jaxstem.diffraction.material import make_material, phases_space
+from jaxstem.network import heads, losses
+from jaxstem.network.transformer import ModelConfig, OrientationTransformer
+from jaxstem.orientation import symmetry
+from jaxstem.training.config import TrainConfig
+from jaxstem.training.patterns import make_sources
+from jaxstem.training.patterns import simulate_batch as simulate
+from jaxstem.training.step import init_state, learning_rate_schedule, make_optimiser
 
 VARIANTS = (
     *(name for name in losses.LOSSES if name != "grid_cross_entropy"),
@@ -61,7 +64,7 @@ class Arguments:
     batch: int = 256
     n_test: int = 1024
     seeds: tuple[int, ...] = (0,)
-    learning_rate: float = 1.5e-3
+    learning_rate_schedule: float = 1.5e-3
     physics: str = "bloch"
     voltage_kv: float = 300.0
     k_max: float = 2.0
@@ -77,11 +80,11 @@ def variant_of(name: str, crystal, arguments: Arguments):
     spacing = arguments.network.spacing_deg
     if name.startswith("grid_"):
         name, spacing = "grid_cross_entropy", float(name.removeprefix("grid_"))
-    shown = material(crystal, arguments.voltage_kv, arguments.k_max, spacing, 0.0064)
+    shown = make_material(crystal, arguments.voltage_kv, arguments.k_max, spacing, 0.0064)
     if name == "simulation":
         near = replace(shown, k_max=min(1.2, arguments.k_max)).reflectors()
-        return shown, losses.with_simulation(near, shown.wavelength), losses.HEADS["matrix"]
-    return shown, losses.LOSSES[name].function, losses.HEADS[losses.LOSSES[name].head]
+        return shown, losses.with_simulation(near, shown.wavelength), heads.HEADS["matrix"]
+    return shown, losses.LOSSES[name].function, heads.HEADS[losses.LOSSES[name].head]
 
 
 class Patterns(NamedTuple):
@@ -121,7 +124,7 @@ def learn(name: str, seed: int, crystal, patterns: Patterns, arguments: Argument
 
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
-        rate = learning_rate(config, state.step, state.total)
+        rate = learning_rate_schedule(config, state.step, state.total)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         return state._replace(step=state.step + 1, params=params, opt_state=opt_state), loss
 
@@ -130,7 +133,7 @@ def learn(name: str, seed: int, crystal, patterns: Patterns, arguments: Argument
         output = network.apply({"params": params}, batch.disks)
         answer = jax.lax.map(lambda one: head.orientation(one, space), output, batch_size=64)
         pair = (answer, batch.label.orientation, space.operations[0])
-        return so3.misorientation(*pair), so3.misorientation_mod_180(*pair)
+        return symmetry.misorientation(*pair), symmetry.misorientation_mod_180(*pair)
 
     state = init_state(network, optimiser, seed, arguments.steps)
     checks = np.linspace(0, arguments.steps, arguments.checks + 1).astype(int)[1:]
@@ -203,7 +206,7 @@ def main(arguments: Arguments) -> None:
         arguments = tiny(arguments)
     crystal = read_cif(arguments.cif)
     shared = TrainConfig(model=arguments.network, physics=arguments.physics, no_crystal=0.0)
-    shown = material(crystal, arguments.voltage_kv, arguments.k_max, 12.0, 0.0064)
+    shown = make_material(crystal, arguments.voltage_kv, arguments.k_max, 12.0, 0.0064)
     sources = make_sources([shown], shared)
     results: dict[str, list[list[dict]]] = {name: [] for name in arguments.variants}
     out = results_file(arguments, "loss_variants")

@@ -24,16 +24,19 @@ import numpy as np
 import tyro
 from settings import settings
 
-from jaxstem.crystal import operations, read_cif
-from jaxstem.cubes import cube_from_array, read_cube
-from jaxstem.demo import sample
-from jaxstem.disks import detect_disks
-from jaxstem.infer import InferConfig, count_disks
-from jaxstem.io import Truth, read_truth
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import read_cif, symmetry_operations
+from jaxstem.detection.scan import detect_in_cube
+from jaxstem.files.cube import cube_from_array
+from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.truth import Truth, read_truth
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import count_disks
 from jaxstem.mapping import map_scan
-from jaxstem.match import matching_model
-from jaxstem.metrics import misorientations, statistics
-from jaxstem.model import load_model
+from jaxstem.maps.metrics import statistics
+from jaxstem.network.matching import matching_model
+from jaxstem.network.model import load_model
+from jaxstem.orientation.symmetry import misorientations
 
 HERE = Path(__file__).resolve().parent
 
@@ -174,7 +177,7 @@ def main(arguments: Arguments) -> None:
     else:
         model = matching_model([read_cif(arguments.cif)], arguments.voltage_kv)
     material = model.materials[0]
-    disks = detect_disks(cube)
+    disks = detect_in_cube(cube)
     found = map_scan(disks, model, InferConfig(refine=arguments.refine), progress=False)
     n_disks = count_disks(disks, model.k_min, model.k_max)
     answers = {f"jaxstem, {arguments.model or 'matching'}, {arguments.refine}": found.orientation}
@@ -184,7 +187,9 @@ def main(arguments: Arguments) -> None:
     print("| --- | --- | --- | --- | --- |")
     results = {}
     for name, orientation in answers.items():
-        row = summary(*errors(orientation, truth, operations(material.crystal)), truth, n_disks)
+        row = summary(
+            *errors(orientation, truth, symmetry_operations(material.crystal)), truth, n_disks
+        )
         results[name] = row
         low, high = row["within_5_interval"]
         print(

@@ -26,17 +26,21 @@ import tyro
 from random_test_set import TestSet, random_test_set
 from settings import results_file, settings, tiny
 
-from jaxstem import parallel
-from jaxstem.acquisition import Acquisition
-from jaxstem.crystal import read_cif
-from jaxstem.demo import sample
-from jaxstem.infer import InferConfig, predict_scan, scorer
-from jaxstem.kinematic import Disks
-from jaxstem.library import LibraryConfig
-from jaxstem.metrics import misorientations
-from jaxstem.model import Model, material
-from jaxstem.training import TrainConfig, train
-from jaxstem.transformer import ModelConfig
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import read_cif
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.material import make_material
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.step import scorer
+from jaxstem.inference.stream import predict_scan
+from jaxstem.network.model import Model
+from jaxstem.network.transformer import ModelConfig
+from jaxstem.orientation.symmetry import misorientations
+from jaxstem.runtime import parallel
+from jaxstem.training.acquisition import Acquisition
+from jaxstem.training.config import TrainConfig
+from jaxstem.training.library import LibraryConfig
+from jaxstem.training.loop import train
 
 VARIANTS: dict[str, dict] = {
     "default": {},
@@ -82,7 +86,9 @@ class Arguments:
 def trained(name: str, crystal, arguments: Arguments, folder: Path) -> Model:
     """The variant after its steps; libraries of patterns are kept in `folder` for the next one."""
     network = replace(arguments.network, **VARIANTS[name])
-    shown = material(crystal, arguments.voltage_kv, arguments.k_max, network.spacing_deg, 0.0064)
+    shown = make_material(
+        crystal, arguments.voltage_kv, arguments.k_max, network.spacing_deg, 0.0064
+    )
     config = TrainConfig(
         model=network,
         acquisition=Acquisition(),

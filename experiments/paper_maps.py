@@ -6,7 +6,7 @@
 On the `cu` sample: virtual annular dark-field image, in-plane and out-of-plane maps of jaxstem and
 of py4DSTEM's matching (results/py4dstem.npz, by py4dstem_matching.py), selected patterns with the
 disks of both answers laid over; and, for both methods, the sparse correlation of py4DSTEM and the
-normalised cross-correlation Q of pyxem (jaxstem.correlation) with their densities, patterns where
+normalised cross-correlation Q of pyxem (jaxstem.EXPERIMENTS.correlation) with their densities, patterns where
 each method wins, and two-point correlations of zone axes with their azimuthal averages. Both
 methods are scored on the same disks and the same templates. Images and Q are of the raw scan where
 --cube gives it, otherwise of the disks (Q then is of disks drawn as Gaussians). Without --map the
@@ -24,10 +24,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
-from matplotlib.colors import PowerNorm
-from settings import results_file, settings
-
-from jaxstem.correlation import (
+from correlation import (
     SparseConfig,
     azimuthal_average,
     led_uphill,
@@ -37,17 +34,25 @@ from jaxstem.correlation import (
     sparse_correlation,
     two_point,
 )
-from jaxstem.crystal import operations
-from jaxstem.cubes import Cube, read_cube
-from jaxstem.demo import sample
-from jaxstem.disks import find_disks, read_scan
-from jaxstem.infer import InferConfig
-from jaxstem.io import DiskScan, pad_disks, read_map, read_truth, source_of
-from jaxstem.kinematic import Disks, simulate
+from matplotlib.colors import PowerNorm
+from settings import results_file, settings
+
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.detection.opening import read_scan
+from jaxstem.detection.scan import find_disks
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.kinematic import simulate
+from jaxstem.files.cube import Cube
+from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.map_file import read_map
+from jaxstem.files.scan import DiskScan, pad_disks, source_of
+from jaxstem.files.truth import read_truth
+from jaxstem.inference.config import InferConfig
 from jaxstem.mapping import map_scan
-from jaxstem.maps import ipf_colours
-from jaxstem.metrics import misorientations
-from jaxstem.model import load_model
+from jaxstem.maps.colours import ipf_colours
+from jaxstem.network.model import load_model
+from jaxstem.orientation.symmetry import misorientations
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("jaxstem", "py4DSTEM")
@@ -160,7 +165,7 @@ def led(ours, theirs, truth, agree, disks: Disks, material, reach: float, most: 
     led to the highest sparse correlation within `reach` [degrees] (0: as they are), their errors
     and py4DSTEM's.
     """
-    symmetry = operations(material.crystal)
+    symmetry = symmetry_operations(material.crystal)
     here = np.flatnonzero(agree & np.isfinite(truth).all((1, 2)))
     here = here[np.linspace(0, len(here) - 1, min(most, len(here))).round().astype(int)]
     few = jax.tree.map(lambda x: x[here], disks)
@@ -313,7 +318,7 @@ def main(arguments: Arguments) -> None:
     """Map, score, tell, draw."""
     model = load_model(arguments.model)
     material = model.materials[0]
-    symmetry = operations(material.crystal)
+    symmetry = symmetry_operations(material.crystal)
     scan = read_scan(arguments.scan, progress=False)
     matching = np.load(arguments.matching)["cu/orientation"]
     if arguments.quick:

@@ -23,15 +23,18 @@ from random_test_set import bloch_patterns
 from settings import results_file, settings
 from simulated import scan_of
 
-from jaxstem import metrics, so3
-from jaxstem.acquisition import Acquisition, acquire
-from jaxstem.disks import read_scan
-from jaxstem.infer import InferConfig
-from jaxstem.io import DiskScan, OrientationMap, Truth, read_truth, source_of
-from jaxstem.kinematic import Disks
+from jaxstem.detection.opening import read_scan
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.files.orientation_map import OrientationMap
+from jaxstem.files.scan import DiskScan, source_of
+from jaxstem.files.truth import Truth, read_truth
+from jaxstem.inference.config import InferConfig
 from jaxstem.mapping import map_scan
-from jaxstem.maps import ipf_colours
-from jaxstem.model import Model, load_model
+from jaxstem.maps.colours import ipf_colours
+from jaxstem.maps.metrics import evaluate
+from jaxstem.network.model import Model, load_model
+from jaxstem.orientation import rotations
+from jaxstem.training.acquisition import Acquisition, acquire
 
 HERE = Path(__file__).resolve().parent
 PHASE_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7")
@@ -79,7 +82,7 @@ def polycrystal(model: Model, arguments: Arguments) -> tuple[DiskScan, Truth]:
     grain = voronoi(rng, size, grains)
     phase = np.arange(grains) % len(model.materials)
     thickness = rng.uniform(*THICKNESS, grains)
-    orientation = np.asarray(so3.random_rotations(jax.random.key(arguments.seed), (grains,)))
+    orientation = np.asarray(rotations.random_rotations(jax.random.key(arguments.seed), (grains,)))
     patterns = [
         bloch_patterns(
             jnp.asarray(orientation),
@@ -118,7 +121,7 @@ def polycrystal(model: Model, arguments: Arguments) -> tuple[DiskScan, Truth]:
 
 def score(found: OrientationMap, truth: Truth) -> dict:
     """Phases and misorientations inside grains."""
-    result = metrics.evaluate(found, truth)
+    result = evaluate(found, truth)
     return {
         "n": result.n_scored,
         "phase_accuracy": result.phase_accuracy,

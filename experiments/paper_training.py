@@ -23,20 +23,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from clean_kinematic import likeness
+from correlation import reduced_axes
 from random_test_set import bloch_patterns, random_test_set
 from settings import results_file, settings
 from simulated import scan_of
 
-from jaxstem.correlation import reduced_axes
-from jaxstem.infer import InferConfig, exposure, predict_scan
-from jaxstem.kinematic import Disks
-from jaxstem.library import LibraryConfig, zone_axis_orientations
-from jaxstem.likelihood import polish
-from jaxstem.metrics import misorientations
-from jaxstem.model import Model, load_model
-from jaxstem.refine import pattern_of
-from jaxstem.training import TrainConfig, make_sources, simulate_batch
-from jaxstem.transformer import init_params
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import scan_exposure
+from jaxstem.inference.stream import predict_scan
+from jaxstem.network.model import Model, load_model
+from jaxstem.network.transformer import init_params
+from jaxstem.orientation.symmetry import misorientations
+from jaxstem.training.config import TrainConfig
+from jaxstem.training.library import LibraryConfig, zone_axis_orientations
+from jaxstem.training.patterns import make_sources, simulate_batch
+from jaxstem.verification.climb import polish
+from jaxstem.verification.search import pattern_of
 
 GROSS = 0.6
 """Misorientation [rad] above which the published test set has its second and third bump."""
@@ -112,7 +115,7 @@ def statistics(angle: np.ndarray) -> dict[str, float]:
 def likelihoods(model: Model, disks: Disks, orientation, config: InferConfig) -> np.ndarray:
     """Two-beam likelihood [nat] of each pattern at the summit next to an orientation."""
     scan = scan_of(disks, model.voltage_kv)
-    exposed = exposure(scan, model.k_min, model.k_max)
+    exposed = scan_exposure(scan, model.k_min, model.k_max)
     far = np.hypot(disks.qx, disks.qy) > model.k_min
     disks = disks._replace(mask=disks.mask & far)
     forward, rules = model.materials[0].reflectors(), config.rules.likelihood

@@ -16,11 +16,13 @@ import numpy as np
 from jaxtyping import Array, Float
 from simulated import scan_of
 
-from jaxstem import so3
-from jaxstem.bloch import bloch_intensities, cone_steps, prepare
-from jaxstem.io import DiskScan
-from jaxstem.kinematic import Disks, disk_tilts
-from jaxstem.model import Material
+from jaxstem.diffraction.bloch import bloch_intensities, prepare
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.illumination import disk_tilts
+from jaxstem.diffraction.material import Material
+from jaxstem.diffraction.propagation import cone_steps
+from jaxstem.files.scan import DiskScan
+from jaxstem.orientation import rotations
 
 THICKNESS = (40.0, 300.0)  # Å
 THRESHOLD = 0.004  # of the strongest disk
@@ -99,7 +101,7 @@ def random_test_set(
 ) -> TestSet:
     """`n` patterns of uniformly random orientation and thickness; see the module's docstring."""
     key_orientation, key_thickness = jax.random.split(jax.random.key(seed))
-    orientation = so3.random_rotations(key_orientation, (n,))
+    orientation = rotations.random_rotations(key_orientation, (n,))
     low, high = THICKNESS
     thickness = jax.random.uniform(key_thickness, (n,), minval=low, maxval=high)
     disks = bloch_patterns(

@@ -24,21 +24,23 @@ import numpy as np
 import tyro
 from simulated import scan_of
 
-from jaxstem import parallel
-from jaxstem.acquisition import (
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.files.scan import pad_disks
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import MIN_DISKS, scan_exposure
+from jaxstem.inference.step import make_predict
+from jaxstem.network.matching import matching_model
+from jaxstem.network.model import Model, load_model
+from jaxstem.orientation.symmetry import misorientations
+from jaxstem.runtime import parallel
+from jaxstem.training.acquisition import (
     add_false_disks,
     count_electrons,
     cut_weak,
     jitter_positions,
     miss_disks,
 )
-from jaxstem.infer import MIN_DISKS, InferConfig, exposure, make_predict
-from jaxstem.io import pad_disks
-from jaxstem.kinematic import Disks
-from jaxstem.library import Library, LibraryConfig, build_library, sample_pattern
-from jaxstem.match import matching_model
-from jaxstem.metrics import misorientations
-from jaxstem.model import Model, load_model
+from jaxstem.training.library import Library, LibraryConfig, build_library, sample_pattern
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -138,7 +140,7 @@ def errors(predict, model: Model, disks: Disks, truth: np.ndarray) -> tuple[np.n
     scan = scan_of(disks, model.voltage_kv)
     everything = np.arange(len(truth))
     padded = Disks(*pad_disks(scan, everything, model.k_max, model.k_min, 24))
-    answer = predict(model.params, padded, exposure(scan, model.k_min, model.k_max))
+    answer = predict(model.params, padded, scan_exposure(scan, model.k_min, model.k_max))
     orientation = np.array(answer.orientation)
     orientation[padded.mask.sum(axis=1) < MIN_DISKS] = np.nan
     both = misorientations(orientation, truth, material.operations)

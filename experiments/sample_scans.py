@@ -21,14 +21,18 @@ import numpy as np
 import tyro
 from calibration import reliability
 
-from jaxstem.crystal import operations, read_cif
-from jaxstem.demo import sample
-from jaxstem.disks import read_scan
-from jaxstem.infer import BY_BLOCH_WAVES, InferConfig, likeliest_cells
-from jaxstem.io import NO_CRYSTAL, read_truth, write_map
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import read_cif, symmetry_operations
+from jaxstem.detection.opening import read_scan
+from jaxstem.files.map_file import write_map
+from jaxstem.files.orientation_map import NO_CRYSTAL
+from jaxstem.files.truth import read_truth
+from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
+from jaxstem.inference.ranked_cells import likeliest_cells
 from jaxstem.mapping import map_scan
-from jaxstem.metrics import candidate_coverage, grain_bootstrap, misorientations
-from jaxstem.model import load_model
+from jaxstem.maps.metrics import candidate_coverage, grain_bootstrap
+from jaxstem.network.model import load_model
+from jaxstem.orientation.symmetry import misorientations
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
@@ -82,7 +86,9 @@ def errors(orientation, phase, truth, crystal: str) -> tuple[np.ndarray, np.ndar
     found = np.isfinite(orientation[here]).all((-1, -2)) & right
     result = np.full((2, here.sum()), 180.0)
     result[:, found] = misorientations(
-        orientation[here][found], truth.orientation[here][found], operations(CRYSTALS[crystal])
+        orientation[here][found],
+        truth.orientation[here][found],
+        symmetry_operations(CRYSTALS[crystal]),
     )
     return result[0], result[1]
 
@@ -144,7 +150,7 @@ def coverage(model, disks, truth, crystal: str) -> dict[str, float]:
     own = np.where((cells.phase == index)[..., None, None], cells.orientation, np.eye(3))[here]
     known = np.isfinite(cells.orientation[here]).all((1, 2, 3))
     right = truth.orientation.reshape(-1, 3, 3)[here]
-    share = candidate_coverage(own[known], right[known], operations(CRYSTALS[crystal]))
+    share = candidate_coverage(own[known], right[known], symmetry_operations(CRYSTALS[crystal]))
     return {
         f"best_of_{k}": round(100 * float(known.mean() * share.plain[k - 1]), 1)
         for k in (1, 16, 64)

@@ -16,11 +16,12 @@ import h5py
 import jax
 import numpy as np
 
-from jaxstem import transformer
-from jaxstem.crystal import read_cif
-from jaxstem.demo import sample
-from jaxstem.io import DiskScan, DiskSource, joined
-from jaxstem.model import Model, material, save_model
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import read_cif
+from jaxstem.diffraction.material import make_material
+from jaxstem.files.scan import DiskScan, DiskSource, joined
+from jaxstem.network.model import Model, save_model
+from jaxstem.network.transformer import ModelConfig, init_params
 
 HERE = Path(__file__).resolve().parent
 SAMPLE = sample("cu_bragg.h5")
@@ -118,11 +119,9 @@ def command(*words: str, environment: Mapping[str, str] | None = None) -> dict[s
 
 def small_model(folder: Path) -> Path:
     """An untrained network on a coarse grid: what it finds means nothing."""
-    copper = material(read_cif(CIF), 300.0, 1.5, 12.0, 0.0)
-    config = transformer.ModelConfig(
-        width=16, blocks=1, heads=2, feedforward=32, n_disks=12, spacing_deg=12.0
-    )
+    copper = make_material(read_cif(CIF), 300.0, 1.5, 12.0, 0.0)
+    config = ModelConfig(width=16, blocks=1, heads=2, feedforward=32, n_disks=12, spacing_deg=12.0)
     model = Model(config, (copper,), None)
-    params = jax.jit(partial(transformer.init_params, model.network))(jax.random.key(0))
+    params = jax.jit(partial(init_params, model.network))(jax.random.key(0))
     save_model(folder, replace(model, params=params))
     return folder

@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from jaxstem.io import DiskScan
-from jaxstem.kinematic import Disks
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.files.scan import DiskScan
 
 
 def scan_of(disks: Disks, voltage_kv: float) -> DiskScan:

@@ -28,12 +28,26 @@ import numpy as np
 import tyro
 from arithmetic import operations_of
 
-from jaxstem import losses, parallel, training
-from jaxstem.acquisition import Acquisition
-from jaxstem.crystal import read_cif
-from jaxstem.demo import sample
-from jaxstem.kept import default_cache
-from jaxstem.model import Material, build_network, material, phases_space
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import read_cif
+from jaxstem.diffraction.material import Material, make_material, phases_space
+from jaxstem.network import losses
+from jaxstem.network.model import build_network
+from jaxstem.runtime import parallel
+from jaxstem.runtime.cache import default_cache
+from jaxstem.training.acquisition import Acquisition
+from jaxstem.training.config import TrainConfig, preset_config
+from jaxstem.training.patterns import make_sources, simulate_batch, with_prior
+from jaxstem.training.step import (
+    GROUP,
+    LENGTHS,
+    apply_with_dropout,
+    in_groups,
+    init_state,
+    make_optimiser,
+    make_train_step,
+)
+from jaxstem.training.validation import make_validation
 
 HERE = Path(__file__).resolve().parent
 COPPER = sample("Cu.cif")
@@ -86,23 +100,23 @@ class Compilations:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
-def groups(config: training.TrainConfig, mesh) -> tuple[int, ...]:
+def groups(config: TrainConfig, mesh) -> tuple[int, ...]:
     """Lengths to which the step pads groups of patterns; none where it pads all alike."""
     per_device, n_disks = config.batch // mesh.size, config.model.n_disks
     by_length = mesh.devices.flat[0].platform == "cpu"
-    if not by_length or per_device % training.GROUP or per_device <= training.GROUP:
+    if not by_length or per_device % GROUP or per_device <= GROUP:
         return ()
-    return (*(length for length in training.LENGTHS if length < n_disks), n_disks)
+    return (*(length for length in LENGTHS if length < n_disks), n_disks)
 
 
 def shares(n_disks: np.ndarray, lengths: tuple[int, ...]) -> tuple[float, ...]:
     """Of the groups of a batch, with so many disks each, those padded to each of the lengths."""
-    longest = np.sort(n_disks).reshape(-1, training.GROUP).max(axis=1)
+    longest = np.sort(n_disks).reshape(-1, GROUP).max(axis=1)
     chosen = np.bincount(np.searchsorted(lengths, longest), minlength=len(lengths))
     return tuple(chosen / chosen.sum())
 
 
-def parts(materials: list[Material], config: training.TrainConfig, network, mesh):
+def parts(materials: list[Material], config: TrainConfig, network, mesh):
     """Programs `(state, key, sources)` that end after simulation, the loss, the gradient."""
     space = phases_space(materials)
     loss_fn = losses.batched(config.loss_name)
@@ -111,19 +125,19 @@ def parts(materials: list[Material], config: training.TrainConfig, network, mesh
     def up_to(part, state, key, sources):
         key = jax.random.fold_in(key, state.step)
         index = parallel.sample_index(per_device)
-        batch = training.simulate_batch(key, index, sources, config, materials[0].k_max)
-        batch = training.with_prior(batch, sources, materials)
+        batch = simulate_batch(key, index, sources, config, materials[0].k_max)
+        batch = with_prior(batch, sources, materials)
         if part == "simulation":
             return batch
 
         def mean_loss(params, batch, index):
-            output = training.apply_with_dropout(network, params, batch, key, index)
+            output = apply_with_dropout(network, params, batch, key, index)
             return loss_fn(output, batch.label, space).mean()
 
         of_part = mean_loss if part == "forward" else jax.value_and_grad(mean_loss)
         of_batch = partial(of_part, state.params)
         grouped = groups(config, mesh)
-        found = training.in_groups(of_batch, batch, index) if grouped else of_batch(batch, index)
+        found = in_groups(of_batch, batch, index) if grouped else of_batch(batch, index)
         return jax.lax.pmean(found, parallel.AXIS)
 
     whole = parallel.REPLICATED
@@ -138,19 +152,19 @@ def parts(materials: list[Material], config: training.TrainConfig, network, mesh
     }
 
 
-def profile(config: training.TrainConfig, matrix_size: int, least: float) -> dict:
+def profile(config: TrainConfig, matrix_size: int, least: float) -> dict:
     """The numbers of one preset, for copper at 300 kV; `least` seconds for each timing."""
-    copper = [material(read_cif(COPPER), 300.0, 2.0, config.model.spacing_deg, 0.0064)]
+    copper = [make_material(read_cif(COPPER), 300.0, 2.0, config.model.spacing_deg, 0.0064)]
     mesh = parallel.make_mesh()
-    optimiser = training.make_optimiser(config)
+    optimiser = make_optimiser(config)
     # as a step has it
     network = build_network(config.model, copper).clone(precision=jax.lax.Precision.DEFAULT)
-    sources = training.make_sources(copper, config, cache=default_cache())
-    begin = lambda: training.init_state(network, optimiser, 0, 1000)  # noqa: E731
+    sources = make_sources(copper, config, cache=default_cache())
+    begin = lambda: init_state(network, optimiser, 0, 1000)  # noqa: E731
     arrays = (begin(), begin(), jax.random.key(0), sources)
     fixed, state, key, sources = parallel.replicate(arrays, mesh)
-    step = training.make_train_step(network, copper, config, optimiser, mesh)
-    validate = training.make_validation(network, copper, config, sources, mesh)
+    step = make_train_step(network, copper, config, optimiser, mesh)
+    validate = make_validation(network, copper, config, sources, mesh)
 
     def advance():
         nonlocal state
@@ -197,7 +211,7 @@ def profile(config: training.TrainConfig, matrix_size: int, least: float) -> dic
     }
 
 
-def small(config: training.TrainConfig) -> training.TrainConfig:
+def small(config: TrainConfig) -> TrainConfig:
     """A network and a source of patterns for a look in seconds."""
     network = dataclasses.replace(config.model, width=16, blocks=1, feedforward=32, heads=2)
     network = dataclasses.replace(network, n_disks=12, spacing_deg=12.0)
@@ -249,7 +263,7 @@ def main(arguments: Arguments) -> None:
         "presets": {},
     }
     for name in arguments.presets[:1] if arguments.quick else arguments.presets:
-        config = training.preset(name)
+        config = preset_config(name)
         config = dataclasses.replace(config, batch=min(config.batch, arguments.largest_batch))
         config = small(config) if arguments.quick else config
         print(f"{name} …", flush=True)

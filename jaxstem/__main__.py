@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`python -m jaxstem` is the `jaxstem` command."""
 
-from jaxstem.cli import run
+from jaxstem.app.main import run
 
 run()

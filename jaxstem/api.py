@@ -21,25 +21,31 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
-from jaxstem import parallel
-from jaxstem.crystal import Crystal, read_cif
-from jaxstem.cubes import Cube, cube_from_array, read_cube
-from jaxstem.disks import detect_disks as detect_in_cube
-from jaxstem.disks import open_scan, progress_bar
+from jaxstem.crystal.cell import Crystal, read_cif
+from jaxstem.detection.config import DetectConfig
+from jaxstem.detection.opening import open_scan
+from jaxstem.detection.scan import detect_in_cube, progress_bar
+from jaxstem.diffraction.material import check_materials, make_material
 from jaxstem.errors import InputError
-from jaxstem.infer import InferConfig
-from jaxstem.io import DiskScan, DiskSource, OrientationMap, source_of
-from jaxstem.kept import default_cache
+from jaxstem.files.cube import Cube, cube_from_array
+from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.orientation_map import OrientationMap
+from jaxstem.files.scan import DiskScan, DiskSource, source_of
+from jaxstem.inference.config import InferConfig
 from jaxstem.mapping import map_scan
-from jaxstem.model import Model, check_materials, load_model, material
-from jaxstem.probe import DetectConfig
+from jaxstem.network.model import Model, load_model
+from jaxstem.runtime import parallel
+from jaxstem.runtime.cache import default_cache
 
 REFINE = ("none", "fast", "full", "exact")
+
 PRECISION = ("float32", "bfloat16")
+
 PRESETS = ("default", "paper")
 
 Patterns = str | Path | Cube | Num[np.ndarray, "ny nx height width"]
 """Raw patterns: a file (formats: docs/file-formats.md), a cube, or an array."""
+
 CIFs = str | Path | Crystal | Sequence[str | Path | Crystal]
 
 
@@ -131,14 +137,17 @@ def train(
             and where `out` holds a finished model, another run or other files.
         jaxstem.training.Stopped: When SIGTERM ended the run, once it is checkpointed.
     """
-    from jaxstem import training  # its libraries take a while to load, and maps need none of them
+    from jaxstem.training.config import preset_config
+    from jaxstem.training.loop import (
+        train,  # its libraries take a while to load, and maps need none of them
+    )
 
     out = Path(out)
     check_model_folder(out)
     _require("preset", preset, PRESETS)
     cells = [cif] if isinstance(cif, str | Path | Crystal) else list(cif)
     crystals = [x if isinstance(x, Crystal) else read_cif(x) for x in cells]
-    config = training.preset(preset)
+    config = preset_config(preset)
     mesh = parallel.make_mesh()
     spacing_deg = spacing_deg or config.model.spacing_deg
     config = dataclasses.replace(
@@ -153,14 +162,14 @@ def train(
     materials = []
     for name, crystal in zip(names, crystals, strict=True):
         try:
-            materials.append(material(crystal, voltage_kv, k_max, spacing_deg, u_iso))
+            materials.append(make_material(crystal, voltage_kv, k_max, spacing_deg, u_iso))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     try:
         check_materials(materials)
     except InputError as error:
         raise InputError(f"{', '.join(names) or 'no CIF'}: {error}") from None
-    return training.train(
+    return train(
         materials,
         config,
         out,
@@ -191,7 +200,7 @@ def map_orientations(
         scan: A file of Bragg disks or of raw patterns (formats: docs/file-formats.md), disks in
             memory, or patterns as an array (ny, nx, height, width), in which disks are found first.
         model: Name of a packaged model ("cu", "cu-cu2o"), folder that `train` made, or a model in
-            memory, such as `jaxstem.match.matching_model` makes of crystals without training.
+            memory, such as `jaxstem.network.matching_model` makes of crystals without training.
         refine: How candidates are verified and polished: "fast", by two-beam theory; "full", by
             Bloch waves too, which tells the thickness; "exact", by fits of these to intensities
             that are right to a per cent or two; "none", not at all.
@@ -206,7 +215,7 @@ def map_orientations(
 
     Returns:
         An `OrientationMap`: orientation matrices (ny, nx, 3, 3), NaN where unassigned, phases,
-        confidences and more (ny, nx). `jaxstem.io.write_map` stores it, `to_orix()` hands it to
+        confidences and more (ny, nx). `jaxstem.files.write_map` stores it, `to_orix()` hands it to
         orix, `jaxstem.maps.figure` draws it.
 
     Raises:

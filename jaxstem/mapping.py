@@ -26,27 +26,19 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from jaxstem import parallel
 from jaxstem.errors import InputError
-from jaxstem.infer import PIECE, Answer, InferConfig, stream_answers
-from jaxstem.io import (
-    MAP_DATASETS,
-    UNASSIGNED,
-    DiskScan,
-    DiskSource,
-    MapHeader,
-    OrientationMap,
-    ambiguous_by_180,
-    check_target,
-    map_writer,
-    no_disk_at_all,
-    source_of,
-)
-from jaxstem.model import Model
+from jaxstem.files.map_file import MAP_DATASETS, MapHeader, map_writer
+from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
+from jaxstem.files.scan import DiskScan, DiskSource, no_disk_at_all, source_of
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.stream import PIECE, stream_answers
+from jaxstem.inference.verdict import Answer
+from jaxstem.network.model import Model
+from jaxstem.runtime import parallel
+from jaxstem.runtime.paths import check_target
 
 VOLTAGE_TOLERANCE = 0.01
 """Relative difference of voltage above which a model does not fit a scan."""
-
 
 Block = tuple[int, dict[str, np.ndarray]]
 """Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""

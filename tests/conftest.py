@@ -45,14 +45,14 @@ def quick_compile():
 @pytest.fixture(scope="module")
 def light_acquisition():
     """Training patterns with jitter and cropping only, for programs that compile sooner."""
-    from jaxstem import training
-    from jaxstem.acquisition import jitter_positions, keep_strongest
+    from jaxstem.training import patterns
+    from jaxstem.training.acquisition import jitter_positions, keep_strongest
 
     def acquire(key, disks, config, n_disks, k_max):
         return keep_strongest(jitter_positions(key, disks, 0.01), n_disks, k_max)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "acquire", acquire)
+        patch.setattr(patterns, "acquire", acquire)
         yield
 
 
@@ -79,7 +79,7 @@ def key(seed):
 @pytest.fixture(scope="session")
 def crystals():
     """The five crystals of the fixtures by name."""
-    from jaxstem.crystal import read_cif
+    from jaxstem.crystal.cell import read_cif
 
     return {name: read_cif(FIXTURES / f"{name}.cif") for name in "Cu Cu2O Mg TiO2 ZrO2".split()}
 
@@ -87,15 +87,15 @@ def crystals():
 @pytest.fixture(scope="session")
 def copper(crystals):
     """Cu at 300 kV up to 1.5 1/Å on a 12° grid (357 cells)."""
-    from jaxstem.model import material
+    from jaxstem.diffraction.material import make_material
 
-    return material(crystals["Cu"], 300.0, 1.5, 12.0, 0.0)
+    return make_material(crystals["Cu"], 300.0, 1.5, 12.0, 0.0)
 
 
 @pytest.fixture(scope="session")
 def tables(copper):
     """What verification tabulates for each cell of the copper grid."""
-    from jaxstem.refine import candidate_tables
+    from jaxstem.verification.candidates import candidate_tables
 
     return candidate_tables(
         copper.grid,
@@ -109,9 +109,9 @@ def tables(copper):
 @pytest.fixture(scope="session")
 def tiny():
     """Training settings that compile in seconds: two-beam patterns, no templates or false disks."""
-    from jaxstem.acquisition import Acquisition
-    from jaxstem.training import TrainConfig
-    from jaxstem.transformer import ModelConfig
+    from jaxstem.network.transformer import ModelConfig
+    from jaxstem.training.acquisition import Acquisition
+    from jaxstem.training.config import TrainConfig
 
     network = ModelConfig(
         width=16,

@@ -10,9 +10,22 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxstem import acquisition
-from jaxstem.acquisition import CLEAN, Acquisition, acquire
-from jaxstem.kinematic import Disks
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.training.acquisition import (
+    CLEAN,
+    Acquisition,
+    acquire,
+    add_false_disks,
+    count_electrons,
+    cut_weak,
+    damp,
+    jitter_positions,
+    keep_strongest,
+    miscalibrate,
+    miss_disks,
+    overlap,
+    scatter_intensities,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -46,7 +59,7 @@ def assert_spread(values, sigma):
 
 
 def test_intensities_scatter_lognormally(key, disks):
-    out = often(key, lambda k: acquisition.scatter_intensities(k, disks, 0.7))
+    out = often(key, lambda k: scatter_intensities(k, disks, 0.7))
     logarithm = np.log(out.intensity[:, :REAL] / np.asarray(disks.intensity)[:REAL])
     assert_spread(logarithm, 0.7)
     assert np.all(out.intensity[:, REAL:] == 0)
@@ -55,7 +68,7 @@ def test_intensities_scatter_lognormally(key, disks):
 
 def test_counting_noise_has_poisson_variance(key, disks):
     dose, background = 2e5, 1e-3
-    out = often(key, lambda k: acquisition.count_electrons(k, disks, dose, background))
+    out = often(key, lambda k: count_electrons(k, disks, dose, background))
     counts = np.asarray(disks.intensity)[:REAL] * dose
     deviation = (out.intensity[:, :REAL] * dose - counts) / np.sqrt(counts + background * dose)
     assert_spread(deviation, 1.0)
@@ -64,7 +77,7 @@ def test_counting_noise_has_poisson_variance(key, disks):
 
 
 def test_disks_are_missed_at_the_given_share(key, disks):
-    out = often(key, lambda k: acquisition.miss_disks(k, disks, 0.2))
+    out = often(key, lambda k: miss_disks(k, disks, 0.2))
     lost = 1 - out.mask[:, :REAL].mean()
     assert lost == pytest.approx(0.2, abs=5 * np.sqrt(0.16 / (N * REAL)))
     assert not out.mask[:, REAL:].any()
@@ -72,15 +85,15 @@ def test_disks_are_missed_at_the_given_share(key, disks):
 
 def test_weak_disks_are_cut(disks):
     cutoff = float(disks.intensity[4])
-    out = acquisition.cut_weak(disks, cutoff)
+    out = cut_weak(disks, cutoff)
     np.testing.assert_array_equal(out.mask, np.arange(12) < 5)
     np.testing.assert_array_equal(out.intensity[:5], disks.intensity[:5])
-    assert not acquisition.cut_weak(disks, 0.0).mask[REAL:].any()
+    assert not cut_weak(disks, 0.0).mask[REAL:].any()
 
 
 def test_false_disks_have_their_number_and_range(key, disks):
     rate, cutoff = 1.5, 2e-3
-    out = often(key, lambda k: acquisition.add_false_disks(k, disks, rate, cutoff, K_MAX))
+    out = often(key, lambda k: add_false_disks(k, disks, rate, cutoff, K_MAX))
     np.testing.assert_array_equal(out.qx[:, :12], np.tile(disks.qx, (N, 1)))
     np.testing.assert_array_equal(out.mask[:, :12], np.tile(disks.mask, (N, 1)))
     mask = out.mask[:, 12:]
@@ -97,7 +110,7 @@ def test_false_disks_have_their_number_and_range(key, disks):
 
 
 def test_positions_jitter_by_sigma(key, disks):
-    out = often(key, lambda k: acquisition.jitter_positions(k, disks, 0.01))
+    out = often(key, lambda k: jitter_positions(k, disks, 0.01))
     move_x, move_y = (out.qx - disks.qx)[:, :REAL], (out.qy - disks.qy)[:, :REAL]
     assert_spread(move_x, 0.01)
     assert_spread(move_y, 0.01)
@@ -112,7 +125,7 @@ def test_miscalibration_has_its_standard_deviations(key):
         jnp.ones(4, bool),
     )
     centre, scale, ellipticity = 0.02, 0.01, 0.005
-    out = often(key, lambda k: acquisition.miscalibrate(k, corners, centre, scale, ellipticity))
+    out = often(key, lambda k: miscalibrate(k, corners, centre, scale, ellipticity))
     q = np.stack([out.qx, out.qy], axis=-1)
     shift = q[:, 0]
     assert_spread(shift, centre)
@@ -127,13 +140,13 @@ def test_miscalibration_has_its_standard_deviations(key):
 
 def test_keep_strongest_crops_sorts_and_normalises(disks):
     far = disks._replace(qx=disks.qx.at[0].set(2.0))
-    out = acquisition.keep_strongest(far, 5, K_MAX)
+    out = keep_strongest(far, 5, K_MAX)
     expected = np.asarray(disks.intensity)[1:6]
     np.testing.assert_allclose(out.intensity, expected / expected[0], rtol=1e-6)
     np.testing.assert_array_equal(out.qx, disks.qx[1:6])
     assert out.mask.all()
     missed = disks._replace(mask=disks.mask.at[1].set(False))
-    out = acquisition.keep_strongest(missed, 12, K_MAX)
+    out = keep_strongest(missed, 12, K_MAX)
     np.testing.assert_array_equal(out.mask, np.arange(12) < REAL - 1)
     np.testing.assert_array_equal(out.qx[:2], [disks.qx[0], disks.qx[2]])
 
@@ -208,7 +221,7 @@ def test_noise_of_padding_does_not_raise_the_cutoff(key, disks):
 
 def mixed(key, first, second, probability, n=N):
     config = replace(CLEAN, overlap=probability, overlap_share=(0.6, 0.9), disk_radius=0.05)
-    return often(key, lambda k: acquisition.overlap(k, first, second, config, 12), n)
+    return often(key, lambda k: overlap(k, first, second, config, 12), n)
 
 
 def test_a_second_grain_comes_as_often_and_as_strong_as_said(key, disks):
@@ -263,7 +276,7 @@ def test_coinciding_disks_of_two_grains_merge(key):
 
 def test_no_overlap_leaves_the_pattern_alone(key, disks):
     second = disks._replace(qx=disks.qx + 1.0)
-    assert acquisition.overlap(key, disks, second, CLEAN) is disks
+    assert overlap(key, disks, second, CLEAN) is disks
 
 
 def test_a_mixed_pattern_is_acquired_like_another(key, disks):
@@ -271,7 +284,7 @@ def test_a_mixed_pattern_is_acquired_like_another(key, disks):
         key_mix, key_acquire = jax.random.split(key)
         second = disks._replace(qx=-disks.qy, qy=disks.qx)
         config = replace(Acquisition(), overlap=0.5)
-        both = acquisition.overlap(key_mix, disks, second, config)
+        both = overlap(key_mix, disks, second, config)
         return acquire(key_acquire, both, config, 10, K_MAX)
 
     out = often(key, one, 200)
@@ -281,6 +294,6 @@ def test_a_mixed_pattern_is_acquired_like_another(key, disks):
 
 
 def test_damping_is_gaussian_in_q(disks):
-    out = acquisition.damp(disks, 0.2)
+    out = damp(disks, 0.2)
     radius = np.hypot(disks.qx, disks.qy)
     np.testing.assert_allclose(out.intensity, disks.intensity * np.exp(-0.2 * radius**2), rtol=1e-5)

@@ -17,10 +17,19 @@ import numpy as np
 import pytest
 
 import jaxstem
-from jaxstem import api, cubes, demo, disks, infer, io, packed, training
+from jaxstem import api
+from jaxstem.app.demo import sample
+from jaxstem.detection.opening import read_scan
 from jaxstem.errors import InputError
-from jaxstem.model import Model, build_network
-from jaxstem.transformer import init_params
+from jaxstem.files.cube import cube_from_array
+from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.emd import bragg_source
+from jaxstem.files.packed import write_packed
+from jaxstem.files.scan import source_of
+from jaxstem.inference.config import InferConfig
+from jaxstem.network.model import Model, build_network
+from jaxstem.network.transformer import init_params
+from jaxstem.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
 CUBE = ROOT / "experiments/data/cu_random_cube.h5"
@@ -34,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 @pytest.fixture(scope="module")
 def patterns():
     """Raw patterns of random orientations of copper."""
-    return cubes.read_cube(CUBE).rows(0, SHAPE[0])[:, : SHAPE[1]]
+    return read_cube(CUBE).rows(0, SHAPE[0])[:, : SHAPE[1]]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +62,7 @@ def small(copper, tiny):
 @pytest.fixture
 def hasty(small, monkeypatch):
     """Maps by the small network alone, whatever is asked for."""
-    monkeypatch.setattr(api, "infer_config", lambda *_: infer.InferConfig(refine="none"))
+    monkeypatch.setattr(api, "infer_config", lambda *_: InferConfig(refine="none"))
     monkeypatch.setattr(api, "load_model", lambda name: small)
 
 
@@ -63,8 +72,8 @@ def test_importing_jaxstem_imports_little_and_still_names_all():
         "assert set(jaxstem.__all__) <= set(dir(jaxstem))\n"
         "assert 'numpy' not in sys.modules and 'jax' not in sys.modules\n"
         "assert all(getattr(jaxstem, name) is not None for name in jaxstem.__all__)\n"
-        "import jaxstem.io\n"
-        "assert jaxstem.read_disks is jaxstem.io.read_disks and callable(jaxstem.train)\n"
+        "import jaxstem.files.emd\n"
+        "assert jaxstem.read_disks is jaxstem.files.read_disks and callable(jaxstem.train)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -85,7 +94,7 @@ def test_disks_of_an_array_are_those_of_its_file(patterns, found, tmp_path):
     with h5py.File(tmp_path / "cube.h5", "w") as file:
         file["cube"] = patterns
     of_file = jaxstem.detect_disks(tmp_path / "cube.h5", pixel_size=PIXEL, voltage_kv=300.0)
-    of_cube = jaxstem.detect_disks(cubes.cube_from_array(patterns, PIXEL))
+    of_cube = jaxstem.detect_disks(cube_from_array(patterns, PIXEL))
     for other in (of_file, of_cube):
         np.testing.assert_array_equal(other.offsets, found.offsets)
         np.testing.assert_allclose(other.qx, found.qx, atol=1e-6)
@@ -95,12 +104,12 @@ def test_disks_of_an_array_are_those_of_its_file(patterns, found, tmp_path):
 
 
 def test_files_disks_and_arrays_give_one_map(small, hasty, patterns, found, tmp_path):
-    packed.write_packed(tmp_path / "disks.h5", io.source_of(found))
+    write_packed(tmp_path / "disks.h5", source_of(found))
     answer = jaxstem.map_orientations(found, small)
     assert isinstance(answer, jaxstem.OrientationMap) and answer.orientation.shape == (*SHAPE, 3, 3)
     same = [
         jaxstem.map_orientations(tmp_path / "disks.h5", "cu"),
-        jaxstem.map_orientations(io.source_of(found), small, voltage_kv=300),
+        jaxstem.map_orientations(source_of(found), small, voltage_kv=300),
         jaxstem.map_orientations(patterns, small, pixel_size=PIXEL),
     ]
     for other in same:
@@ -121,8 +130,8 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
         (lambda: jaxstem.map_orientations(found, "cu", pixel_size=0.1), "calibrated"),
         (lambda: jaxstem.train("nonesuch.cif", tmp_path / "m"), "nonesuch.cif"),
         (lambda: jaxstem.train([], tmp_path / "m"), "CIF"),
-        (lambda: jaxstem.train(demo.sample("Cu.cif"), tmp_path / "m", preset="best"), "best"),
-        (lambda: jaxstem.train(demo.sample("Cu.cif"), tmp_path / "m", k_max=0.1), "Cu.cif"),
+        (lambda: jaxstem.train(sample("Cu.cif"), tmp_path / "m", preset="best"), "best"),
+        (lambda: jaxstem.train(sample("Cu.cif"), tmp_path / "m", k_max=0.1), "Cu.cif"),
     ]
     for attempt, word in refused:
         with pytest.raises(InputError, match=re.escape(word)) as error:
@@ -140,7 +149,7 @@ def no_training(small, monkeypatch):
         asked.append((materials, config, Path(out)))
         return small
 
-    monkeypatch.setattr(training, "train", remember)
+    monkeypatch.setattr(loop, "train", remember)
     return asked
 
 
@@ -148,10 +157,10 @@ def no_training(small, monkeypatch):
 def with_data(tmp_path, monkeypatch):
     """A working folder with the files that the documentation speaks of."""
     monkeypatch.chdir(tmp_path)
-    scan = io.bragg_source(demo.sample("cu_bragg.h5")).read(0, 3)
-    packed.write_packed("scan.h5", io.source_of(scan))
+    scan = bragg_source(sample("cu_bragg.h5")).read(0, 3)
+    write_packed("scan.h5", source_of(scan))
     (tmp_path / "cube.h5").write_bytes(CUBE.read_bytes())
-    (tmp_path / "Cu.cif").write_bytes(demo.sample("Cu.cif").read_bytes())
+    (tmp_path / "Cu.cif").write_bytes(sample("Cu.cif").read_bytes())
     return tmp_path
 
 
@@ -190,7 +199,7 @@ def test_the_notebook_is_made_of_its_source_and_runs(hasty, tmp_path, monkeypatc
     assert "4096" in capsys.readouterr().out
     assert names["found"].phase.shape == (64, 64)
     assert {path.suffix for path in tmp_path.iterdir()} == {".ang", ".h5"}
-    assert disks.read_scan(demo.sample("cu_bragg.h5")).scan_shape == names["scan"].scan_shape
+    assert read_scan(sample("cu_bragg.h5")).scan_shape == names["scan"].scan_shape
 
 
 @pytest.mark.parametrize(

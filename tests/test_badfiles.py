@@ -17,11 +17,14 @@ import test_rawfiles
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstem import io, packed
-from jaxstem.calibration import Calibration, read_calibration, write_calibration
-from jaxstem.cubes import read_cube
+from jaxstem.detection.calibration import read_calibration, write_calibration
+from jaxstem.detection.config import read_mask
+from jaxstem.detection.ring_fit import Calibration
 from jaxstem.errors import InputError
-from jaxstem.probe import read_mask
+from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.map_file import MAP_DATASETS, read_map, write_map
+from jaxstem.files.packed import packed_source, write_packed
+from jaxstem.files.scan import DiskScan, source_of
 
 WRITERS = {
     ".hspy": test_rawfiles.write_hspy,
@@ -196,12 +199,12 @@ def test_packed_tables_of_any_kind_are_read_or_refused(
 ):
     path = tmp_path_factory.mktemp("tables") / "table.h5"
     offsets = np.arange(7)
-    scan = io.DiskScan(*np.ones((3, 6), np.float32), offsets, (2, 3), 1.0, "nm", 200.0, "memory")
-    packed.write_packed(path, io.source_of(scan), progress=False)
+    scan = DiskScan(*np.ones((3, 6), np.float32), offsets, (2, 3), 1.0, "nm", 200.0, "memory")
+    write_packed(path, source_of(scan), progress=False)
     spoil(path, name, kind, shape, attribute, value)
 
     def read(path):
-        source = packed.packed_source(path)
+        source = packed_source(path)
         return source.read(0, source.scan_shape[0])
 
     found = read_or_refuse(read, path)
@@ -212,7 +215,7 @@ def test_packed_tables_of_any_kind_are_read_or_refused(
 
 @settings(max_examples=40, deadline=None)
 @given(
-    name=st.sampled_from([*(location for location, _ in io.MAP_DATASETS.values()), "phase_names"]),
+    name=st.sampled_from([*(location for location, _ in MAP_DATASETS.values()), "phase_names"]),
     kind=st.sampled_from(KINDS),
     shape=st.lists(st.integers(0, 4), max_size=4),
     attribute=st.sampled_from(["scan_step", "scan_units", "version", "format", "command"]),
@@ -222,9 +225,9 @@ def test_maps_of_any_kind_are_read_or_refused(
     tmp_path_factory, name, kind, shape, attribute, value
 ):
     path = tmp_path_factory.mktemp("maps") / "map.h5"
-    io.write_map(path, test_io.random_map(np.random.default_rng(0), (3, 4), 2))
+    write_map(path, test_io.random_map(np.random.default_rng(0), (3, 4), 2))
     spoil(path, name, kind, shape, attribute, value)
-    found = read_or_refuse(io.read_map, path)
+    found = read_or_refuse(read_map, path)
     if found is not None:
         assert found.phase.shape == (3, 4) and found.orientation.shape == (3, 4, 3, 3)
         assert len(found.phase_names) == len(found.crystals) == 2

@@ -12,24 +12,27 @@ import pytest
 from pymatgen.core import Lattice, Structure
 from scipy.linalg import expm
 
-from jaxstem import so3
-from jaxstem.bloch import (
+from jaxstem.crystal.cell import debye_waller, from_structure, read_cif, symmetry_operations
+from jaxstem.crystal.scattering import lobato_factor
+from jaxstem.diffraction.absorption import absorptive_factor
+from jaxstem.diffraction.bloch import (
     absorption_matrix,
-    absorptive_factor,
     bloch_intensities,
     bloch_library,
     choose_beams,
-    cone_steps,
     prepare,
+    structure_matrix,
+)
+from jaxstem.diffraction.geometry import excitation_error
+from jaxstem.diffraction.illumination import disk_tilts, ring_tilts, tilted
+from jaxstem.diffraction.propagation import (
+    cone_steps,
     propagate,
     propagate_absorbing,
     propagate_cone,
-    structure_matrix,
 )
-from jaxstem.crystal import debye_waller, from_structure, operations, read_cif
 from jaxstem.errors import InputError
-from jaxstem.kinematic import disk_tilts, excitation_error, ring_tilts, tilted
-from jaxstem.scattering import lobato_factor
+from jaxstem.orientation import rotations
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -53,7 +56,7 @@ def crystal(name):
 
 
 def random_rotations(seed, n):
-    return np.asarray(so3.random_rotations(jax.random.key(seed), (n,)))
+    return np.asarray(rotations.random_rotations(jax.random.key(seed), (n,)))
 
 
 def near_zone_axis(axis, degrees):
@@ -62,7 +65,7 @@ def near_zone_axis(axis, degrees):
     x /= np.linalg.norm(x)
     orientation = np.stack([x, np.cross(z, x), z], axis=1)
     tilt = jnp.deg2rad(degrees) * jnp.array([0.8, 0.6, 0.0])
-    return orientation @ np.asarray(so3.rotation_vector_to_matrix(tilt))
+    return orientation @ np.asarray(rotations.rotation_vector_to_matrix(tilt))
 
 
 def spread(beams, n_reflections):
@@ -197,7 +200,7 @@ def test_two_beams_oscillate_as_the_textbooks_say(w):
     rise = np.arcsin((s + tables.wavelength * length**2 / 2) / length)
     x, z = np.array([np.cos(rise), 0.0, np.sin(rise)]), np.array([-np.sin(rise), 0.0, np.cos(rise)])
     to_row = np.stack([x, np.array([0.0, 1.0, 0.0]), z])  # rows are crystal axes in the lab
-    off_zone = np.asarray(so3.rotation_vector_to_matrix(jnp.array([0.21, 0.0, 0.0])))
+    off_zone = np.asarray(rotations.rotation_vector_to_matrix(jnp.array([0.21, 0.0, 0.0])))
     orientation = off_zone @ to_row  # turned about g, away from other rows
     thickness = np.linspace(10, 600, 23)
     beams = bloch_intensities(orientation, thickness, tables, 2, 0)
@@ -231,7 +234,7 @@ def test_symmetry_equivalent_orientations_give_the_same_pattern(name, laue):
     g, n = np.asarray(tables.g), len(tables.g)
     solve = lambda r: spread(bloch_intensities(r, THICKNESS, tables, n, 0), n)  # noqa: E731
     reference = solve(orientation)
-    for operation in operations(phase, laue=laue)[[1, 5, -1]]:
+    for operation in symmetry_operations(phase, laue=laue)[[1, 5, -1]]:
         image = np.argmax(g @ (g @ operation.T).T - np.sum(g**2, 1)[:, None] / 2, axis=0)
         np.testing.assert_allclose(g[image], g @ operation.T, atol=1e-5)
         np.testing.assert_allclose(solve(operation @ orientation)[:, image], reference, atol=1e-4)
@@ -241,8 +244,10 @@ def test_patterns_of_polar_crystals_break_friedels_law():
     """The operations of the Laue group that zinc blende lacks do change its thick patterns."""
     phase = crystal("ZnS")
     tables = prepare(phase, 300.0, 1.1, u_iso=0.005)
-    own = operations(phase, laue=False)
-    lacking = next(o for o in operations(phase) if not np.isclose(own, o).all((1, 2)).any())
+    own = symmetry_operations(phase, laue=False)
+    lacking = next(
+        o for o in symmetry_operations(phase) if not np.isclose(own, o).all((1, 2)).any()
+    )
     orientation = near_zone_axis([1, 1, 0], 1.0)
     n = len(tables.g)
     first = bloch_intensities(orientation, THICKNESS, tables, n, 0)
@@ -324,7 +329,7 @@ def test_gradients_are_right_even_on_a_zone_axis():
         weight = jnp.asarray(np.random.default_rng(0).normal(size=n))
 
         def score(parameters, start):
-            turned = start @ so3.rotation_vector_to_matrix(parameters[:3])
+            turned = start @ rotations.rotation_vector_to_matrix(parameters[:3])
             beams = bloch_intensities(turned, parameters[3:], tables, n, 0)
             return jnp.sum(beams.intensity * weight[beams.index])
 
@@ -447,7 +452,7 @@ def test_gradients_of_absorbing_crystals():
 
         @jax.jit
         def score(parameters):
-            turned = start @ so3.rotation_vector_to_matrix(parameters[:3])
+            turned = start @ rotations.rotation_vector_to_matrix(parameters[:3])
             beams = bloch_intensities(turned, parameters[3:], tables, n, 0)
             return jnp.sum(beams.intensity * weight[beams.index])
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem import checkpoint
 from jaxstem.errors import InputError
+from jaxstem.training import checkpoint
 
 
 def state_of(step):

@@ -19,28 +19,32 @@ import h5py
 import numpy as np
 import pytest
 
-from jaxstem import (
-    __version__,
-    cli,
-    console,
-    demo,
-    doctor,
-    infer,
-    io,
-    mapping,
-    maps,
-    model,
-    painter,
-    so3,
-    training,
-)
-from jaxstem.acquisition import CLEAN
-from jaxstem.crystal import operations
-from jaxstem.kept import default_cache
-from jaxstem.library import LibraryConfig
-from jaxstem.transformer import ModelConfig
+from jaxstem import __version__, mapping
+from jaxstem.app import painter
+from jaxstem.app.console import expanded, option_defaults
+from jaxstem.app.demo import FILES, MODEL, sample
+from jaxstem.app.doctor import advice
+from jaxstem.app.main import COMMANDS, CUT_OFF, main
+from jaxstem.app.options import Reading
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.files.emd import read_disks
+from jaxstem.files.map_file import read_map
+from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
+from jaxstem.files.truth import read_truth
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import MIN_DISKS, count_disks
+from jaxstem.inference.stream import stream_answers
+from jaxstem.inference.verdict import Answer
+from jaxstem.maps import drawing
+from jaxstem.network.model import Model, load_model, packaged_models
+from jaxstem.network.transformer import ModelConfig
+from jaxstem.runtime.cache import default_cache
+from jaxstem.training import loop
+from jaxstem.training.acquisition import CLEAN
+from jaxstem.training.config import TrainConfig
+from jaxstem.training.library import LibraryConfig
 
-CIF = demo.sample("Cu.cif")
+CIF = sample("Cu.cif")
 FIXTURES = Path(__file__).parent / "fixtures"
 CALIBRATION = "datacube_root/metadatabundle/calibration"
 DISKS = "datacube_root/braggvectors/_v_uncal/data"
@@ -57,7 +61,7 @@ def write_scan(path, **changes):
     `changes` replace entries of the calibration; None removes one.
     """
     rows, columns = SHAPE
-    with h5py.File(demo.sample("cu_bragg.h5")) as sample, h5py.File(path, "w") as file:
+    with h5py.File(sample("cu_bragg.h5")) as sample, h5py.File(path, "w") as file:
         sample.copy("datacube_root", file)
         disks = sample[DISKS][:rows, :columns]
         del file[DISKS]
@@ -81,7 +85,7 @@ def write_scan(path, **changes):
 
 def write_truth(path):
     rows, columns = SHAPE
-    with h5py.File(demo.sample("cu_truth.h5")) as sample, h5py.File(path, "w") as file:
+    with h5py.File(sample("cu_truth.h5")) as sample, h5py.File(path, "w") as file:
         for name in sample:
             file[name] = sample[name][:rows, :columns]
     return path
@@ -102,11 +106,9 @@ def trained(tmp_path_factory):
         library = LibraryConfig(
             n_axes=300, n_beams=32, n_weak=40, beam_k_max=2.0, convergence_mrad=0
         )
-        config = training.TrainConfig(
-            model=SMALL, acquisition=CLEAN, library=library, n_validation=32
-        )
-        patch.setattr(training, "preset", lambda name: config)
-        assert cli.main([*argv, "--k-max", "1.5", "--spacing-deg", "20", "--seed", "5"]) == 0
+        config = TrainConfig(model=SMALL, acquisition=CLEAN, library=library, n_validation=32)
+        patch.setattr(config, "preset_config", lambda name: config)
+        assert main([*argv, "--k-max", "1.5", "--spacing-deg", "20", "--seed", "5"]) == 0
     return folder
 
 
@@ -128,8 +130,8 @@ def answers(monkeypatch):
     turn[:, -1] = np.nan
     turn[1, 0] = np.nan
     phase = np.zeros((2, n), int)
-    phase[:, -1] = phase[1, 0] = io.UNASSIGNED
-    answer = infer.Answer(
+    phase[:, -1] = phase[1, 0] = UNASSIGNED
+    answer = Answer(
         turn[0],
         phase[0],
         *rng.uniform(size=(4, n)),
@@ -156,7 +158,7 @@ def assert_refused(argv, folder, capsys, *words):
     """Exit code 2, one sentence that holds the words on stderr, and nothing on disk changed."""
     before = contents(folder)
     capsys.readouterr()
-    code = cli.main([str(argument) for argument in argv])
+    code = main([str(argument) for argument in argv])
     out, err = capsys.readouterr()
     assert code == 2
     assert out == ""
@@ -167,7 +169,7 @@ def assert_refused(argv, folder, capsys, *words):
 
 
 def run(*argv):
-    return cli.main([str(argument) for argument in argv])
+    return main([str(argument) for argument in argv])
 
 
 def run_process(*argv):
@@ -194,7 +196,7 @@ def test_help_fits_a_screen_and_starts_with_an_example(capsys, monkeypatch):
         assert not option.startswith("--") or option in told
 
 
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_each_command_explains_each_of_its_options(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run(command, "--help") == 0
@@ -216,13 +218,13 @@ def test_help_and_mistyped_options_need_no_jax():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_settings_files_may_hold_every_option(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run(command, "--help") == 0
     told = set(re.findall(r"^. --([a-z-]+)", capsys.readouterr().out, re.MULTILINE))
     told = {name for name in told if not name.startswith("no-")}
-    known = set(console.option_defaults(cli.COMMANDS[command]))
+    known = set(option_defaults(COMMANDS[command]))
     assert known == told - {"help", "config"}
     assert command == "doctor" or {"quiet", "json"} <= known
 
@@ -235,13 +237,13 @@ def test_settings_come_from_files_where_none_are_typed(tmp_path):
     )
     second.write_text('model = "cu"\nrotation_deg = 3\n')
     words = ["map", "s.h5", f"--config={first}", "--refine", "none", "--config", str(second)]
-    assert console.expanded([*words, "--out", "m.h5"], cli.COMMANDS) == [
+    assert expanded([*words, "--out", "m.h5"], COMMANDS) == [
         *["map", "s.h5", "--refine", "none", "--out", "m.h5", "--least-confidence", "0.25"],
         *["--no-figure", "--overwrite", "--rotation-deg", "3", "--scan-shape", "64", "32"],
         *["--cif", "--model", "cu"],
     ]
     typed = ["map", "s.h5", "--figure", "--least_confidence=0.5", "--config", str(first)]
-    found = console.expanded(typed, cli.COMMANDS)
+    found = expanded(typed, COMMANDS)
     assert found[:4] == typed[:4] and not {"--no-figure", "--least-confidence"} & set(found)
 
 
@@ -249,7 +251,7 @@ def test_a_map_stores_the_settings_of_its_files(trained, here, answers, capsys):
     (here / "mine.toml").write_text(f"model = {json.dumps(str(trained))}\nfigure = false\n")
     assert run("map", "scan.h5", "--config", "mine.toml", "--out", "map.h5", "--quiet") == 0
     assert capsys.readouterr().out == ""
-    command = io.read_map("map.h5").attributes["command"]
+    command = read_map("map.h5").attributes["command"]
     assert command == f"jaxstem map scan.h5 --out map.h5 --quiet --model {trained} --no-figure"
 
 
@@ -301,7 +303,7 @@ def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(trained, here, answer
     assert found["map"]["confidence_median"] == pytest.approx(
         np.median(answer.confidence[assigned])
     )
-    assert found["convert"]["disks"] == len(io.read_disks("scan.h5").qx)
+    assert found["convert"]["disks"] == len(read_disks("scan.h5").qx)
     evaluate = ["evaluate", "map.h5", "--truth", "truth.h5", "--json"]
     assert run(*evaluate) == 0
     assert json.loads(capsys.readouterr().out)["rows"][0]["phase"] == "Cu"
@@ -310,7 +312,7 @@ def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(trained, here, answer
 def test_disks_become_csv_and_come_back(here, capsys):
     assert run("convert", "scan.h5", "--out", "disks.csv") == 0
     assert run("convert", "disks.csv", "--out", "disks.h5") == 0
-    before, after = io.read_disks("scan.h5"), cli.Reading().opened(Path("disks.h5")).read(0, 3)
+    before, after = read_disks("scan.h5"), Reading().opened(Path("disks.h5")).read(0, 3)
     np.testing.assert_array_equal(after.offsets, before.offsets)
     np.testing.assert_allclose(after.qx, before.qx, atol=1e-6)
     assert_refused(
@@ -325,7 +327,7 @@ def test_nobody_reading_ends_a_command_quietly():
         [sys.executable, "-m", "jaxstem", "--version"], stdout=writer, stderr=subprocess.PIPE
     )
     os.close(writer)
-    assert done.returncode == cli.CUT_OFF and done.stderr == b""
+    assert done.returncode == CUT_OFF and done.stderr == b""
 
 
 def test_the_doctor_tells_what_there_is(capsys):
@@ -333,7 +335,7 @@ def test_the_doctor_tells_what_there_is(capsys):
 
     assert run("doctor") == 0
     out = capsys.readouterr().out
-    for told in (__version__, jax.__version__, *model.packaged_models(), "300 kV"):
+    for told in (__version__, jax.__version__, *packaged_models(), "300 kV"):
         assert told in out
     assert out.count("cpu") >= len(jax.devices())
     assert out.splitlines()[-2] == "" and out.splitlines()[-1].strip()
@@ -347,15 +349,15 @@ def test_the_doctor_knows_what_to_do(monkeypatch):
     cache = {"compiled programs": {"folder": "/c", "writable": True}}
     well = {"devices": [gpu], "device_error": None, "gpu_present": "NVIDIA", "models": {"cu": {}}}
     well["caches"] = cache
-    assert doctor.advice(well) == "All is well."
-    assert "requirements-gpu.txt" in doctor.advice({**well, "devices": [cpu]})
-    assert "processor" in doctor.advice({**well, "devices": [cpu], "gpu_present": None})
-    assert "install" in doctor.advice({**well, "models": {}})
-    assert "broke" in doctor.advice({**well, "devices": [], "device_error": "it broke"})
+    assert advice(well) == "All is well."
+    assert "requirements-gpu.txt" in advice({**well, "devices": [cpu]})
+    assert "processor" in advice({**well, "devices": [cpu], "gpu_present": None})
+    assert "install" in advice({**well, "models": {}})
+    assert "broke" in advice({**well, "devices": [], "device_error": "it broke"})
     cache["compiled programs"]["writable"] = False
-    assert "JAX_COMPILATION_CACHE_DIR" in doctor.advice(well)
+    assert "JAX_COMPILATION_CACHE_DIR" in advice(well)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert "JAX_PLATFORMS" in doctor.advice({**well, "devices": [cpu]})
+    assert "JAX_PLATFORMS" in advice({**well, "devices": [cpu]})
 
 
 def test_a_broken_jax_does_not_upset_the_doctor(monkeypatch):
@@ -385,7 +387,7 @@ def test_the_missing_option_is_named(capsys):
 
 
 def test_training_leaves_a_model_that_is_what_was_asked_for(trained):
-    loaded = model.load_model(trained)
+    loaded = load_model(trained)
     assert loaded.phase_names == ("Cu",)
     assert (loaded.voltage_kv, loaded.k_max) == (300.0, 1.5)
     assert np.rad2deg(loaded.materials[0].spacing) == pytest.approx(20, rel=0.2)
@@ -409,9 +411,9 @@ def test_training_options_reach_the_training(options, expected, tmp_path, monkey
 
     def remember(materials, config, out, **rest):
         asked.append((*materials, config, out))
-        return model.Model(config.model, materials, None, RECORD)
+        return Model(config.model, materials, None, RECORD)
 
-    monkeypatch.setattr(training, "train", remember)
+    monkeypatch.setattr(loop, "train", remember)
     assert run("train", "--cif", CIF, "--out", tmp_path / "m", *options) == 0
     material, config, out = asked.pop()
     assert out == tmp_path / "m"
@@ -438,11 +440,11 @@ def test_a_map_is_written_with_all_that_its_reader_needs(trained, here, capsys):
         assert file.attrs["refine"] == "none" and file.attrs["method"] == "network"
         assert file.attrs["symmetry"] == "Laue group"
         assert file.attrs["symmetry_groups"] == "m-3m"
-    found = io.read_map("map.h5")
-    counts = infer.count_disks(io.read_disks("scan.h5"), 0.3, 1.5).reshape(SHAPE)
+    found = read_map("map.h5")
+    counts = count_disks(read_disks("scan.h5"), 0.3, 1.5).reshape(SHAPE)
     np.testing.assert_array_equal(found.n_disks, counts)
-    assert (found.phase[counts < infer.MIN_DISKS] < 0).all()
-    assert found.phase[EMPTY] == io.NO_CRYSTAL and (found.phase == 0).sum() >= 6
+    assert (found.phase[counts < MIN_DISKS] < 0).all()
+    assert found.phase[EMPTY] == NO_CRYSTAL and (found.phase == 0).sum() >= 6
     unassigned = found.phase < 0
     assert np.isnan(found.orientation[unassigned]).all()
     turns = found.orientation[~unassigned]
@@ -456,7 +458,7 @@ def test_answers_lie_where_their_positions_do(trained, here, answers):
     answer, counts = answers
     assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
     assert {path.name for path in here.iterdir()} == {"scan.h5", "map.h5"}
-    found = io.read_map("map.h5")
+    found = read_map("map.h5")
     for flat, position in enumerate(np.ndindex(SHAPE)):
         np.testing.assert_array_equal(found.orientation[position], answer.orientation[flat])
         np.testing.assert_array_equal(
@@ -488,20 +490,20 @@ def test_inference_options_reach_the_inference(
     options, refine, semi_angle, batch, trained, here, answers, monkeypatch
 ):
     asked = []
-    reply = mapping.stream_answers
+    reply = stream_answers
     monkeypatch.setattr(
         mapping, "stream_answers", lambda *args, **rest: (asked.append(args[2]), reply())[1]
     )
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure", *options]
     assert run(*argv) == 0
-    config, default = asked.pop(), infer.InferConfig(refine=refine)
+    config, default = asked.pop(), InferConfig(refine=refine)
     assert (config.refine, config.batch) == (refine, batch)
     assert config.score.likelihood.semi_angle == semi_angle
     changed = {"refine": refine, "batch": batch, "score": config.score, "cache": default_cache()}
     assert config == dataclasses.replace(default, **changed)
     likelihood = dataclasses.replace(default.rules.likelihood, semi_angle=semi_angle)
     assert config.score == dataclasses.replace(default.rules, likelihood=likelihood)
-    assert io.read_map("map.h5").attributes["refine"] == refine
+    assert read_map("map.h5").attributes["refine"] == refine
 
 
 def test_several_cifs_are_the_phases_of_one_model(tmp_path, monkeypatch, capsys):
@@ -509,9 +511,9 @@ def test_several_cifs_are_the_phases_of_one_model(tmp_path, monkeypatch, capsys)
 
     def remember(materials, config, out, **rest):
         asked.append(materials)
-        return model.Model(config.model, tuple(materials), None, RECORD)
+        return Model(config.model, tuple(materials), None, RECORD)
 
-    monkeypatch.setattr(training, "train", remember)
+    monkeypatch.setattr(loop, "train", remember)
     cifs = [FIXTURES / f"{name}.cif" for name in ("Cu2O", "Mg", "Cu")]
     assert run("train", "--cif", *cifs, "--out", tmp_path / "m", "--spacing-deg", "20") == 0
     (materials,) = asked
@@ -524,10 +526,10 @@ def test_doubtful_answers_are_left_out_when_asked(trained, here, answers):
     answer.confidence[1] = np.nan
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
     assert run(*argv, "--least-confidence", "0.4") == 0
-    found = io.read_map("map.h5")
+    found = read_map("map.h5")
     doubtful = (answer.confidence < 0.4).reshape(SHAPE)
     assert not doubtful[0, 1]
-    expected = np.where(doubtful, io.UNASSIGNED, answer.phase.reshape(SHAPE))
+    expected = np.where(doubtful, UNASSIGNED, answer.phase.reshape(SHAPE))
     np.testing.assert_array_equal(found.phase, expected)
     np.testing.assert_array_equal(np.isnan(found.orientation[..., 0, 0]), expected < 0)
     np.testing.assert_array_equal(np.isnan(found.thickness), doubtful)
@@ -539,12 +541,12 @@ def test_doubtful_answers_are_left_out_when_asked(trained, here, answers):
 
 def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypatch, capsys):
     """Scan, map and truth share one order of positions and one convention."""
-    truth = io.read_truth(write_truth(here / "truth.h5"))
-    symmetry = operations(model.load_model(trained).materials[0].crystal)
+    truth = read_truth(write_truth(here / "truth.h5"))
+    symmetry = symmetry_operations(load_model(trained).materials[0].crystal)
     right = (symmetry[7] @ truth.orientation).reshape(-1, 3, 3)
     ones, counts = np.ones(len(right)), np.full(len(right), 5)
     phase = np.zeros(len(right), int)
-    answer = infer.Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones)
+    answer = Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones)
     monkeypatch.setattr(
         mapping, "stream_answers", lambda *args, **kwargs: iter([(0, answer, counts)])
     )
@@ -708,7 +710,7 @@ def test_unusable_maps_and_truths_are_refused(trained, here, answers, capsys):
     assert_refused(["evaluate", "scan.h5", "truth.h5"], here, capsys, "scan.h5", "map")
     assert_refused(["evaluate", "map.h5", "none.h5"], here, capsys, "none.h5")
     assert_refused(["evaluate", "map.h5", "scan.h5"], here, capsys, "scan.h5", "orientation")
-    larger = demo.sample("cu_truth.h5")
+    larger = sample("cu_truth.h5")
     assert_refused(["evaluate", "map.h5", larger], here, capsys, "map.h5", larger, "64 x 64")
 
 
@@ -728,7 +730,7 @@ def test_a_picture_that_fails_leaves_no_map(trained, here, answers, monkeypatch)
         raise RuntimeError("no picture")
 
     before = contents(here)
-    monkeypatch.setattr(maps, "figure", fail)
+    monkeypatch.setattr(drawing, "figure", fail)
     monkeypatch.setattr(painter, "_started", lambda: None)  # another process would not fail
     with pytest.raises(RuntimeError):
         run("map", "scan.h5", "--model", trained, "--out", "map.h5")
@@ -739,8 +741,8 @@ def test_a_scan_out_of_the_models_reach_is_mapped_as_unassigned(trained, here, c
     write_scan(here / "scan.h5", Q_pixel_size=3.0)
     assert run("map", "scan.h5", "--model", trained, "--out", "map.h5") == 0
     assert "0 assigned" in capsys.readouterr().out
-    phase = io.read_map("map.h5").phase
-    assert phase[EMPTY] == io.NO_CRYSTAL and (phase == io.UNASSIGNED).sum() == phase.size - 1
+    phase = read_map("map.h5").phase
+    assert phase[EMPTY] == NO_CRYSTAL and (phase == UNASSIGNED).sum() == phase.size - 1
 
 
 def test_a_process_of_its_own_refuses_in_one_line(here):
@@ -759,23 +761,23 @@ def test_the_demo_leaves_other_files_alone(here, capsys):
     assert_refused(["demo", "--out", "mine"], here, capsys, "mine", "other files")
 
 
-@pytest.mark.skipif(demo.MODEL not in model.packaged_models(), reason="no packaged model yet")
+@pytest.mark.skipif(MODEL not in packaged_models(), reason="no packaged model yet")
 def test_the_demo_maps_the_sample_scan(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run("demo") == 0
     out = capsys.readouterr().out
     folder = tmp_path / "jaxstem-demo"
-    assert {path.name for path in folder.iterdir()} == set(demo.FILES)
+    assert {path.name for path in folder.iterdir()} == set(FILES)
     assert {path.name for path in tmp_path.iterdir()} == {"jaxstem-demo"}
-    for name in demo.FILES:
+    for name in FILES:
         assert f"jaxstem-demo/{name}" in out
     score = json.loads((folder / "score.json").read_text())
     assert score["phases"]["Cu"]["n"] == 2971
     assert score["phases"]["Cu"]["plain"]["within_5"] > 0.6
-    found = io.read_map(folder / "map.h5")
-    truth = io.read_truth(demo.sample("cu_truth.h5"))
-    symmetry = operations(found.crystals[0]).astype(np.float32)
+    found = read_map(folder / "map.h5")
+    truth = read_truth(sample("cu_truth.h5"))
+    symmetry = symmetry_operations(found.crystals[0]).astype(np.float32)
     inside = (truth.boundary_weight == 0) & (found.phase == 0)
-    errors = so3.misorientation(found.orientation[inside], truth.orientation[inside], symmetry)
+    errors = symmetry.misorientation(found.orientation[inside], truth.orientation[inside], symmetry)
     assert np.median(np.rad2deg(errors)) < 3
-    assert cli.main(["demo"]) == 0
+    assert main(["demo"]) == 0

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import FIXTURES
-from scipy.spatial.transform import Rotation
-
-from jaxstem.correlation import (
+from correlation import (
     SparseConfig,
     azimuthal_average,
     led_uphill,
@@ -20,9 +18,12 @@ from jaxstem.correlation import (
     sparse_correlation,
     two_point,
 )
-from jaxstem.crystal import operations
-from jaxstem.kinematic import Disks, simulate
-from jaxstem.model import material
+from scipy.spatial.transform import Rotation
+
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.kinematic import simulate
+from jaxstem.diffraction.material import make_material
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 @pytest.fixture(scope="module")
 def cu(crystals):
     """As in the fixture: up to 1.5 1/Å, no thermal motion."""
-    return material(crystals["Cu"], 300.0, 1.5, 15.0, 0.0)
+    return make_material(crystals["Cu"], 300.0, 1.5, 15.0, 0.0)
 
 
 def score(disks, orientation, cu, config):
@@ -111,7 +112,7 @@ def test_polar_image_finds_a_disk_where_it_is(rng):
 
 @pytest.mark.parametrize("name", ["Cu", "Mg"])
 def test_reduced_axes_forget_symmetry(crystals, rng, name):
-    symmetry = operations(crystals[name])
+    symmetry = symmetry_operations(crystals[name])
     orientation = Rotation.random(20, random_state=rng.integers(2**31)).as_matrix()
     equivalent = symmetry[rng.integers(len(symmetry), size=20)] @ orientation
     for column in range(3):

@@ -15,8 +15,9 @@ import pytest
 from conftest import FIXTURES
 from scipy import ndimage
 
-from jaxstem.cli import main
-from jaxstem.correlogram import (
+from jaxstem.app.main import main
+from jaxstem.detection.config import Correlation, DetectConfig, read_probe
+from jaxstem.detection.correlogram import (
     correlate_patterns,
     highest_point,
     upsampled,
@@ -24,12 +25,13 @@ from jaxstem.correlogram import (
     with_power,
     zero_sum,
 )
-from jaxstem.cubes import cube_from_array
-from jaxstem.disks import calibrated, find_disks
+from jaxstem.detection.estimates import vacuum_probe
+from jaxstem.detection.plan import make_plan
+from jaxstem.detection.scan import calibrated, find_disks
 from jaxstem.errors import InputError
-from jaxstem.io import read_disks
-from jaxstem.probe import Correlation, DetectConfig, make_plan, read_probe, vacuum_probe
-from jaxstem.tables import read_csv
+from jaxstem.files.csv import read_csv
+from jaxstem.files.cube import cube_from_array
+from jaxstem.files.emd import read_disks
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,18 +11,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from jaxstem.crystal import (
+from jaxstem.crystal.cell import (
     Crystal,
     from_structure,
-    operations,
     read_cif,
     reciprocal_lattice,
     reflections,
     standard_lattice,
     structure_factors,
+    symmetry_operations,
 )
+from jaxstem.crystal.scattering import electron_wavelength, lobato_factor, lobato_parameters
 from jaxstem.errors import InputError
-from jaxstem.scattering import electron_wavelength, lobato_factor, lobato_parameters
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CRYSTALS = ("Cu", "Cu2O", "Mg", "TiO2", "ZrO2")
@@ -213,19 +213,19 @@ def test_operations_of_all_point_groups(point_group, seed):
     crystal = from_structure(structure, space_group)
     assert crystal.laue_group == laue_group
     assert crystal.point_group == point_group
-    laue, own = operations(crystal), operations(crystal, laue=False)
+    laue, own = symmetry_operations(crystal), symmetry_operations(crystal, laue=False)
     assert (len(laue), len(own)) == (n_laue, n_own)
     for matrices in (laue, own):
         assert_is_group_of_proper_rotations(matrices)
     assert_preserves_reflections(crystal, laue, k_max=0.6)
     angles = np.array([rotation_angle_deg(o) for o in laue])
     assert np.all(np.diff(angles) > -1e-6)
-    np.testing.assert_array_equal(laue, operations(crystal))
+    np.testing.assert_array_equal(laue, symmetry_operations(crystal))
 
 
 @pytest.mark.parametrize("name", CRYSTALS)
 def test_operations_preserve_the_reflections_of_real_crystals(name, crystals):
-    assert_preserves_reflections(crystals[name], operations(crystals[name]), k_max=1.0)
+    assert_preserves_reflections(crystals[name], symmetry_operations(crystals[name]), k_max=1.0)
 
 
 def test_zinc_blende_has_twelve_operations_of_its_own():
@@ -234,7 +234,7 @@ def test_zinc_blende_has_twelve_operations_of_its_own():
     )
     crystal = from_structure(structure, "GaAs")
     assert (crystal.point_group, crystal.laue_group) == ("-43m", "m-3m")
-    laue, own = operations(crystal), operations(crystal, laue=False)
+    laue, own = symmetry_operations(crystal), symmetry_operations(crystal, laue=False)
     assert (len(laue), len(own)) == (24, 12)
     distances = np.abs(own[:, None] - laue[None]).max((-1, -2))
     assert np.all(distances.min(1) < 1e-12)
@@ -254,7 +254,7 @@ def test_monoclinic_two_fold_is_along_the_unique_axis(unique):
     positions = np.concatenate([atoms, atoms * mate, -atoms, -atoms * mate]) % 1
     crystal = from_structure(Structure(lattice, ["Cu", "O"] * 4, positions), "setting")
     assert crystal.point_group == "2/m"
-    found = operations(crystal)
+    found = symmetry_operations(crystal)
     assert len(found) == 2
     direction = crystal.lattice[unique] / np.linalg.norm(crystal.lattice[unique])
     assert abs(rotation_axis(found[1]) @ direction) == pytest.approx(1, abs=1e-9)
@@ -267,7 +267,7 @@ def test_trigonal_two_folds_keep_their_setting(space_group, along_a):
         space_group, Lattice.hexagonal(4.9, 5.4), ["Si"], [[0.13, 0.27, 0.19]]
     )
     crystal = from_structure(structure, space_group)
-    turns = [o for o in operations(crystal, laue=False) if rotation_angle_deg(o) > 179]
+    turns = [o for o in symmetry_operations(crystal, laue=False) if rotation_angle_deg(o) > 179]
     assert len(turns) == 3
     assert any(np.allclose(o @ crystal.lattice[0], crystal.lattice[0]) for o in turns) == along_a
 
@@ -294,10 +294,12 @@ def test_rhombohedral_and_hexagonal_axes_describe_one_crystal():
     # turns the second cell's frame into the first's: both know where the three axes point
     turn = np.linalg.solve(second.lattice, rows @ first.lattice).T
     np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-9)
-    a, b = operations(first), turn @ operations(second) @ turn.T
+    a, b = symmetry_operations(first), turn @ symmetry_operations(second) @ turn.T
     assert len(a) == len(b) == 6
     assert np.all(np.abs(a[:, None] - b[None]).max((-1, -2)).min(1) < 1e-9)
-    three_fold = next(o for o in operations(second) if abs(rotation_angle_deg(o) - 120) < 1)
+    three_fold = next(
+        o for o in symmetry_operations(second) if abs(rotation_angle_deg(o) - 120) < 1
+    )
     np.testing.assert_allclose(three_fold @ second.lattice.sum(0), second.lattice.sum(0), atol=1e-9)
 
     g_first, g_second = reflections(first, 0.8), reflections(second, 0.8)
@@ -331,7 +333,7 @@ def test_fcc_keeps_its_symmetry_in_any_cell(cell, crystals):
     assert len(positions) == round(4 * abs(np.linalg.det(cell)))
     crystal = from_structure(Structure(lattice, ["Cu"] * len(positions), positions), "Cu")
     assert (crystal.space_group, crystal.point_group) == (225, "m-3m")
-    found = operations(crystal)
+    found = symmetry_operations(crystal)
     assert len(found) == 24
     assert_is_group_of_proper_rotations(found)
     assert_preserves_reflections(crystal, found, k_max=1.0)
@@ -343,7 +345,7 @@ def test_fcc_keeps_its_symmetry_in_any_cell(cell, crystals):
 def test_slightly_distorted_cell_still_gives_rotations():
     lattice = Lattice.orthorhombic(3.615, 3.6158, 3.6144)
     fcc = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
-    found = operations(from_structure(Structure(lattice, ["Cu"] * 4, fcc), "Cu"))
+    found = symmetry_operations(from_structure(Structure(lattice, ["Cu"] * 4, fcc), "Cu"))
     assert len(found) == 24
     np.testing.assert_allclose(found @ np.swapaxes(found, 1, 2), [np.eye(3)] * 24, atol=1e-12)
 
@@ -421,7 +423,7 @@ def test_partial_occupancy_enters_the_structure_factors(tmp_path):
     ]
     (tmp_path / "alloy.cif").write_text(cif_of(sites))
     crystal = read_cif(tmp_path / "alloy.cif")
-    assert crystal.space_group == 229 and len(operations(crystal)) == 24
+    assert crystal.space_group == 229 and len(symmetry_operations(crystal)) == 24
     assert sorted(crystal.numbers.tolist()) == [8] * 6 + [29] * 2 + [79] * 2
     hkl = np.array([[1, 1, 0], [2, 0, 0], [1, 0, 0]])
     g = np.linalg.norm(hkl, axis=1) / 4
@@ -510,7 +512,7 @@ def test_dict_round_trip_is_exact(crystals):
         for key, value in vars(crystal).items():
             np.testing.assert_array_equal(getattr(copy, key), value)
             assert type(getattr(copy, key)) is type(value)
-        np.testing.assert_array_equal(operations(copy), operations(crystal))
+        np.testing.assert_array_equal(symmetry_operations(copy), symmetry_operations(crystal))
 
 
 @settings(deadline=None, max_examples=50)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstem import cubes
 from jaxstem.errors import InputError
+from jaxstem.files.cube import chunks, cube_from_array, sample
+from jaxstem.files.cube_readers import read_cube
 
 
 def write_cube(path, data, calibration=None, name="datacube_root/datacube"):
@@ -42,7 +43,7 @@ def cube_file(tmp_path, data):
 def assert_refused(path, *words):
     """An InputError of one sentence that names the file, the words and a remedy."""
     with pytest.raises(InputError) as caught:
-        cube = cubes.read_cube(path)
+        cube = read_cube(path)
         cube.rows(0, cube.shape[0])
     message = str(caught.value)
     assert str(path) in message and "; " in message and message.endswith(".")
@@ -52,7 +53,7 @@ def assert_refused(path, *words):
 
 
 def test_a_cube_and_its_calibration(cube_file, data):
-    cube = cubes.read_cube(cube_file)
+    cube = read_cube(cube_file)
     assert cube.shape == data.shape and cube.dtype == data.dtype
     assert cube.scan_shape == (3, 5) and cube.detector_shape == (12, 9)
     assert cube.pixel_size == pytest.approx(0.025)
@@ -65,7 +66,7 @@ def test_a_cube_and_its_calibration(cube_file, data):
 @pytest.mark.parametrize("units", [None, "pixels"])
 def test_without_a_pixel_size_there_is_none(tmp_path, data, units):
     calibration = {"Q_pixel_size": 1.0, "Q_pixel_units": units} if units else {}
-    cube = cubes.read_cube(write_cube(tmp_path / "cube.h5", data, calibration))
+    cube = read_cube(write_cube(tmp_path / "cube.h5", data, calibration))
     assert cube.pixel_size is None and cube.scan_units == "pixels"
 
 
@@ -73,14 +74,14 @@ def test_an_unmarked_array_will_do(tmp_path, data):
     with h5py.File(tmp_path / "plain.h5", "w") as file:
         file["somewhere/patterns"] = data.astype(np.float32)
         file["image"] = data[0, 0]
-    np.testing.assert_array_equal(cubes.read_cube(tmp_path / "plain.h5").rows(0, 3), data)
+    np.testing.assert_array_equal(read_cube(tmp_path / "plain.h5").rows(0, 3), data)
 
 
 @settings(max_examples=40, deadline=None)
 @given(rows=st.integers(1, 6), columns=st.integers(1, 7), size=st.integers(1, 50))
 def test_chunks_hold_every_pattern_once(rows, columns, size):
     data = np.arange(rows * columns * 64).reshape(rows, columns, 8, 8)
-    pieces = list(cubes.chunks(cubes.cube_from_array(data), size))
+    pieces = list(chunks(cube_from_array(data), size))
     starts = [start for start, _ in pieces]
     assert starts == np.cumsum([0, *(len(p) for _, p in pieces[:-1])]).tolist()
     np.testing.assert_array_equal(np.concatenate([p for _, p in pieces]), data.reshape(-1, 8, 8))
@@ -92,7 +93,7 @@ def test_chunks_hold_every_pattern_once(rows, columns, size):
 def test_samples_are_spread_over_the_scan(rows, columns, n):
     number = np.arange(rows * columns).reshape(rows, columns, 1, 1)
     data = np.broadcast_to(number, (rows, columns, 8, 8))
-    found = cubes.sample(cubes.cube_from_array(data), n)[:, 0, 0]
+    found = sample(cube_from_array(data), n)[:, 0, 0]
     assert len(set(found)) == len(found)
     assert min(n, rows * columns) / 3 <= len(found) <= 3 * n + columns
     if rows >= 20 and n >= 100:
@@ -134,7 +135,7 @@ def test_damaged_bytes_never_escape_as_other_errors(tmp_path_factory, place, val
     content[int(place * len(content))] = value
     path.write_bytes(content)
     try:
-        cube = cubes.read_cube(path)
+        cube = read_cube(path)
         assert cube.rows(0, 2).shape[2:] == cube.detector_shape
     except InputError:
         pass

@@ -16,21 +16,18 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from jaxstem import disks
-from jaxstem.cubes import cube_from_array
-from jaxstem.disks import (
-    calibrated,
-    detect_disks,
-    find_disks,
-    smooth_origin,
-    stream_disks,
-    write_bragg,
-)
+from jaxstem.detection import scan
+from jaxstem.detection.config import DetectConfig, read_mask
+from jaxstem.detection.estimates import false_alarm_threshold
+from jaxstem.detection.layout import FoundDisks, Layout
+from jaxstem.detection.likelihood import correlate, detect_patterns
+from jaxstem.detection.origin import smooth_origin
+from jaxstem.detection.plan import make_plan
+from jaxstem.detection.scan import calibrated, detect_in_cube, find_disks, stream_disks, write_bragg
 from jaxstem.errors import InputError
-from jaxstem.io import read_disks
-from jaxstem.parallel import make_mesh
-from jaxstem.patterns import Found, Layout, correlate, detect_patterns
-from jaxstem.probe import DetectConfig, false_alarm_threshold, make_plan, read_mask
+from jaxstem.files.cube import cube_from_array
+from jaxstem.files.emd import read_disks
+from jaxstem.runtime.parallel import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -378,10 +375,10 @@ def test_calibrated_disks_survive_a_file(cube, tmp_path):
     found = find_disks(cube, CONFIG)
     with pytest.raises(InputError, match="size of a detector pixel"):
         calibrated(found)
-    scan = detect_disks(cube, DetectConfig(**vars(CONFIG) | {"pixel_size": 0.03}))
+    scan = detect_in_cube(cube, DetectConfig(**vars(CONFIG) | {"pixel_size": 0.03}))
     assert scan.scan_shape == (4, 8) and scan.scan_step == 2.0
     stated = cube_from_array(cube.rows(0, 4), pixel_size=0.03)
-    np.testing.assert_array_equal(detect_disks(stated, CONFIG).qx, scan.qx)
+    np.testing.assert_array_equal(detect_in_cube(stated, CONFIG).qx, scan.qx)
     path = tmp_path / "disks.h5"
     write_bragg(path, found, pixel_size=0.03)
     again = read_disks(path)
@@ -435,9 +432,11 @@ def test_a_scan_larger_than_memory_is_read_in_pieces(crowd, monkeypatch):
 
     def search(batch, plan, layout):
         fields = [np.zeros((len(batch), 4), np.float32)] * 5
-        return Found(*fields, np.eye(4, dtype=bool)[np.zeros(len(batch), int)], fields[0][:, :2])
+        return FoundDisks(
+            *fields, np.eye(4, dtype=bool)[np.zeros(len(batch), int)], fields[0][:, :2]
+        )
 
-    monkeypatch.setattr(disks, "detect_patterns", search)
+    monkeypatch.setattr(scan, "detect_patterns", search)
     cube = replace(
         cube_from_array(patterns.reshape(4, 8, SIZE, SIZE)), read=read, shape=(2048, 1024, 64, 64)
     )

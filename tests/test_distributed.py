@@ -20,12 +20,17 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstem import checkpoint, parallel, training
-from jaxstem.acquisition import Acquisition, jitter_positions, keep_strongest
-from jaxstem.crystal import read_cif
+from jaxstem.crystal.cell import read_cif
+from jaxstem.diffraction.material import make_material
 from jaxstem.errors import InputError
-from jaxstem.model import load_model, material
-from jaxstem.transformer import ModelConfig
+from jaxstem.network.model import load_model
+from jaxstem.network.transformer import ModelConfig
+from jaxstem.runtime import parallel
+from jaxstem.training import checkpoint, patterns
+from jaxstem.training.acquisition import Acquisition, jitter_positions, keep_strongest
+from jaxstem.training.config import TrainConfig
+from jaxstem.training.loop import Stopped, train
+from jaxstem.training.step import make_train_step
 
 STEPS = 40
 MOMENT = 18
@@ -39,7 +44,7 @@ def light_acquisition(key, disks, config, n_disks, k_max):
 def train_tiny(out, mesh=None):
     """The run of every process here, from start to end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "acquire", light_acquisition)
+        patch.setattr(patterns, "acquire", light_acquisition)
         network = ModelConfig(
             width=16,
             blocks=0,
@@ -49,7 +54,7 @@ def train_tiny(out, mesh=None):
             spacing_deg=12.0,
             templates=False,
         )
-        config = training.TrainConfig(
+        config = TrainConfig(
             model=network,
             acquisition=Acquisition(false_rate=(0.0, 0.0), overlap=0.0),
             physics="two_beam",
@@ -59,13 +64,13 @@ def train_tiny(out, mesh=None):
             n_validation=32,
         )
         copper = read_cif(Path(__file__).parent / "fixtures" / "Cu.cif")
-        materials = [material(copper, 300.0, 1.5, 12.0, 0.0)]
-        return training.train(materials, config, out, mesh=mesh, progress=False)
+        materials = [make_material(copper, 300.0, 1.5, 12.0, 0.0)]
+        return train(materials, config, out, mesh=mesh, progress=False)
 
 
 def after_step(number, act):
     """Call `act` after that step of the loop and all later ones."""
-    make_train_step = training.make_train_step
+    make_train_step = make_train_step
 
     def make(*arguments):
         step = make_train_step(*arguments)
@@ -78,7 +83,7 @@ def after_step(number, act):
 
         return stepped
 
-    training.make_train_step = make
+    make_train_step = make
 
 
 def kill():
@@ -122,7 +127,7 @@ def work(out, moment=""):
     MOMENTS[moment](out)
     try:
         train_tiny(out)
-    except training.Stopped as stop:
+    except Stopped as stop:
         print("stopped after", stop.step)
 
 

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from jaxstem.bloch import bloch_intensities, prepare
-from jaxstem.crystal import operations
-from jaxstem.dynamical import DynamicalConfig, climb
-from jaxstem.kinematic import Disks, disk_tilts, strongest
-from jaxstem.likelihood import LikelihoodConfig
-from jaxstem.refine import Limit, Pattern, Ranked, ScoreConfig, pattern_of, verify_dynamically
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.diffraction.bloch import bloch_intensities, prepare
+from jaxstem.diffraction.geometry import Disks, strongest
+from jaxstem.diffraction.illumination import disk_tilts
+from jaxstem.verification.config import DynamicalConfig, LikelihoodConfig, Limit, ScoreConfig
+from jaxstem.verification.dynamical import climb_dynamically
+from jaxstem.verification.ranking import Ranked
+from jaxstem.verification.refinement import verify_dynamically
+from jaxstem.verification.search import Pattern, pattern_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -78,7 +81,7 @@ def prepared(disks, incident_sigma=0.1) -> Pattern:
 @pytest.fixture(scope="module")
 def to_summit(phases):
     return jax.jit(
-        lambda orientation, observed: climb(
+        lambda orientation, observed: climb_dynamically(
             orientation, observed, phases[0], K_MIN, K_MAX, RULES, STATISTICS
         )
     )
@@ -131,7 +134,7 @@ def test_a_parallel_beam_needs_no_cone(simulate, phases, rng):
     @jax.jit
     def values(orientation, observed):
         found = [
-            climb(
+            climb_dynamically(
                 orientation,
                 observed,
                 phases[0],
@@ -157,7 +160,7 @@ def test_a_parallel_beam_needs_no_cone(simulate, phases, rng):
 @pytest.fixture(scope="module")
 def verdict(crystals, phases):
     """`verify_dynamically` with copper (phase 0) and magnesium (phase 1), four candidates."""
-    symmetry = [operations(crystals[name]) for name in ("Cu", "Mg")]
+    symmetry = [symmetry_operations(crystals[name]) for name in ("Cu", "Mg")]
     n = max(map(len, symmetry))
     symmetry = [np.concatenate([s, np.tile(np.eye(3), (n - len(s), 1, 1))]) for s in symmetry]
     rules = replace(RULES, steps=(0.08, 0.04), n_thicknesses=17, n_candidates=4)
@@ -242,7 +245,7 @@ def test_candidates_far_behind_are_given_no_chance(simulate, verdict, rng):
 def test_the_same_summit_is_judged_once(simulate, verdict, crystals, rng):
     """An equivalent of the best is no other candidate; the same orientation of another phase is."""
     truth = random_matrices(rng, 1)[0]
-    equivalent = operations(crystals["Cu"])[7] @ truth @ tilt(0.2, 0.0)
+    equivalent = symmetry_operations(crystals["Cu"])[7] @ truth @ tilt(0.2, 0.0)
     candidates = [truth, equivalent, truth, random_matrices(rng, 1)[0]]
     found = verdict(
         prepared(simulate(truth, 90.0)), ranked_of(candidates, [0, 0, 1, 0], [3, 2.9, 2, 1])

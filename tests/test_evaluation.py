@@ -10,8 +10,8 @@ import pytest
 from test_metrics import CU, make_map, random_orientations
 
 from jaxstem.errors import InputError
-from jaxstem.evaluation import evaluate_maps, paired, write_table
-from jaxstem.io import write_map
+from jaxstem.files.map_file import write_map
+from jaxstem.maps.evaluation import evaluate_maps, paired, write_table
 
 
 @pytest.fixture

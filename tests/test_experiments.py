@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem.io import read_disks
+from jaxstem.files.emd import read_disks
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 

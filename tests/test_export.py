@@ -9,12 +9,14 @@ import pytest
 from scipy.spatial.transform import Rotation
 from test_maps import crystal_of, make_map
 
-from jaxstem import export, maps
-from jaxstem.crystal import operations
+from jaxstem.crystal.cell import symmetry_operations
 from jaxstem.errors import InputError
-from jaxstem.grains import bunge_angles
-from jaxstem.io import write_map
-from jaxstem.so3 import misorientation
+from jaxstem.files.map_file import write_map
+from jaxstem.files.orix import PROPERTIES, standard_cell
+from jaxstem.maps.colours import LAB_X, LAB_Z, rgb_map
+from jaxstem.maps.export import export_map
+from jaxstem.maps.grains import bunge_angles
+from jaxstem.orientation.symmetry import misorientation
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -55,11 +57,11 @@ def test_misorientations_and_colours_by_orix_are_ours(settings, seed):
         orientations = converted["indexed"].orientations
         matrix = found.orientation[found.phase >= 0]
         angle = orientations[:-1].angle_with(orientations[1:])
-        ours = misorientation(matrix[:-1], matrix[1:], operations(crystal))
+        ours = misorientation(matrix[:-1], matrix[1:], symmetry_operations(crystal))
         np.testing.assert_allclose(angle, ours, atol=2e-3, err_msg=name)
-        for direction in (maps.LAB_X, maps.LAB_Z):
+        for direction in (LAB_X, LAB_Z):
             key = IPFColorKeyTSL(orientations.symmetry, direction=Vector3d(direction))
-            colours = maps.rgb_map(found, direction)[found.phase >= 0]
+            colours = rgb_map(found, direction)[found.phase >= 0]
             np.testing.assert_allclose(
                 key.orientation2color(orientations), colours, atol=2e-3, err_msg=name
             )
@@ -71,7 +73,7 @@ def test_lattice_vectors_lie_in_the_lab_as_before(settings, seed):
         found = random_map([crystal], seed)
         converted = found.to_orix()
         cell = converted.phases[0].structure.lattice.base
-        turn, axes = export.standard_cell(crystal)
+        turn, axes = standard_cell(crystal)
         by_orix = np.einsum("ij,njk->nik", cell, converted.rotations.to_matrix())
         ours = np.einsum("ij,njk->nik", axes @ crystal.lattice, found.orientation.reshape(-1, 3, 3))
         known = found.phase.ravel() >= 0
@@ -92,7 +94,7 @@ def test_positions_phases_and_properties(settings):
     np.testing.assert_array_equal(converted.phase_id, np.maximum(found.phase, -1).ravel())
     np.testing.assert_array_equal(converted.is_indexed, found.phase.ravel() >= 0)
     np.testing.assert_array_equal(converted.prop["no_crystal"], found.phase.ravel() == -2)
-    for name in export.PROPERTIES:
+    for name in PROPERTIES:
         np.testing.assert_array_equal(converted.prop[name], getattr(found, name).ravel())
     cubic, zinc_blende = converted.phases[0], converted.phases[1]
     assert cubic.space_group.number == 221 and cubic.point_group.name == "m-3m"
@@ -110,7 +112,7 @@ def test_orix_reads_back_the_same_map(suffix, settings, tmp_path, seed):
         found = random_map([settings[name] for name in names], seed)
         write_map(tmp_path / "map.h5", found, overwrite=True)
         out = tmp_path / f"out{suffix}"
-        export.export_map(tmp_path / "map.h5", out, overwrite=True)
+        export_map(tmp_path / "map.h5", out, overwrite=True)
         read, expected = orix_io.load(out), found.to_orix()
         known = found.phase.ravel() >= 0
         assert read.shape == (4, 5)
@@ -136,7 +138,7 @@ def test_ang_columns(settings, tmp_path):
     """
     found = random_map([settings["cubic"]], 3)
     write_map(tmp_path / "map.h5", found)
-    export.export_map(tmp_path / "map.h5", tmp_path / "map.ang")
+    export_map(tmp_path / "map.h5", tmp_path / "map.ang")
     table = np.loadtxt(tmp_path / "map.ang")
     known = found.phase.ravel() >= 0
     angles = np.deg2rad(bunge_angles(found.orientation.reshape(-1, 3, 3)[known]))
@@ -153,7 +155,7 @@ def test_matrices_for_py4dstem(settings, tmp_path):
     second[0] = np.where(found.phase[0] == 0, 1, 0)
     found = dataclasses.replace(found, second_phase=second)
     write_map(tmp_path / "map.h5", found)
-    export.export_map(tmp_path / "map.h5", tmp_path / "map.npy")
+    export_map(tmp_path / "map.h5", tmp_path / "map.npy")
     matrix = np.load(tmp_path / "map.npy")
     assert matrix.shape == (2, 4, 5, 2, 3, 3)
     for (i, j), phase in np.ndenumerate(found.phase):
@@ -167,14 +169,14 @@ def test_csv_of_grains(settings, tmp_path):
     orientation = np.broadcast_to(np.eye(3), (4, 5, 3, 3)).copy()
     orientation[:, 3:] = Rotation.from_rotvec([0, 0, 0.4]).as_matrix()
     write_map(tmp_path / "map.h5", make_map(orientation, np.zeros((4, 5)), [settings["cubic"]]))
-    export.export_map(tmp_path / "map.h5", tmp_path / "map.csv")
+    export_map(tmp_path / "map.h5", tmp_path / "map.csv")
     with open(tmp_path / "map.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["phase"], row["area_nm2"]) for row in rows] == [
         ("cubic", "48.0"),
         ("cubic", "32.0"),
     ]
-    export.export_map(tmp_path / "map.h5", tmp_path / "one.csv", grain_deg=30.0)
+    export_map(tmp_path / "map.h5", tmp_path / "one.csv", grain_deg=30.0)
     assert len((tmp_path / "one.csv").read_text().splitlines()) == 2
 
 
@@ -185,15 +187,15 @@ def test_lines_and_single_positions(shape, settings, tmp_path):
     orientation = Rotation.random(shape[0] * shape[1], random_state=2).as_matrix()
     found = make_map(orientation.reshape(*shape, 3, 3), np.zeros(shape), [settings["cubic"]])
     write_map(tmp_path / "map.h5", found)
-    export.export_map(tmp_path / "map.h5", tmp_path / "out.h5")
-    export.export_map(tmp_path / "map.h5", tmp_path / "out.csv")
+    export_map(tmp_path / "map.h5", tmp_path / "out.h5")
+    export_map(tmp_path / "map.h5", tmp_path / "out.csv")
     if shape[1] == 1:
         with pytest.raises(InputError, match="single column"):
-            export.export_map(tmp_path / "map.h5", tmp_path / "out.ang")
+            export_map(tmp_path / "map.h5", tmp_path / "out.ang")
         return
     for name, unit in (("out.ang", 2e-3), ("out.h5", 2.0)):
         if name == "out.ang":
-            export.export_map(tmp_path / "map.h5", tmp_path / name)
+            export_map(tmp_path / "map.h5", tmp_path / name)
         read = orix_io.load(tmp_path / name)
         np.testing.assert_allclose(read.rotations.to_matrix(), orientation, atol=1e-4)
         np.testing.assert_allclose(read.x, unit * np.arange(shape[1]))
@@ -210,9 +212,9 @@ def test_bad_input_is_refused_in_one_sentence(settings, tmp_path):
         ("none/map.ang", "does not exist"),
     ]:
         with pytest.raises(InputError, match=complaint):
-            export.export_map(path, tmp_path / out, overwrite=True)
+            export_map(path, tmp_path / out, overwrite=True)
     (tmp_path / "there.npy").write_text("mine")
     with pytest.raises(InputError, match="exists already"):
-        export.export_map(path, tmp_path / "there.npy")
-    export.export_map(path, tmp_path / "empty.h5")  # orix's format can hold it
+        export_map(path, tmp_path / "there.npy")
+    export_map(path, tmp_path / "empty.h5")  # orix's format can hold it
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.h5", "map.h5", "there.npy"]

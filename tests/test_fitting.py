@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from jaxstem import fitting, so3
-from jaxstem.bloch import Beams, bloch_intensities, prepare
-from jaxstem.fitting import FitConfig, Fitted, Scene
-from jaxstem.kinematic import Disks, strongest
-from jaxstem.likelihood import LikelihoodConfig, Polished
-from jaxstem.refine import Limit, pattern_of
+from jaxstem.diffraction.bloch import Beams, bloch_intensities, prepare
+from jaxstem.diffraction.geometry import Disks, strongest
+from jaxstem.orientation import rotations
+from jaxstem.verification.config import FitConfig, LikelihoodConfig, Limit
+from jaxstem.verification.fitting import Fitted, Scene, beams_at, best_fit, deviations, fit
+from jaxstem.verification.likelihood import Polished
+from jaxstem.verification.search import pattern_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -72,7 +73,7 @@ def samples(rng, simulate, n, least=8):
 
 def tilted(orientation, degrees, direction):
     vector = np.deg2rad(degrees) * np.array([np.cos(direction), np.sin(direction), 0.0])
-    return orientation @ so3.rotation_vector_to_matrix(jnp.asarray(vector, jnp.float32))
+    return orientation @ rotations.rotation_vector_to_matrix(jnp.asarray(vector, jnp.float32))
 
 
 def apart_deg(a, b):
@@ -88,7 +89,7 @@ def test_deviations_are_logarithms_of_ratios(tables, simulate, rng):
     disks = simulate(truth, thickness)
     beams = bloch_intensities(truth, thickness[None], tables, *BEAMS)
     zero = jnp.zeros(())
-    off = lambda disks, offset=zero: fitting.deviations(  # noqa: E731
+    off = lambda disks, offset=zero: deviations(  # noqa: E731
         beams, offset, zero, 0.0, scene_of(disks, tables)
     )[0]
     np.testing.assert_allclose(off(disks), 0.0, atol=1e-5)
@@ -111,7 +112,7 @@ def test_a_beam_without_a_disk_deviates_by_its_excess(tables, simulate, rng):
     # each disk's beam alone, and no disk
     beams = Beams(jnp.arange(40), disks.qx, disks.qy, disks.intensity[None])
     empty = disks._replace(mask=jnp.zeros_like(disks.mask))
-    off = fitting.deviations(beams, jnp.zeros(()), jnp.zeros(()), 0.0, scene_of(empty, tables))[0]
+    off = deviations(beams, jnp.zeros(()), jnp.zeros(()), 0.0, scene_of(empty, tables))[0]
     expected = np.where(disks.mask, np.log1p((np.asarray(disks.intensity) - 2e-4) / 3e-4), 0.0)
     np.testing.assert_allclose(off[40:], expected, rtol=2e-3, atol=1e-5)
     assert not off[:40].any()
@@ -119,9 +120,7 @@ def test_a_beam_without_a_disk_deviates_by_its_excess(tables, simulate, rng):
 
 def test_a_fit_finds_tilt_thickness_beam_and_damping(tables, simulate, rng):
     """From 0.03° and 2 Å off, with an incident beam and a damping that are not those assumed."""
-    one = jax.jit(
-        lambda start, disks: fitting.fit(start, scene_of(disks, tables), 0.0, BEAMS, 10, CONFIG)
-    )
+    one = jax.jit(lambda start, disks: fit(start, scene_of(disks, tables), 0.0, BEAMS, 10, CONFIG))
     errors = []
     for truth, thickness in samples(rng, simulate, 12):
         disks = simulate(truth, thickness, -0.1, 0.15)
@@ -147,7 +146,7 @@ def test_exact_intensities_tell_half_turns(tables, simulate, rng):
     by 180° about the beam is not; where intensities scatter by 15 %, the verdict is no surer than
     without a fit.
     """
-    one = jax.jit(lambda start, disks: fitting.best_fit(start, scene_of(disks, tables), CONFIG))
+    one = jax.jit(lambda start, disks: best_fit(start, scene_of(disks, tables), CONFIG))
     turn = jnp.diag(jnp.array([-1.0, -1.0, 1.0]))
     errors, gained, scattered = [], [], []
     for truth, thickness in samples(rng, simulate, 6, least=12):
@@ -167,7 +166,7 @@ def test_exact_intensities_tell_half_turns(tables, simulate, rng):
 
 def test_patterns_at_once_are_fitted_as_one_by_one(tables, simulate, rng):
     """As on an accelerator, where candidates of many patterns are fitted together."""
-    one = lambda start, disks: fitting.best_fit(start, scene_of(disks, tables), CONFIG)  # noqa: E731
+    one = lambda start, disks: best_fit(start, scene_of(disks, tables), CONFIG)  # noqa: E731
     chosen = samples(rng, simulate, 5, least=12)
     disks = [simulate(truth, thickness) for truth, thickness in chosen]
     start = lambda truth: Polished(tilted(truth, 0.05, 1.0), *jnp.float32([-1e3, 100.0]))  # noqa: E731
@@ -182,7 +181,7 @@ def test_patterns_at_once_are_fitted_as_one_by_one(tables, simulate, rng):
 def test_without_disks_or_a_better_fit_the_start_remains(tables, simulate, rng):
     ((truth, thickness),) = samples(rng, simulate, 1)
     disks = simulate(truth, thickness)
-    one = jax.jit(lambda start, disks: fitting.best_fit(start, scene_of(disks, tables), CONFIG))
+    one = jax.jit(lambda start, disks: best_fit(start, scene_of(disks, tables), CONFIG))
     start = Polished(truth, jnp.float32(1e3), thickness)
     found = one(start, disks)
     np.testing.assert_array_equal(found.orientation, truth)
@@ -198,14 +197,14 @@ def test_a_cone_is_averaged_over(tables, simulate, rng):
     conical = replace(PARALLEL, semi_angle=2.0)
     thickest = np.array([CONFIG.thickness[1]])
     scene = scene_of(simulate(truth, thickness), tables, statistics=conical)
-    beams = fitting.beams_at(truth, thickness[None], scene, BEAMS, thickest)
+    beams = beams_at(truth, thickness[None], scene, BEAMS, thickest)
     q = jnp.hypot(beams.qx, beams.qy)
     found = (q >= K_MIN) & (q <= K_MAX) & (beams.intensity[0] > 2e-4)
     disks = strongest(beams.qx, beams.qy, jnp.where(found, beams.intensity[0], 0.0), 40)
     nothing = jnp.zeros(())
     start = Fitted(tilted(truth, 0.02, 1.0), thickness, nothing, nothing, nothing)
     cost = [
-        float(fitting.fit(start, scene_of(disks, tables, statistics=s), 0.0, BEAMS, 6, CONFIG).cost)
+        float(fit(start, scene_of(disks, tables, statistics=s), 0.0, BEAMS, 6, CONFIG).cost)
         for s in (conical, PARALLEL)
     ]
     print(cost)

@@ -7,10 +7,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from test_maps import make_map
 
-from jaxstem import grains
-from jaxstem.crystal import operations
+from jaxstem.crystal.cell import symmetry_operations
 from jaxstem.errors import InputError
-from jaxstem.so3 import matrix_to_euler
+from jaxstem.maps.grains import bunge_angles, find_grains, mean_orientations, summary
+from jaxstem.orientation.rotations import matrix_to_euler
 
 
 def scrambled(orientation, symmetry, rng):
@@ -30,7 +30,7 @@ def grainy_map(crystals, rng, spread_deg=0.5):
     )
     wobble = Rotation.from_rotvec(np.deg2rad(spread_deg) * rng.normal(size=(120, 3)))
     orientation = (base[grain.ravel()] * wobble).as_matrix().reshape(12, 10, 3, 3)
-    symmetry = {0: operations(crystals["Cu"]), 1: operations(crystals["Mg"])}
+    symmetry = {0: symmetry_operations(crystals["Cu"]), 1: symmetry_operations(crystals["Mg"])}
     for index, ops in symmetry.items():
         own = phase == index
         orientation[own] = scrambled(orientation[own], ops, rng)
@@ -41,13 +41,13 @@ def grainy_map(crystals, rng, spread_deg=0.5):
 
 def test_grains_are_found_whatever_equivalent_stands_for_an_orientation(crystals, rng):
     found, truth, _ = grainy_map(crystals, rng)
-    np.testing.assert_array_equal(grains.find_grains(found), truth)
+    np.testing.assert_array_equal(find_grains(found), truth)
     # each pixel by itself at a threshold below the scatter, each phase's patches at 180°
-    assert grains.find_grains(found, 1e-3).max() + 1 == (truth >= 0).sum()
+    assert find_grains(found, 1e-3).max() + 1 == (truth >= 0).sum()
     patches = sum(ndimage.label(found.phase == index)[1] for index in (0, 1))
-    assert grains.find_grains(found, 180.0).max() + 1 == patches
+    assert find_grains(found, 180.0).max() + 1 == patches
     with pytest.raises(InputError, match="boundary"):
-        grains.find_grains(found, 0.0)
+        find_grains(found, 0.0)
 
 
 def test_mean_orientation_and_spread(crystals, rng):
@@ -55,12 +55,12 @@ def test_mean_orientation_and_spread(crystals, rng):
     from orix.quaternion import Orientation
     from orix.quaternion.symmetry import Oh
 
-    symmetry = operations(crystals["Cu"])
+    symmetry = symmetry_operations(crystals["Cu"])
     centre = Rotation.random(3, random_state=int(rng.integers(2**31)))
     grain = np.repeat(np.arange(3), 200)
     scattered = centre[grain] * Rotation.from_rotvec(0.03 * rng.normal(size=(600, 3)))
     members = scrambled(scattered.as_matrix(), symmetry, rng)
-    mean, angle = grains.mean_orientations(members, grain, symmetry)
+    mean, angle = mean_orientations(members, grain, symmetry)
     # orix by quaternions: its own from matrices are wrong by up to 0.001 degrees
     as_orix = [
         Orientation(np.roll(Rotation.from_matrix(m).as_quat(), 1, axis=1), symmetry=Oh)
@@ -75,7 +75,7 @@ def test_mean_orientation_and_spread(crystals, rng):
 
 def test_summary(crystals, rng):
     found, truth, base = grainy_map(crystals, rng)
-    table = grains.summary(found, grains.find_grains(found))
+    table = summary(found, find_grains(found))
     sizes = [(truth == grain).sum() for grain in table["grain"]]
     assert sizes == sorted(sizes, reverse=True) == table["positions"].tolist()
     np.testing.assert_allclose(table["area_nm2"], np.array(sizes) * 4.0)  # steps of 20 Å
@@ -92,14 +92,14 @@ def test_summary(crystals, rng):
         assert table["spread_deg"][place] == expected
         angles = [table[name][place] for name in ("phi1_deg", "Phi_deg", "phi2_deg")]
         turn = Rotation.from_euler("ZXZ", angles, degrees=True).inv()
-        symmetry = operations(found.crystals[int(found.phase[own][0])])
+        symmetry = symmetry_operations(found.crystals[int(found.phase[own][0])])
         equivalents = Rotation.from_matrix(symmetry) * turn
         assert np.rad2deg((equivalents * base[grain].inv()).magnitude()).min() < 0.6
 
 
 def test_a_map_without_grains_and_without_a_step(crystals):
     nothing = make_map(np.eye(3), np.full((2, 3), -1), [crystals["Cu"]], units="pixels")
-    table = grains.summary(nothing, grains.find_grains(nothing))
+    table = summary(nothing, find_grains(nothing))
     assert "area_positions" in table and all(len(column) == 0 for column in table.values())
 
 
@@ -107,5 +107,5 @@ def test_angles_are_those_of_so3(seed):
     matrix = Rotation.random(50, random_state=seed).as_matrix()
     matrix[0] = np.eye(3)
     expected = np.rad2deg(np.asarray(matrix_to_euler(matrix.astype(np.float32)), float))
-    difference = np.mod(grains.bunge_angles(matrix) - expected + 180, 360) - 180
+    difference = np.mod(bunge_angles(matrix) - expected + 180, 360) - 180
     np.testing.assert_allclose(difference, 0, atol=1e-2)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from jaxstem import so3
-from jaxstem.crystal import operations
-from jaxstem.grid import (
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.orientation import grids, rotations
+from jaxstem.orientation.space import (
     Label,
     half_angle_cosine,
     joint_space,
@@ -24,11 +24,11 @@ WIDTH = 0.55
 @pytest.fixture(scope="module", params=["Cu", "Mg", "ZrO2"])
 def space(request, crystals):
     """Orientation space and its cells as matrices (numpy float64)."""
-    symmetry = operations(crystals[request.param])
+    symmetry = symmetry_operations(crystals[request.param])
     spacing = {"Cu": 10.0, "Mg": 10.0, "ZrO2": 20.0}[request.param]
-    matrices = so3.so3_grid(symmetry, spacing)
-    quaternions = so3.matrix_to_quaternion(jnp.asarray(matrices))
-    width = WIDTH * so3.volume_spacing(len(matrices), len(symmetry))
+    matrices = grids.so3_grid(symmetry, spacing)
+    quaternions = rotations.matrix_to_quaternion(jnp.asarray(matrices))
+    width = WIDTH * grids.volume_spacing(len(matrices), len(symmetry))
     return orientation_space(symmetry, quaternions, width), matrices
 
 
@@ -97,8 +97,8 @@ def test_neighbours_start_with_the_cell_and_are_the_nearest(space):
 
 def test_no_cell_is_its_own_neighbour_on_a_coarse_grid(crystals):
     """Half of the 60° between equivalents of Mg is within reach of 64 neighbours at 14°."""
-    symmetry = operations(crystals["Mg"])
-    quaternions = so3.matrix_to_quaternion(jnp.asarray(so3.so3_grid(symmetry, 14.0)))
+    symmetry = symmetry_operations(crystals["Mg"])
+    quaternions = rotations.matrix_to_quaternion(jnp.asarray(grids.so3_grid(symmetry, 14.0)))
     neighbours = orientation_space(symmetry, quaternions, 0.1).neighbours
     assert all(len(set(row)) == len(row) for row in np.asarray(neighbours).tolist())
 
@@ -106,7 +106,7 @@ def test_no_cell_is_its_own_neighbour_on_a_coarse_grid(crystals):
 def test_nearest_cells_name_the_operation(space, rng):
     space, cells = space
     orientation = random_matrices(rng, 20)
-    quaternion = so3.matrix_to_quaternion(jnp.asarray(orientation, jnp.float32))
+    quaternion = rotations.matrix_to_quaternion(jnp.asarray(orientation, jnp.float32))
     index, operation = nearest_cells(quaternion, space.cells, space.operation_quaternions[0], 3)
     assert index.shape == operation.shape == (20, 3)
     angle = angles_to_cells(orientation, space, cells)
@@ -120,7 +120,7 @@ def test_half_angle_cosine_is_the_misorientation(space, rng):
     space, cells = space
     orientation = random_matrices(rng, 5)
     for q, angle in zip(
-        so3.matrix_to_quaternion(jnp.asarray(orientation, jnp.float32)),
+        rotations.matrix_to_quaternion(jnp.asarray(orientation, jnp.float32)),
         angles_to_cells(orientation, space, cells),
         strict=True,
     ):
@@ -129,7 +129,7 @@ def test_half_angle_cosine_is_the_misorientation(space, rng):
 
 
 def test_space_without_grid_has_symmetry_only(crystals):
-    space = orientation_space(operations(crystals["Cu"]), np.zeros((0, 4)), 0.1)
+    space = orientation_space(symmetry_operations(crystals["Cu"]), np.zeros((0, 4)), 0.1)
     assert space.operations.shape == (1, 24, 3, 3)
     assert space.cells.shape == (0, 4)
 
@@ -139,9 +139,9 @@ def several(crystals):
     """Spaces of Cu, Mg and ZrO2 (24, 12 and 2 operations), and the three together."""
     spaces = []
     for name, spacing in (("Cu", 14.0), ("Mg", 20.0), ("ZrO2", 25.0)):
-        symmetry = operations(crystals[name])
-        matrices = so3.so3_grid(symmetry, spacing)
-        quaternions = so3.matrix_to_quaternion(jnp.asarray(matrices))
+        symmetry = symmetry_operations(crystals[name])
+        matrices = grids.so3_grid(symmetry, spacing)
+        quaternions = rotations.matrix_to_quaternion(jnp.asarray(matrices))
         spaces.append(orientation_space(symmetry, quaternions, WIDTH * np.deg2rad(spacing)))
     return spaces, joint_space(spaces)
 

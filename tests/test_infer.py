@@ -14,30 +14,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from jaxstem import infer, parallel, so3
-from jaxstem.crystal import operations
-from jaxstem.dynamical import DynamicalConfig
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.diffraction.geometry import Disks, strongest
+from jaxstem.diffraction.material import make_material
+from jaxstem.diffraction.two_beam import two_beam
 from jaxstem.errors import InputError
-from jaxstem.fitting import FitConfig
-from jaxstem.grid import joint_space, orientation_space
-from jaxstem.infer import (
-    MIN_DISKS,
-    InferConfig,
-    Shelf,
-    choose_lengths,
-    count_disks,
-    exposure,
-    length_of,
-    predict_scan,
-    read_ahead,
-    summarise,
-    survey,
-)
-from jaxstem.io import NO_CRYSTAL, UNASSIGNED, DiskScan, joined, pad_disks, source_of
-from jaxstem.kinematic import strongest, two_beam
-from jaxstem.model import NEVER, Model, build_network, material
-from jaxstem.refine import Ranked, ScoreConfig, candidate_tables
-from jaxstem.transformer import init_params
+from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
+from jaxstem.files.scan import DiskScan, joined, pad_disks, source_of
+from jaxstem.inference import step, stream
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import MIN_DISKS, N_RADII, count_disks, looks_empty, scan_exposure
+from jaxstem.inference.lengths import choose_lengths, length_of
+from jaxstem.inference.ranked_cells import likeliest_cells
+from jaxstem.inference.step import cells_near
+from jaxstem.inference.stream import Piece, Shelf, batches, predict_scan, read_ahead, preview_scan
+from jaxstem.inference.verdict import Answer, summarise
+from jaxstem.network.model import NEVER, Model, build_network
+from jaxstem.network.transformer import init_params
+from jaxstem.orientation import rotations, symmetry
+from jaxstem.orientation.space import joint_space, orientation_space
+from jaxstem.runtime import parallel
+from jaxstem.verification.candidates import candidate_tables
+from jaxstem.verification.config import DynamicalConfig, FitConfig, ScoreConfig
+from jaxstem.verification.ranking import Ranked
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -76,7 +75,7 @@ def scan_of(lists):
 @pytest.fixture(scope="module", autouse=True)
 def tabulated_once(tables):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer, "candidate_tables", lambda *_, **__: tables)
+        patch.setattr(step, "candidate_tables", lambda *_, **__: tables)
         yield
 
 
@@ -120,7 +119,7 @@ def answers(model, scan):
 
 @pytest.fixture(scope="module")
 def likeliest(model, scan):
-    return infer.likeliest_cells(model, scan, 64)
+    return likeliest_cells(model, scan, 64)
 
 
 def test_unassigned_positions(answers):
@@ -152,7 +151,7 @@ def test_assigned_positions_have_rotations_and_probabilities(answers, copper):
     second = answer.second_orientation[assigned]
     exists = ~np.isnan(second).any(axis=(1, 2))
     assert exists.any()
-    between = so3.misorientation(
+    between = symmetry.misorientation(
         jnp.asarray(r[exists]), jnp.asarray(second[exists]), jnp.asarray(copper.operations)
     )
     assert np.rad2deg(between).min() > 4.99
@@ -187,7 +186,7 @@ def full_answers(model, scan):
     score = replace(CONFIG.score, levels=CONFIG.score.levels[:1], n_final=4, dynamical=rules)
     config = replace(CONFIG, refine="full", score=score)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer, "BEAM_K_MAX", 1.5)
+        patch.setattr(step, "BEAM_K_MAX", 1.5)
         return {n: on_devices(model, scan, config, n) for n in (1, 8)} | {"full": config}
 
 
@@ -209,7 +208,7 @@ def exact_answer(model, scan, full_answers):
     config = full_answers["full"]
     config = replace(config, refine="exact", score=replace(config.score, fit=fits))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer, "BEAM_K_MAX", 1.5)
+        patch.setattr(step, "BEAM_K_MAX", 1.5)
         return on_devices(model, scan, config, 8)
 
 
@@ -227,7 +226,7 @@ def test_bloch_waves_tell_the_thickness(refine, full_answers, exact_answer, copp
 
 def test_eight_devices_give_the_verdict_of_one(full_answers):
     for name, one, other in zip(
-        infer.Answer._fields, full_answers[1][0], full_answers[8][0], strict=True
+        Answer._fields, full_answers[1][0], full_answers[8][0], strict=True
     ):
         np.testing.assert_allclose(one, other, atol=2e-4, err_msg=name)
 
@@ -243,7 +242,7 @@ def test_direct_beam_of_a_scan_is_no_token(model, scan, likeliest):
         intensity=scan.intensity[keep],
         offsets=np.concatenate([[0], np.cumsum(counts)]),
     )
-    again = infer.likeliest_cells(model, bare, 64)
+    again = likeliest_cells(model, bare, 64)
     np.testing.assert_array_equal(likeliest.orientation, again.orientation)
 
 
@@ -254,7 +253,7 @@ def test_network_alone(model, scan, copper, likeliest):
     assert np.isnan(answer.thickness).all()
     assert np.all(answer.confidence[assigned] > 0)
     # near one of the likeliest cells
-    angle = so3.misorientation(
+    angle = symmetry.misorientation(
         jnp.asarray(answer.orientation[assigned])[:, None],
         jnp.asarray(likeliest.orientation[assigned]),
         jnp.asarray(copper.operations),
@@ -269,8 +268,10 @@ def test_likeliest_cells_are_the_networks(model, scan, copper, likeliest):
     assert np.isnan(cells[[3, 7]]).all() and np.isfinite(np.delete(cells, [3, 7], 0)).all()
     disks = pad_disks(scan, np.arange(13), copper.k_max, copper.k_min, 24)
     apply = jax.jit(lambda disks: model.network.apply({"params": model.params}, disks))
-    logits = apply(infer.Disks(*disks))
-    best = so3.quaternion_to_matrix(jnp.asarray(copper.grid))[np.argmax(logits[:, :-1], axis=1)]
+    logits = apply(Disks(*disks))
+    best = rotations.quaternion_to_matrix(jnp.asarray(copper.grid))[
+        np.argmax(logits[:, :-1], axis=1)
+    ]
     assigned = [i for i in range(13) if i not in (3, 7)]
     np.testing.assert_allclose(cells[assigned, 0], best[np.array(assigned)], atol=1e-6)
 
@@ -282,7 +283,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
         radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
         disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(1, 2, n)]
         lists.append(np.stack(disks, axis=-1))
-    monkeypatch.setattr(infer, "PIECE", 7)
+    monkeypatch.setattr(stream, "PIECE", 7)
     shapes = []
 
     def make_predict(model, config, mesh):
@@ -291,13 +292,13 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng):
             first = disks.qx[:, 0] + exposed.incident + 100 * exposed.is_cut
             rotation = np.tile(first[:, None, None], (1, 3, 3))
             n_disks = disks.mask.sum(axis=1)
-            return infer.Answer(
+            return Answer(
                 rotation, n_disks, first, first, first, first, rotation, n_disks, first, 2 * first
             )
 
         return predict
 
-    monkeypatch.setattr(infer, "make_predict", make_predict)
+    monkeypatch.setattr(step, "make_predict", make_predict)
     config = replace(CONFIG, lengths=(8, 16, 24), batch=6, least=0)
     scan = replace(scan_of(lists), scan_shape=(14, 5))
     answer, counts = predict_scan(model, scan, config, progress=False)
@@ -341,12 +342,12 @@ def test_exposure_by_hand():
         np.array([[0.5, 0, 15.0], [0, 0.5, 15]]),
         np.zeros((0, 3)),
     ]
-    found = exposure(scan_of(lists), 0.3, 1.5)
+    found = scan_exposure(scan_of(lists), 0.3, 1.5)
     np.testing.assert_allclose(found.incident, [100, 100, 1])
     sigma = found.incident_sigma
     assert sigma[0] < 0.3 < 0.7 < sigma[1] == sigma[2]
     shares = [0.15, 0.05, 0.15, 0.15]
-    assert found.limit.log_share.shape == (infer.N_RADII,)
+    assert found.limit.log_share.shape == (N_RADII,)
     np.testing.assert_allclose(np.exp(found.limit.log_share), np.percentile(shares, 4), rtol=1e-5)
     assert not found.is_cut.any()
     part = found.at(np.array([2, 0]))
@@ -366,8 +367,8 @@ def test_the_detection_limit_follows_the_radius(rng):
         listed = share > np.where(radius < 0.6, 1e-2, 1e-3)
         disks = np.stack([radius * np.cos(angle), radius * np.sin(angle), share], axis=-1)[listed]
         lists.append(np.concatenate([[[0.0, 0.0, 1.0 - disks[:, 2].sum()]], disks]))
-    limit = np.exp(exposure(scan_of(lists), 0.25, 1.5).limit.log_share)
-    radii = np.linspace(0, 1.5, infer.N_RADII)
+    limit = np.exp(scan_exposure(scan_of(lists), 0.25, 1.5).limit.log_share)
+    radii = np.linspace(0, 1.5, N_RADII)
     near, far, beyond = (radii > 0.3) & (radii < 0.5), (radii > 0.7) & (radii < 1.1), radii > 1.35
     assert np.all((limit[near] >= 1e-2) & (limit[near] < 1.6e-2))
     assert np.all((limit[far] >= 1e-3) & (limit[far] < 1.9e-3))
@@ -386,7 +387,7 @@ def test_lists_cut_by_share_or_by_ratio_to_the_strongest(rng, by_ratio):
         least = 0.01 * share.max() if by_ratio else 1e-4
         disks = np.column_stack([place, share])[share > least]
         lists.append(np.concatenate([[[0.0, 0.0, 1.0]], disks]))
-    limit = exposure(scan_of(lists), 1e-6, 2.0).limit
+    limit = scan_exposure(scan_of(lists), 1e-6, 2.0).limit
     if by_ratio:
         assert 0.01 <= np.exp(limit.log_ratio) < 0.011
         assert np.all(limit.log_share <= np.log(min(rows[:, 2].min() for rows in lists)) + 0.1)
@@ -398,7 +399,7 @@ def test_lists_cut_by_share_or_by_ratio_to_the_strongest(rng, by_ratio):
 
 @pytest.mark.parametrize("n_positions", [0, 3])
 def test_exposure_of_nothing(n_positions):
-    found = exposure(scan_of([np.zeros((0, 3))] * n_positions), 0.3, 1.5)
+    found = scan_exposure(scan_of([np.zeros((0, 3))] * n_positions), 0.3, 1.5)
     assert found.incident.shape == found.incident_sigma.shape == (n_positions,)
     assert np.isfinite(found.limit.log_share).all() and np.all(found.incident > 0)
 
@@ -450,7 +451,7 @@ def test_shelves_hand_out_what_was_put_there(data, size):
     """In order, each pattern once, and with its place."""
     shelf, expected, found, lots = Shelf(), [], [], []
     for number in range(data.draw(st.integers(1, 8))):
-        piece = infer.Piece(number, 0, None, None, 0)
+        piece = Piece(number, 0, None, None, 0)
         index = np.arange(data.draw(st.integers(0, 9)))
         expected += [(number, i) for i in index]
         shelf.put((100 * number + index,), piece, index)
@@ -477,19 +478,19 @@ def random_scan(rng, shape, longest=30):
 @pytest.mark.parametrize("waiting", [2, 100])
 def test_batches_hold_each_pattern_once(model, monkeypatch, rng, waiting):
     """And are full, unless a piece would have to wait too long for its last answers."""
-    monkeypatch.setattr(infer, "PIECE", 12)
-    monkeypatch.setattr(infer, "OPEN", waiting)
+    monkeypatch.setattr(stream, "PIECE", 12)
+    monkeypatch.setattr(stream, "OPEN", waiting)
     scan = random_scan(rng, (40, 4))
     config = replace(CONFIG, refine="none", lengths=(4, 8, 12), batch=8, least=0)
     source = source_of(scan)
-    known = survey(source, model, config)
+    known = preview_scan(source, model, config)
     assert len(known.lengths) == 3
-    found = list(infer.batches(source, model, config, known, (0, 40), 8))
-    pieces = [item for item in found if isinstance(item, infer.Piece)]
+    found = list(batches(source, model, config, known, (0, 40), 8))
+    pieces = [item for item in found if isinstance(item, Piece)]
     assert [piece.first for piece in pieces] == list(range(0, 160, 12))
     seen, partial, read = [], 0, 0
     for item in found:
-        if isinstance(item, infer.Piece):
+        if isinstance(item, Piece):
             read += 1
             continue
         assert item.disks.qx.shape[0] == 8
@@ -520,21 +521,21 @@ def test_pieces_make_no_difference(model, monkeypatch, rng):
         parallel, "pmap", lambda *args, **rest: programs.append(pmap(*args, **rest)) or programs[-1]
     )
     whole, counts = on_devices(model, scan, config, 1)
-    monkeypatch.setattr(infer, "PIECE", 9)
-    monkeypatch.setattr(infer, "OPEN", 2)
+    monkeypatch.setattr(stream, "PIECE", 9)
+    monkeypatch.setattr(stream, "OPEN", 2)
     streamed, again = on_devices(model, scan, config, 1)
     assert [program._cache_size() for program in programs] == [2, 2]
     np.testing.assert_array_equal(counts, again)
-    for name, one, other in zip(infer.Answer._fields, whole, streamed, strict=True):
+    for name, one, other in zip(Answer._fields, whole, streamed, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6, err_msg=name)
     assert np.isfinite(whole.orientation).all(axis=(1, 2)).sum() == (counts >= MIN_DISKS).sum() > 60
 
 
 def test_a_small_scan_is_surveyed_as_a_whole(model, monkeypatch, rng):
-    monkeypatch.setattr(infer, "PIECE", 8)
+    monkeypatch.setattr(stream, "PIECE", 8)
     scan = random_scan(rng, (20, 8))
-    known = survey(source_of(scan), model, CONFIG)
-    expected = exposure(scan, model.k_min, model.k_max)
+    known = preview_scan(source_of(scan), model, CONFIG)
+    expected = scan_exposure(scan, model.k_min, model.k_max)
     np.testing.assert_array_equal(known.limit.log_share, expected.limit.log_share)
     whole = joined([known.pieces[row, row + 1] for row in range(20)])
     np.testing.assert_array_equal(whole.qx, scan.qx)
@@ -542,12 +543,12 @@ def test_a_small_scan_is_surveyed_as_a_whole(model, monkeypatch, rng):
 
 
 def test_a_large_scan_is_surveyed_in_part(model, monkeypatch, rng):
-    monkeypatch.setattr(infer, "PIECE", 8)
-    monkeypatch.setattr(infer, "SAMPLE", 40)
+    monkeypatch.setattr(stream, "PIECE", 8)
+    monkeypatch.setattr(stream, "SAMPLE", 40)
     scan, read = random_scan(rng, (20, 8)), []
     source = source_of(scan)
     counted = replace(source, read=lambda *rows: read.append(rows) or source.read(*rows))
-    known = survey(counted, model, CONFIG)
+    known = preview_scan(counted, model, CONFIG)
     assert read == sorted(known.pieces) and len(read) == 5
     assert read[0] == (0, 1) and read[-1] == (19, 20)
     assert np.isfinite(known.limit.log_share).all() and known.lengths
@@ -620,7 +621,11 @@ BASE = turn(50, np.array([1, 2, 3]) / np.sqrt(14))
 def test_summary_by_hand(summary, copper):
     """Two near candidates, one of them twice, the beam turn, and one far away."""
     operation = copper.operations[5]
-    near, beam, far = BASE @ turn(3), BASE @ so3.HALF_TURN_ABOUT_BEAM, BASE @ turn(25, [1, 0, 0])
+    near, beam, far = (
+        BASE @ turn(3),
+        BASE @ rotations.HALF_TURN_ABOUT_BEAM,
+        BASE @ turn(25, [1, 0, 0]),
+    )
     orientations = [near, far, BASE, operation @ BASE, beam]
     weight = InferConfig().likelihood_weight
     share = np.array([0.2, 0.1, 0.4, 0.4, 0.25])
@@ -642,7 +647,7 @@ def test_summary_without_a_second(summary):
 
 
 def test_prior_decides_between_equal_patterns(summary):
-    orientations = [BASE, BASE @ so3.HALF_TURN_ABOUT_BEAM]
+    orientations = [BASE, BASE @ rotations.HALF_TURN_ABOUT_BEAM]
     for best in (0, 1):
         prior = np.where(np.arange(2) == best, 0.0, -2.0)
         answer = summary(ranked_of(orientations, [3.0, 3.0], prior))
@@ -661,7 +666,7 @@ def test_summary_holds_its_promises(summary, copper, seed, spread):
             for _ in range(12)
         ]
     )
-    orientations[6:9] = orientations[:3] @ so3.HALF_TURN_ABOUT_BEAM
+    orientations[6:9] = orientations[:3] @ rotations.HALF_TURN_ABOUT_BEAM
     ranked = ranked_of(orientations, 10 * rng.normal(size=12), rng.normal(size=12))
     answer = summary(ranked)
     assert 0 <= answer.confidence <= answer.confidence_mod180 + 1e-6 <= 1 + 2e-6
@@ -669,18 +674,20 @@ def test_summary_holds_its_promises(summary, copper, seed, spread):
     log_odds = config.log_odds(ranked.log_likelihood, ranked.prior)
     np.testing.assert_array_equal(answer.orientation, ranked.orientation[np.argmax(log_odds)])
     operations = jnp.asarray(copper.operations, jnp.float32)
-    away = np.rad2deg(so3.misorientation(answer.orientation, ranked.orientation, operations))
+    away = np.rad2deg(symmetry.misorientation(answer.orientation, ranked.orientation, operations))
     if np.isnan(answer.second_score):
         assert away.max() < 5.01
     else:
-        second = so3.misorientation(answer.orientation, answer.second_orientation, operations)
+        second = symmetry.misorientation(answer.orientation, answer.second_orientation, operations)
         assert np.rad2deg(second) > 4.99
 
 
 @pytest.fixture(scope="module")
 def mixed(copper, crystals):
     """`summarise` of candidates of copper (phase 0) and magnesium (phase 1)."""
-    space = joint_space([copper.space(), orientation_space(operations(crystals["Mg"]), [], 0.1)])
+    space = joint_space(
+        [copper.space(), orientation_space(symmetry_operations(crystals["Mg"]), [], 0.1)]
+    )
     return jax.jit(lambda ranked, none: summarise(ranked, none, space.operations, InferConfig()))
 
 
@@ -696,7 +703,7 @@ def shares(mixed, share, none, **rest):
 def test_the_likeliest_phase_is_answered_by_its_best_candidate(mixed):
     """Magnesium has the single best candidate, copper together more."""
     far, other = BASE @ turn(25, [1, 0, 0]), BASE @ turn(20, [0, 1, 0])
-    orientations = [BASE, BASE, far, other, BASE @ so3.HALF_TURN_ABOUT_BEAM]
+    orientations = [BASE, BASE, far, other, BASE @ rotations.HALF_TURN_ABOUT_BEAM]
     answer = shares(
         mixed, [0.3, 0.25, 0.2, 0.05, 0.1], 0.1, orientations=orientations, phase=[1, 0, 0, 1, 0]
     )
@@ -739,26 +746,26 @@ def test_lone_disks():
     positions = [[direct, *many], [direct], [direct, [0.5, 0, 1.5]], [direct, [0.5, 0, 50.0]]]
     positions += [[direct, [2.5, 0, 1.0], [0, 2.5, 1.0]], np.zeros((0, 3))]
     scan = scan_of([np.array(one) for one in positions])
-    empty = infer.looks_empty(scan, 0.3, exposure(scan, 0.3, 1.5))
+    empty = looks_empty(scan, 0.3, scan_exposure(scan, 0.3, 1.5))
     np.testing.assert_array_equal(empty, [False, True, True, False, False, True])
 
 
 def test_nine_numbers_spread_over_their_phase(copper, crystals, rng):
-    mg = material(crystals["Mg"], 300.0, 1.5, 20.0, 0.0)
+    mg = make_material(crystals["Mg"], 300.0, 1.5, 20.0, 0.0)
     space = joint_space([copper.space(), mg.space()])
     rotation = random_matrices(rng, 1)[0]
     output = jnp.concatenate([2 * rotation.reshape(9), np.array([0.0, 1.0], np.float32)])
-    found = np.asarray(infer.spread(output, space))
+    found = np.asarray(cells_near(output, space))
     assert found.shape == (len(copper.grid) + len(mg.grid) + 1,) and found[-1] == NEVER
     share = np.exp(found[:-1])
     of_phase = [share[np.asarray(space.phase) == p].sum() for p in (0, 1)]
     np.testing.assert_allclose(of_phase, [1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-4)
-    nearest = so3.quaternion_to_matrix(jnp.asarray(mg.grid))[
+    nearest = rotations.quaternion_to_matrix(jnp.asarray(mg.grid))[
         np.argmax(found[len(copper.grid) : -1])
     ]
-    angle = so3.misorientation(nearest, jnp.asarray(rotation), jnp.asarray(mg.operations))
+    angle = symmetry.misorientation(nearest, jnp.asarray(rotation), jnp.asarray(mg.operations))
     assert float(angle) < mg.spacing
-    one = np.asarray(infer.spread(output[:9], copper.space()))
+    one = np.asarray(cells_near(output[:9], copper.space()))
     assert np.exp(one[:-1]).sum() == pytest.approx(1, rel=1e-4)
 
 
@@ -776,8 +783,8 @@ class Oracle(Model):
 
 def around(orientation, m):
     """Log-probabilities of a material's cells as a good network gives them."""
-    cells = so3.quaternion_to_matrix(jnp.asarray(m.grid))
-    angle = so3.misorientation(orientation, cells, jnp.asarray(m.operations, jnp.float32))
+    cells = rotations.quaternion_to_matrix(jnp.asarray(m.grid))
+    angle = symmetry.misorientation(orientation, cells, jnp.asarray(m.operations, jnp.float32))
     return jax.nn.log_softmax(-0.5 * (angle / (0.55 * m.spacing)) ** 2)
 
 
@@ -786,7 +793,7 @@ def two_phases(copper, tables, crystals, tiny):
     """A scan of four patterns of copper, four of magnesium and four of vacuum; phases and
     orientations; an oracle for the orientation in either phase; the tables of the phases.
     """
-    mg = material(crystals["Mg"], 300.0, 1.5, 16.0, 0.0)
+    mg = make_material(crystals["Mg"], 300.0, 1.5, 16.0, 0.0)
     materials = (copper, mg)
     rng = np.random.default_rng(5)
     lists, phases, orientations, answers = [], [], random_matrices(rng, 12), []
@@ -817,7 +824,7 @@ def two_phases(copper, tables, crystals, tiny):
 def answers_of(two_phases, monkeypatch, **changes):
     scan, truth, model, both = two_phases
     left = iter(both)
-    monkeypatch.setattr(infer, "candidate_tables", lambda *_, **__: next(left))
+    monkeypatch.setattr(step, "candidate_tables", lambda *_, **__: next(left))
     config = replace(CONFIG, chance=InferConfig().chance, **changes)
     return on_devices(model, scan, config, 1)[0], truth
 
@@ -831,7 +838,9 @@ def test_verification_tells_phases_and_vacuum_apart(two_phases, monkeypatch):
     assert np.median(answer.phase_confidence[2:8]) > 0.8
     assert np.all(answer.phase_confidence[:8] >= answer.confidence_mod180[:8] - 1e-6)
     angle = [
-        so3.misorientation_mod_180(*map(jnp.asarray, (r, truth, m.operations.astype(np.float32))))
+        symmetry.misorientation_mod_180(
+            *map(jnp.asarray, (r, truth, m.operations.astype(np.float32)))
+        )
         for r, truth, m in zip(
             answer.orientation[:8],
             orientation[:8],

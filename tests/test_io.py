@@ -18,9 +18,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstem import io
-from jaxstem.crystal import Crystal
+from jaxstem.crystal.cell import Crystal
 from jaxstem.errors import InputError
+from jaxstem.files.emd import bragg_source, read_disks
+from jaxstem.files.map_file import (
+    MAP_DATASETS,
+    MAP_VERSION,
+    MapHeader,
+    map_writer,
+    read_map,
+    write_map,
+)
+from jaxstem.files.orientation_map import OrientationMap
+from jaxstem.files.scan import DiskScan, joined, pad_disks, source_of
+from jaxstem.files.truth import read_truth
+from jaxstem.runtime.paths import atomic_path
 
 FIXTURES = Path(__file__).parent / "fixtures"
 CALIBRATED = np.load(FIXTURES / "bragg_calibrated.npz")
@@ -67,7 +79,7 @@ def set_disk(path, position, disk, name, value):
 
 @pytest.mark.parametrize("case", CASES)
 def test_disks_are_calibrated_as_py4dstem_does(case):
-    scan = io.read_disks(FIXTURES / f"bragg_{case}.h5")
+    scan = read_disks(FIXTURES / f"bragg_{case}.h5")
     counts, vectors = CALIBRATED[f"{case}/counts"], CALIBRATED[f"{case}/vectors"]
     assert scan.scan_shape == counts.shape
     np.testing.assert_array_equal(np.diff(scan.offsets), counts.ravel())
@@ -119,29 +131,27 @@ def find_disks(group):
 @pytest.mark.parametrize("units", ["nm^-1", "1/nm", " nm^-1", "nm ^-1"])
 def test_inverse_nanometres_are_converted(scan_file, units):
     replace(scan_file, f"{CALIBRATION}/Q_pixel_units", units.encode())
-    scan = io.read_disks(scan_file)
+    scan = read_disks(scan_file)
     np.testing.assert_allclose(scan.qx, 0.1 * CALIBRATED["all/vectors"][:, 0], atol=2e-8)
 
 
 @pytest.mark.parametrize("units", ["Å^-1", "\u212b^-1", "A\u030a^-1", "1/A", "1/Å", "1 / Å"])
 def test_spellings_of_inverse_angstroms(scan_file, units):
     replace(scan_file, f"{CALIBRATION}/Q_pixel_units", units.encode())
-    scan = io.read_disks(scan_file)
+    scan = read_disks(scan_file)
     np.testing.assert_allclose(scan.qx, CALIBRATED["all/vectors"][:, 0], atol=2e-7)
 
 
 @pytest.mark.parametrize("units", ["pixels", "mrad", "m^-1", "", None])
 def test_other_units_are_refused(scan_file, units):
     replace(scan_file, f"{CALIBRATION}/Q_pixel_units", units and units.encode())
-    assert_refused(
-        io.read_disks, scan_file, "pixel size", f"'{'pixels' if units is None else units}'"
-    )
+    assert_refused(read_disks, scan_file, "pixel size", f"'{'pixels' if units is None else units}'")
 
 
 def test_a_calibration_in_the_place_of_the_files(scan_file):
     """Entries given replace those stored; without ellipse, rotation and flip pixels remain."""
-    from jaxstem.calibration import IN_PIXELS
-    from jaxstem.disks import read_scan
+    from jaxstem.detection.calibration import IN_PIXELS
+    from jaxstem.detection.opening import read_scan
 
     scan = read_scan(scan_file, calibration=IN_PIXELS)
     with h5py.File(scan_file) as file:
@@ -157,17 +167,17 @@ def test_a_calibration_in_the_place_of_the_files(scan_file):
 
 def test_milliradians_need_the_voltage(scan_file):
     """q = θ / λ, with λ of 200 kV electrons of 0.02508 Å."""
-    before = io.read_disks(scan_file)
+    before = read_disks(scan_file)
     replace(scan_file, f"{CALIBRATION}/Q_pixel_units", b"mrad")
-    assert_refused(io.read_disks, scan_file, "'mrad'")
-    scan = io.bragg_source(scan_file, voltage_kv=200.0).read(0, 3)
+    assert_refused(read_disks, scan_file, "'mrad'")
+    scan = bragg_source(scan_file, voltage_kv=200.0).read(0, 3)
     np.testing.assert_allclose(scan.qx, before.qx * 1e-3 / 0.02508, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("size", [0.0, -0.03, np.nan, np.inf, None, [0.03, 0.03]])
 def test_unusable_pixel_sizes_are_refused(scan_file, size):
     replace(scan_file, f"{CALIBRATION}/Q_pixel_size", size)
-    assert_refused(io.read_disks, scan_file, "pixel size", "positive")
+    assert_refused(read_disks, scan_file, "pixel size", "positive")
 
 
 @pytest.mark.parametrize(
@@ -186,32 +196,32 @@ def test_unusable_pixel_sizes_are_refused(scan_file, size):
 )
 def test_unusable_calibrations_are_refused(scan_file, name, value, words):
     replace(scan_file, f"{CALIBRATION}/{name}", value)
-    assert_refused(io.read_disks, scan_file, *words)
+    assert_refused(read_disks, scan_file, *words)
 
 
 def test_no_calibration_at_all_is_refused(scan_file):
     replace(scan_file, CALIBRATION, None)
-    assert_refused(io.read_disks, scan_file, "no origin")
+    assert_refused(read_disks, scan_file, "no origin")
 
 
 def test_an_origin_missing_at_an_empty_position_does_no_harm(scan_file):
     with h5py.File(scan_file, "r+") as file:
         file[CALIBRATION]["qx0"][0, 1] = np.nan
-    assert np.isfinite(io.read_disks(scan_file).qx).all()
+    assert np.isfinite(read_disks(scan_file).qx).all()
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_source_reads_the_same_disks_row_by_row(case):
     """With the calibration of the rows that are read."""
     path = FIXTURES / f"bragg_{case}.h5"
-    whole, source = io.read_disks(path), io.bragg_source(path)
+    whole, source = read_disks(path), bragg_source(path)
     assert source.pieces(5) == [(0, 1), (1, 2), (2, 3)] and source.pieces(8) == [(0, 2), (2, 3)]
     for n_positions in (1, 8):
-        scan = io.joined([source.read(*rows) for rows in source.pieces(n_positions)])
+        scan = joined([source.read(*rows) for rows in source.pieces(n_positions)])
         for name in ("qx", "qy", "intensity", "offsets"):
             np.testing.assert_array_equal(getattr(scan, name), getattr(whole, name))
         assert scan.scan_shape == source.scan_shape == whole.scan_shape
-    part, expected = io.source_of(whole).read(1, 3), source.read(1, 3)
+    part, expected = source_of(whole).read(1, 3), source.read(1, 3)
     for name in ("qx", "qy", "intensity", "offsets"):
         np.testing.assert_array_equal(getattr(part, name), getattr(expected, name))
 
@@ -220,7 +230,7 @@ def test_a_source_reads_the_same_disks_row_by_row(case):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e39])
 def test_disks_that_are_not_finite_are_refused(scan_file, name, value):
     set_disk(scan_file, (1, 2), 0, name, value)
-    assert_refused(io.read_disks, scan_file, "not finite", "(1, 2)")
+    assert_refused(read_disks, scan_file, "not finite", "(1, 2)")
 
 
 def test_a_scan_without_any_disk_is_refused(scan_file):
@@ -228,7 +238,7 @@ def test_a_scan_without_any_disk_is_refused(scan_file):
         kind = file[DISKS].dtype
         del file[DISKS]
         file.create_dataset(DISKS, (3, 4), kind)
-    assert_refused(io.read_disks, scan_file, "no disk")
+    assert_refused(read_disks, scan_file, "no disk")
 
 
 @pytest.mark.parametrize("shape", [(12,), (3, 2, 2)])
@@ -239,33 +249,33 @@ def test_a_scan_of_another_rank_is_refused(scan_file, shape):
         file.create_dataset(DISKS, shape, kind)
         for position, values in zip(np.ndindex(shape), disks.ravel(), strict=True):
             file[DISKS][position] = values
-    assert_refused(io.read_disks, scan_file, f"{len(shape)} scan axes")
+    assert_refused(read_disks, scan_file, f"{len(shape)} scan axes")
 
 
 def test_disk_lists_of_another_kind_are_refused(scan_file):
     replace(scan_file, DISKS, np.zeros((3, 4)))
-    assert_refused(io.read_disks, scan_file, "no lists of qx, qy and intensity")
+    assert_refused(read_disks, scan_file, "no lists of qx, qy and intensity")
 
 
 @pytest.mark.parametrize("step", [0.0, -1.0, np.nan, None])
 def test_without_a_usable_scan_step_it_counts_pixels(scan_file, step):
     replace(scan_file, f"{CALIBRATION}/R_pixel_size", step)
-    scan = io.read_disks(scan_file)
+    scan = read_disks(scan_file)
     assert (scan.scan_step, scan.scan_units) == (1.0, "pixels")
 
 
 def test_several_sets_of_disks_are_listed(scan_file):
     with h5py.File(scan_file, "r+") as file:
         file.copy("film_root/disks", "film_root/others")
-    assert_refused(io.read_disks, scan_file, "/film_root/disks", "/film_root/others")
+    assert_refused(read_disks, scan_file, "/film_root/disks", "/film_root/others")
 
 
 def test_a_file_without_disks_is_refused(scan_file):
     replace(scan_file, "film_root/disks", None)
-    assert_refused(io.read_disks, scan_file, "no Bragg vectors")
+    assert_refused(read_disks, scan_file, "no Bragg vectors")
 
 
-READERS = [io.read_disks, io.read_truth, io.read_map]
+READERS = [read_disks, read_truth, read_map]
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -295,7 +305,7 @@ def write_truth(path, **changes):
 
 def test_truth_is_read(tmp_path):
     arrays = write_truth(tmp_path / "truth.h5")
-    truth = io.read_truth(tmp_path / "truth.h5")
+    truth = read_truth(tmp_path / "truth.h5")
     for name in ("orientation", "boundary_weight", "grain", "thickness"):
         np.testing.assert_array_equal(getattr(truth, name), arrays[name])
     assert truth.phase.tolist() == [["Cu", "Cu2O", "vacuum"]] * 2
@@ -304,7 +314,7 @@ def test_truth_is_read(tmp_path):
 def test_truth_may_say_less(tmp_path):
     path = tmp_path / "truth.h5"
     write_truth(path, boundary_weight=None, grain=None, thickness=None)
-    truth = io.read_truth(path)
+    truth = read_truth(path)
     assert (truth.boundary_weight == 0).all() and (truth.grain == -1).all()
     assert np.isnan(truth.thickness).all() and truth.thickness.shape == (2, 3)
 
@@ -324,7 +334,7 @@ def test_truth_may_say_less(tmp_path):
 )
 def test_unusable_truths_are_refused(tmp_path, changes, word):
     write_truth(tmp_path / "truth.h5", **changes)
-    assert_refused(io.read_truth, tmp_path / "truth.h5", word)
+    assert_refused(read_truth, tmp_path / "truth.h5", word)
 
 
 def random_map(rng, shape=(3, 5), n_phases=2):
@@ -349,7 +359,7 @@ def random_map(rng, shape=(3, 5), n_phases=2):
         )
         for number in range(n_phases)
     )
-    return io.OrientationMap(
+    return OrientationMap(
         orientation=orientation,
         phase=phase,
         phase_names=tuple(crystal.name for crystal in crystals),
@@ -379,9 +389,9 @@ def random_map(rng, shape=(3, 5), n_phases=2):
 def test_map_round_trip(seed, ny, nx, n_phases):
     result = random_map(np.random.default_rng(seed), (ny, nx), n_phases)
     with tempfile.TemporaryDirectory() as folder:
-        io.write_map(Path(folder) / "map.h5", result)
-        again = io.read_map(Path(folder) / "map.h5")
-    for name in io.MAP_DATASETS:
+        write_map(Path(folder) / "map.h5", result)
+        again = read_map(Path(folder) / "map.h5")
+    for name in MAP_DATASETS:
         stored = getattr(again, name)
         assert stored.dtype == getattr(result, name).dtype
         np.testing.assert_array_equal(stored, getattr(result, name))
@@ -395,8 +405,8 @@ def test_map_round_trip(seed, ny, nx, n_phases):
 
 def test_a_map_written_row_by_row_is_the_same(tmp_path):
     result = random_map(np.random.default_rng(8), (5, 3))
-    io.write_map(tmp_path / "whole.h5", result)
-    header = io.MapHeader(
+    write_map(tmp_path / "whole.h5", result)
+    header = MapHeader(
         result.phase.shape,
         result.phase_names,
         result.crystals,
@@ -404,10 +414,10 @@ def test_a_map_written_row_by_row_is_the_same(tmp_path):
         result.scan_units,
         result.attributes,
     )
-    with io.map_writer(tmp_path / "rows.h5", header) as write:
+    with map_writer(tmp_path / "rows.h5", header) as write:
         assert not (tmp_path / "rows.h5").exists()
         for rows in (slice(3, 5), slice(0, 3)):
-            write(rows.start, {name: getattr(result, name)[rows] for name in io.MAP_DATASETS})
+            write(rows.start, {name: getattr(result, name)[rows] for name in MAP_DATASETS})
     with h5py.File(tmp_path / "whole.h5") as whole, h5py.File(tmp_path / "rows.h5") as rows:
         names = []
         whole.visit(names.append)
@@ -422,9 +432,9 @@ def test_a_map_written_row_by_row_is_the_same(tmp_path):
 
 def test_every_third_position_of_a_map(tmp_path):
     result = random_map(np.random.default_rng(9), (7, 5))
-    io.write_map(tmp_path / "map.h5", result)
-    part = io.read_map(tmp_path / "map.h5", every=3)
-    for name in io.MAP_DATASETS:
+    write_map(tmp_path / "map.h5", result)
+    part = read_map(tmp_path / "map.h5", every=3)
+    for name in MAP_DATASETS:
         np.testing.assert_array_equal(getattr(part, name), getattr(result, name)[::3, ::3])
     assert part.scan_step == pytest.approx(3 * result.scan_step)
 
@@ -432,7 +442,7 @@ def test_every_third_position_of_a_map(tmp_path):
 def test_map_layout(tmp_path):
     """What other programs may rely on (docs/file-formats.md)."""
     result = random_map(np.random.default_rng(1))
-    io.write_map(tmp_path / "map.h5", result)
+    write_map(tmp_path / "map.h5", result)
     with h5py.File(tmp_path / "map.h5") as file:
         assert file.attrs["format"] == "jaxstem-map" and file.attrs["version"] == 1
         assert {"command", "model", "jaxstem_version", "scan_step", "scan_units"} <= set(file.attrs)
@@ -458,7 +468,7 @@ def test_maps_whose_arrays_do_not_fit_are_not_written(tmp_path):
         {"crystals": ()},
     ]:
         with pytest.raises(ValueError):
-            io.write_map(tmp_path / "map.h5", dataclasses.replace(result, **changes))
+            write_map(tmp_path / "map.h5", dataclasses.replace(result, **changes))
     assert not os.listdir(tmp_path)
 
 
@@ -475,36 +485,36 @@ def test_maps_whose_arrays_do_not_fit_are_not_written(tmp_path):
 )
 def test_spoilt_maps_are_refused(tmp_path, name, value, word):
     path = tmp_path / "map.h5"
-    io.write_map(path, random_map(np.random.default_rng(3)))
+    write_map(path, random_map(np.random.default_rng(3)))
     replace(path, name, value)
-    assert_refused(io.read_map, path, word)
+    assert_refused(read_map, path, word)
 
 
 @pytest.mark.parametrize("number", ["phases/0", "phases/1/lattice"])
 def test_maps_without_a_crystal_are_refused(tmp_path, number):
     path = tmp_path / "map.h5"
-    io.write_map(path, random_map(np.random.default_rng(3)))
+    write_map(path, random_map(np.random.default_rng(3)))
     replace(path, number, None)
-    assert_refused(io.read_map, path)
+    assert_refused(read_map, path)
 
 
 def test_other_formats_and_newer_maps_are_refused(tmp_path):
     path = tmp_path / "map.h5"
-    assert_refused(io.read_map, FIXTURES / "bragg_all.h5", "not a jaxstem map")
-    io.write_map(path, random_map(np.random.default_rng(4)))
+    assert_refused(read_map, FIXTURES / "bragg_all.h5", "not a jaxstem map")
+    write_map(path, random_map(np.random.default_rng(4)))
     with h5py.File(path, "r+") as file:
-        file.attrs["version"] = io.MAP_VERSION + 1
-    assert_refused(io.read_map, path, "version 2", "update jaxstem")
+        file.attrs["version"] = MAP_VERSION + 1
+    assert_refused(read_map, path, "version 2", "update jaxstem")
 
 
 def test_maps_are_overwritten_only_when_asked(tmp_path):
     path = tmp_path / "map.h5"
     first, second = (random_map(np.random.default_rng(seed)) for seed in (5, 6))
-    io.write_map(path, first)
-    assert_refused(lambda p: io.write_map(p, second), path, "exists already")
-    np.testing.assert_array_equal(io.read_map(path).score, first.score)
-    io.write_map(path, second, overwrite=True)
-    np.testing.assert_array_equal(io.read_map(path).score, second.score)
+    write_map(path, first)
+    assert_refused(lambda p: write_map(p, second), path, "exists already")
+    np.testing.assert_array_equal(read_map(path).score, first.score)
+    write_map(path, second, overwrite=True)
+    np.testing.assert_array_equal(read_map(path).score, second.score)
     assert os.listdir(tmp_path) == ["map.h5"]
 
 
@@ -513,7 +523,7 @@ def test_interrupted_writing_leaves_all_as_it_was(tmp_path, overwrite):
     path = tmp_path / "figure.png"
     if overwrite:
         path.write_text("before")
-    with pytest.raises(KeyboardInterrupt), io.atomic_path(path, overwrite) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic_path(path, overwrite) as temporary:
         assert temporary.parent == path.parent and temporary.suffix == ".png"
         temporary.write_text("half")
         raise KeyboardInterrupt
@@ -523,7 +533,7 @@ def test_interrupted_writing_leaves_all_as_it_was(tmp_path, overwrite):
 
 def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
     path = tmp_path / "map.h5"
-    with pytest.raises(InputError, match="exists already"), io.atomic_path(path) as temporary:
+    with pytest.raises(InputError, match="exists already"), atomic_path(path) as temporary:
         temporary.write_text("mine")
         path.write_text("theirs")
     assert path.read_text() == "theirs" and os.listdir(tmp_path) == ["map.h5"]
@@ -531,7 +541,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path):
 
 def test_unusable_targets_are_refused(tmp_path):
     def write(path):
-        with io.atomic_path(path, overwrite=True):
+        with atomic_path(path, overwrite=True):
             pytest.fail("began to write")
 
     assert_refused(write, tmp_path / "missing" / "map.h5", "does not exist")
@@ -544,7 +554,7 @@ MAP_BYTES = []
 def map_bytes():
     if not MAP_BYTES:
         with tempfile.TemporaryDirectory() as folder:
-            io.write_map(Path(folder) / "map.h5", random_map(np.random.default_rng(7)))
+            write_map(Path(folder) / "map.h5", random_map(np.random.default_rng(7)))
             MAP_BYTES.append((Path(folder) / "map.h5").read_bytes())
     return MAP_BYTES[0]
 
@@ -556,7 +566,7 @@ def test_truncated_files_are_refused(share, map_file):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cut.h5"
         path.write_bytes(content[: int(share * len(content))])
-        assert_refused(io.read_map if map_file else io.read_disks, path)
+        assert_refused(read_map if map_file else read_disks, path)
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
@@ -569,7 +579,7 @@ def test_padding_keeps_the_strongest_disks_in_range(data, seed):
     n_max = data.draw(st.integers(1, 8))
     k_min, k_max = sorted(rng.uniform(0, 3, 2))
     total = counts.sum()
-    scan = io.DiskScan(
+    scan = DiskScan(
         qx=rng.uniform(-2, 2, total).astype(np.float32),
         qy=rng.uniform(-2, 2, total).astype(np.float32),
         intensity=rng.uniform(-0.5, 3, total).astype(np.float32),
@@ -580,7 +590,7 @@ def test_padding_keeps_the_strongest_disks_in_range(data, seed):
         voltage_kv=None,
         source="none",
     )
-    qx, qy, intensity, mask = io.pad_disks(scan, index, k_max, k_min, n_max)
+    qx, qy, intensity, mask = pad_disks(scan, index, k_max, k_min, n_max)
     assert qx.shape == qy.shape == intensity.shape == mask.shape == (len(index), n_max)
     assert qx.dtype == qy.dtype == intensity.dtype == np.float32 and mask.dtype == bool
     for row, position in enumerate(index):
@@ -616,14 +626,14 @@ def test_padding_keeps_the_strongest_disks_in_range(data, seed):
 def test_stated_voltage(scan_file, name, value, voltage_kv):
     with h5py.File(scan_file, "r+") as file:
         file[f"film_root/metadatabundle/microscope/{name}"] = value
-    assert io.read_disks(scan_file).voltage_kv == voltage_kv
+    assert read_disks(scan_file).voltage_kv == voltage_kv
 
 
 def test_contradicting_voltages_are_refused(scan_file):
     with h5py.File(scan_file, "r+") as file:
         file["film_root/metadatabundle/microscope/voltage"] = 300
         file["film_root/metadatabundle/session/beam_energy"] = 300e3
-    assert io.read_disks(scan_file).voltage_kv == 300
+    assert read_disks(scan_file).voltage_kv == 300
     with h5py.File(scan_file, "r+") as file:
         file["film_root/metadatabundle/other/voltage"] = 200
-    assert_refused(io.read_disks, scan_file, "200 kV", "300 kV")
+    assert_refused(read_disks, scan_file, "200 kV", "300 kV")

@@ -12,22 +12,14 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from jaxstem.crystal import operations, reflections
+from jaxstem.crystal.cell import reflections, symmetry_operations
+from jaxstem.crystal.scattering import electron_wavelength
+from jaxstem.diffraction.geometry import Reflectors, excitation_error, strongest
+from jaxstem.diffraction.illumination import beam_tilts, disk_tilts, ring_tilts, tilted
+from jaxstem.diffraction.kinematic import excited, simulate
+from jaxstem.diffraction.material import inverse_extinction
+from jaxstem.diffraction.two_beam import two_beam
 from jaxstem.errors import InputError
-from jaxstem.kinematic import (
-    Reflectors,
-    beam_tilts,
-    disk_tilts,
-    excitation_error,
-    excited,
-    ring_tilts,
-    simulate,
-    strongest,
-    tilted,
-    two_beam,
-)
-from jaxstem.model import inverse_extinction
-from jaxstem.scattering import electron_wavelength
 
 PY4DSTEM = np.load(Path(__file__).parent / "fixtures" / "py4dstem.npz")
 ENERGY = float(PY4DSTEM["pattern/energy_ev"])
@@ -183,7 +175,7 @@ def test_turning_the_crystal_about_the_beam_turns_the_pattern(crystals, seed, an
 def test_equivalent_orientations_have_the_same_disks(crystals, rng, name):
     reflectors = reflectors_of(crystals[name], 1.5)
     orientation = random_orientations(rng, 1)[0]
-    equivalents = (operations(crystals[name]) @ orientation).astype(np.float32)
+    equivalents = (symmetry_operations(crystals[name]) @ orientation).astype(np.float32)
     patterns = excited(equivalents, reflectors, WAVELENGTH, SIGMA)
     scale = float(reflectors.intensity.max())
     points = np.stack([patterns[0], patterns[1], np.asarray(patterns[2]) / scale], axis=-1)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem.lanes import (
+from jaxstem.runtime.reductions import (
     LANES,
     MOST_OF_TWO,
     filled,
@@ -18,7 +18,7 @@ from jaxstem.lanes import (
     totals_of_rows,
     turned,
 )
-from jaxstem.likelihood import log_of_product
+from jaxstem.verification.likelihood import log_of_product
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 40, 64])

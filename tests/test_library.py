@@ -10,11 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem import library as module
-from jaxstem import so3
-from jaxstem.bloch import bloch_intensities, cone_steps, prepare
-from jaxstem.kinematic import disk_tilts
-from jaxstem.library import LibraryConfig, build_library, sample_pattern, zone_axis_orientations
+from jaxstem.diffraction.bloch import bloch_intensities, prepare
+from jaxstem.diffraction.illumination import disk_tilts
+from jaxstem.diffraction.propagation import cone_steps
+from jaxstem.orientation import rotations
+from jaxstem.training import library
+from jaxstem.training.library import (
+    LibraryConfig,
+    _illumination,
+    build_library,
+    library_key,
+    sample_pattern,
+    zone_axis_orientations,
+)
 
 CONFIG = LibraryConfig(n_axes=80, n_thicknesses=3, n_beams=24, n_weak=40, beam_k_max=2.0)
 
@@ -58,7 +66,7 @@ def test_zone_axes_cover_the_sector(copper, key):
     found = np.asarray(zone_axis_orientations(key, copper.operations, 400))
     assert 360 < len(found) < 440
     axes = np.einsum("nij,aj->nai", copper.operations, found[:, :, 2]).reshape(-1, 3)
-    wanted = np.asarray(so3.random_rotations(key, (500,)))[:, :, 2]
+    wanted = np.asarray(rotations.random_rotations(key, (500,)))[:, :, 2]
     spacing = np.sqrt(4 * np.pi / (len(copper.operations) * 400))
     nearest = np.arccos(np.clip((wanted @ axes.T).max(axis=1), -1, 1))
     assert nearest.max() < 3 * spacing
@@ -92,13 +100,13 @@ def test_a_kept_library_is_the_one_that_was_made(copper, library, tmp_path, monk
     assert_equal_libraries(made, library)
     (kept,) = folder.iterdir()
     assert "library" in kept.name and kept.suffix == ".h5"
-    monkeypatch.setattr(module, "_make_library", None)  # must not be called again
+    monkeypatch.setattr(library, "_make_library", None)  # must not be called again
     assert_equal_libraries(build_library(copper, CONFIG, seed=3, cache=folder), made)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "rubbish", "incomplete"])
 def test_a_damaged_library_is_made_anew(copper, library, tmp_path, monkeypatch, damage):
-    monkeypatch.setattr(module, "_make_library", lambda *_: library)
+    monkeypatch.setattr(library, "_make_library", lambda *_: library)
     build_library(copper, CONFIG, seed=3, cache=tmp_path)
     (kept,) = tmp_path.iterdir()
     whole = kept.read_bytes()
@@ -117,7 +125,7 @@ def test_a_damaged_library_is_made_anew(copper, library, tmp_path, monkeypatch, 
 
 
 def test_a_folder_that_cannot_be_written_does_no_harm(copper, library, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_make_library", lambda *_: library)
+    monkeypatch.setattr(library, "_make_library", lambda *_: library)
     (tmp_path / "file").write_text("not a folder")
     with pytest.warns(UserWarning, match="cannot be kept"):
         found = build_library(copper, CONFIG, cache=tmp_path / "file" / "libraries")
@@ -125,10 +133,8 @@ def test_a_folder_that_cannot_be_written_does_no_harm(copper, library, tmp_path,
 
 
 def test_whatever_decides_a_library_is_in_its_key(copper, crystals):
-    reference = module.library_key(copper, CONFIG, 0)
-    assert (
-        module.library_key(dataclasses.replace(copper), dataclasses.replace(CONFIG), 0) == reference
-    )
+    reference = library_key(copper, CONFIG, 0)
+    assert library_key(dataclasses.replace(copper), dataclasses.replace(CONFIG), 0) == reference
     others = [
         (dataclasses.replace(copper, **{name: getattr(copper, name) + 0.01}), CONFIG, 0)
         for name in ("voltage_kv", "k_max", "u_iso")
@@ -139,7 +145,7 @@ def test_whatever_decides_a_library_is_in_its_key(copper, crystals):
         value = getattr(CONFIG, field.name)
         changed = (31.0, 400.0) if field.name == "thickness" else value + 1
         others.append((copper, dataclasses.replace(CONFIG, **{field.name: changed}), 0))
-    keys = {module.library_key(*other) for other in others}
+    keys = {library_key(*other) for other in others}
     assert len(keys) == len(others) and reference not in keys
 
 
@@ -150,14 +156,14 @@ def test_memory_is_as_stated(library):
 
 def test_illumination_is_that_of_the_configuration():
     thickness = np.geomspace(30, 400, 16)
-    assert module._illumination(LibraryConfig(convergence_mrad=0.0), thickness, 2.0) == (
+    assert _illumination(LibraryConfig(convergence_mrad=0.0), thickness, 2.0) == (
         None,
         None,
         1,
     )
-    ring, cone, n_steps = module._illumination(LibraryConfig(), thickness, 2.0)
+    ring, cone, n_steps = _illumination(LibraryConfig(), thickness, 2.0)
     assert ring is None and len(cone.x) == 7 and n_steps == 2
-    ring, cone, n_steps = module._illumination(
+    ring, cone, n_steps = _illumination(
         LibraryConfig(precession_deg=1.0, convergence_mrad=3.0), thickness, 2.0
     )
     assert len(ring.x) == 24 and len(cone.x) == 19 and n_steps == 4

@@ -12,30 +12,28 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 from scipy.stats import t as student
 
-from jaxstem.crystal import operations, reflections
-from jaxstem.kinematic import excitation_error, strongest
-from jaxstem.likelihood import (
-    LATTICE,
+from jaxstem.crystal.cell import reflections, symmetry_operations
+from jaxstem.crystal.scattering import electron_wavelength
+from jaxstem.diffraction.geometry import excitation_error, strongest
+from jaxstem.diffraction.material import inverse_extinction
+from jaxstem.diffraction.two_beam import (
     LEAST_CONE,
     LEAST_SHARE,
-    Expected,
-    LikelihoodConfig,
-    Observed,
-    Pairing,
-    begin,
     cos_turns,
     kinematic_intensity,
+    two_beam_intensity,
+)
+from jaxstem.verification.climb import LATTICE, begin, polish, summit, value
+from jaxstem.verification.config import LikelihoodConfig
+from jaxstem.verification.likelihood import (
+    Expected,
+    Observed,
+    Pairing,
     limit_at,
     log_likelihood,
     log_student,
     pair,
-    polish,
-    summit,
-    two_beam_intensity,
-    value,
 )
-from jaxstem.model import inverse_extinction
-from jaxstem.scattering import electron_wavelength
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -156,7 +154,7 @@ def cu(crystals):
     """Scattering vectors and 1/ξ [1/Å] of copper, and its symmetry."""
     found = reflections(crystals["Cu"], K_MAX, 0.0064)
     strength = inverse_extinction(crystals["Cu"], found.structure_factor, 300.0)
-    symmetry = operations(crystals["Cu"]).astype(np.float32)
+    symmetry = symmetry_operations(crystals["Cu"]).astype(np.float32)
     return *float32((found.g, strength)), symmetry
 
 

@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from orix.quaternion import Misorientation, symmetry
 from scipy.spatial.transform import Rotation
 
-from jaxstem import losses, parallel, so3
-from jaxstem.crystal import operations
+from jaxstem.crystal.cell import symmetry_operations
 from jaxstem.errors import InputError
-from jaxstem.grid import Label, joint_space, orientation_space, soft_labels
-from jaxstem.model import build_network
-from jaxstem.training import init_state, make_optimiser, make_sources, make_train_step
+from jaxstem.network import heads, losses
+from jaxstem.network.model import build_network
+from jaxstem.orientation import grids, rotations, symmetry
+from jaxstem.orientation.space import Label, joint_space, orientation_space, soft_labels
+from jaxstem.runtime import parallel
+from jaxstem.training.patterns import make_sources
+from jaxstem.training.step import init_state, make_optimiser, make_train_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "light_acquisition")
 
@@ -56,12 +59,12 @@ def values(name, output, label, space):
 
 
 def outputs(rng, name, space, n):
-    width = losses.HEADS[losses.LOSSES[name].head].n_out(space)
+    width = heads.HEADS[losses.LOSSES[name].head].n_out(space)
     return jnp.asarray(rng.normal(size=(n, width)), jnp.float32)
 
 
 def test_geodesic_is_orix_misorientation_angle(crystals, rng):
-    space = orientation_space(operations(crystals["Cu"]), np.zeros((0, 4)), 0.1)
+    space = orientation_space(symmetry_operations(crystals["Cu"]), np.zeros((0, 4)), 0.1)
     prediction, label = random_matrices(rng, 60), random_matrices(rng, 60)
     stretch = prediction @ np.diag([0.3, 1.0, 2.0]).astype(np.float32)
     ours = values("geodesic", 5 * prediction.reshape(60, 9), label, space)
@@ -69,8 +72,8 @@ def test_geodesic_is_orix_misorientation_angle(crystals, rng):
     theirs = Misorientation(between.as_quat()[:, [3, 0, 1, 2]], symmetry=(symmetry.O, symmetry.O))
     np.testing.assert_allclose(ours, theirs.reduce().angle, atol=2e-4)
     # the nearest rotation of any nine numbers, not only of rotations
-    nearest = np.asarray(so3.nearest_rotation(jnp.asarray(stretch)))
-    angle = so3.misorientation(nearest, jnp.asarray(label), space.operations[0])
+    nearest = np.asarray(rotations.nearest_rotation(jnp.asarray(stretch)))
+    angle = symmetry.misorientation(nearest, jnp.asarray(label), space.operations[0])
     np.testing.assert_allclose(
         values("geodesic", stretch.reshape(60, 9), label, space), angle, atol=1e-4
     )
@@ -145,16 +148,16 @@ ROTATIONS = [name for name, loss in losses.LOSSES.items() if loss.head != "grid"
 
 def perfect(name, orientation, space):
     """An output that stands for an orientation; its concentration, where it has one, is 50."""
-    quaternion = so3.matrix_to_quaternion(orientation)
-    sure = jnp.concatenate([jnp.full(1, 9.0), jnp.zeros(losses.HYPOTHESES - 1)])
-    others = jnp.tile(so3.random_rotations(jax.random.key(3)), (losses.HYPOTHESES - 1, 1, 1))
+    quaternion = rotations.matrix_to_quaternion(orientation)
+    sure = jnp.concatenate([jnp.full(1, 9.0), jnp.zeros(heads.HYPOTHESES - 1)])
+    others = jnp.tile(rotations.random_rotations(jax.random.key(3)), (heads.HYPOTHESES - 1, 1, 1))
     return {
         "matrix": lambda: 50 * orientation.reshape(9),
         "quaternion": lambda: -3 * quaternion,
         "six": lambda: jnp.concatenate([2 * orientation[:, 0], orientation @ jnp.array([1, 3, 0])]),
-        "harmonic": lambda: losses.embedding(orientation, space.operations[0]),
+        "harmonic": lambda: heads.embedding(orientation, space.operations[0]),
         "hypotheses": lambda: jnp.concatenate(
-            [quaternion, so3.matrix_to_quaternion(others).ravel(), sure]
+            [quaternion, rotations.matrix_to_quaternion(others).ravel(), sure]
         ),
     }[losses.LOSSES[name].head]()
 
@@ -193,25 +196,25 @@ def test_gradients(space, rng, name):
 
 @pytest.mark.parametrize("name", ROTATIONS)
 def test_heads_give_back_the_orientation(space, rng, name):
-    read = jax.jit(losses.HEADS[losses.LOSSES[name].head].orientation)
+    read = jax.jit(heads.HEADS[losses.LOSSES[name].head].orientation)
     for label in jnp.asarray(random_matrices(rng, 3)):
         found = read(perfect(name, label, space), space)
         np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-4)
-        assert so3.misorientation(found, label, space.operations[0]) < 0.02
+        assert symmetry.misorientation(found, label, space.operations[0]) < 0.02
 
 
 def test_grid_head_reads_its_likeliest_cell(space, rng):
     cell = rng.integers(len(space.cells))
-    output = jnp.zeros(losses.HEADS["grid"].n_out(space)).at[cell].set(1.0)
-    found = losses.HEADS["grid"].orientation(output, space)
-    np.testing.assert_allclose(found, so3.quaternion_to_matrix(space.cells[cell]), atol=1e-6)
+    output = jnp.zeros(heads.HEADS["grid"].n_out(space)).at[cell].set(1.0)
+    found = heads.HEADS["grid"].orientation(output, space)
+    np.testing.assert_allclose(found, rotations.quaternion_to_matrix(space.cells[cell]), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["matrix_fisher", "rotation_laplace"])
 @pytest.mark.parametrize("scale", [0.3, 3.0])
 def test_densities_integrate_to_one(rng, name, scale):
     """Over uniform rotations, by an even covering; the mean of several, for the tips are sharp."""
-    covering = jnp.asarray(so3.so3_grid(np.eye(3)[None], 7.0), jnp.float32)
+    covering = jnp.asarray(grids.so3_grid(np.eye(3)[None], 7.0), jnp.float32)
     total = []
     for a in jnp.asarray(scale * rng.normal(size=(8, 9)), jnp.float32):
         loss = values(name, jnp.tile(a, (len(covering), 1)), covering, NO_SYMMETRY)
@@ -239,9 +242,9 @@ def test_soft_minimum_lies_between_minimum_and_its_bound(space, rng):
 
 def test_embedding_is_injective_modulo_symmetry(crystals, space, rng):
     """Nearest embeddings are nearest orientations, and all are of one length."""
-    embed = jax.jit(jax.vmap(losses.embedding, in_axes=(0, None)))
+    embed = jax.jit(jax.vmap(heads.embedding, in_axes=(0, None)))
     for name in ("Cu", "Mg"):
-        symmetry = jnp.asarray(operations(crystals[name]), jnp.float32)
+        symmetry = jnp.asarray(symmetry_operations(crystals[name]), jnp.float32)
         first = jnp.asarray(random_matrices(rng, 400))
         near = Rotation.from_rotvec(0.02 * rng.normal(size=(400, 3))).as_matrix()
         ours = embed(first, symmetry)
@@ -250,7 +253,7 @@ def test_embedding_is_injective_modulo_symmetry(crystals, space, rng):
             ours - embed(jnp.asarray(near @ first, jnp.float32), symmetry), axis=1
         )
         far = jnp.linalg.norm(ours - embed(first[::-1], symmetry), axis=1)
-        angle = so3.misorientation(first, first[::-1], symmetry)
+        angle = symmetry.misorientation(first, first[::-1], symmetry)
         assert apart.max() < far[angle > 0.3].min()
 
 
@@ -275,10 +278,12 @@ def test_simulation_forgives_an_orientation_with_the_same_pattern(copper, rng):
 @pytest.fixture(scope="module")
 def two(space, crystals):
     """Copper and magnesium in one space."""
-    quaternions = so3.matrix_to_quaternion(
-        jnp.asarray(so3.so3_grid(operations(crystals["Mg"]), 20))
+    quaternions = rotations.matrix_to_quaternion(
+        jnp.asarray(grids.so3_grid(symmetry_operations(crystals["Mg"]), 20))
     )
-    return joint_space([space, orientation_space(operations(crystals["Mg"]), quaternions, 0.2)])
+    return joint_space(
+        [space, orientation_space(symmetry_operations(crystals["Mg"]), quaternions, 0.2)]
+    )
 
 
 def test_cross_entropy_of_several_phases(two, rng):
@@ -319,7 +324,7 @@ def test_unknown_loss():
 
 def test_a_new_loss_is_one_function_and_one_line(copper, tiny, monkeypatch):
     def chordal(output, label, space):
-        rotation = so3.nearest_rotation(output.reshape(3, 3))
+        rotation = rotations.nearest_rotation(output.reshape(3, 3))
         equivalents = space.operations[label.phase] @ label.orientation
         return ((rotation - equivalents) ** 2).sum((1, 2)).min()
 

@@ -18,13 +18,21 @@ import jax
 import numpy as np
 import pytest
 
-from jaxstem import infer, io, mapping, packed, parallel
-from jaxstem.crystal import read_cif
-from jaxstem.disks import open_scan
+from jaxstem.crystal.cell import read_cif
+from jaxstem.detection.opening import open_scan
+from jaxstem.diffraction.material import make_material
 from jaxstem.errors import InputError
-from jaxstem.infer import InferConfig
-from jaxstem.model import Model, build_network, material
-from jaxstem.transformer import ModelConfig, init_params
+from jaxstem.files.map_file import MAP_DATASETS, read_map, write_map
+from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
+from jaxstem.files.packed import write_packed
+from jaxstem.files.scan import DiskScan, source_of
+from jaxstem.inference import stream
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.stream import SAMPLE
+from jaxstem.mapping import map_scan, map_to_file
+from jaxstem.network.model import Model, build_network
+from jaxstem.network.transformer import ModelConfig, init_params
+from jaxstem.runtime import parallel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -34,7 +42,7 @@ SHAPE = (9, 5)
 
 def tiny_model():
     """An untrained network, the same in every process."""
-    copper = material(
+    copper = make_material(
         read_cif(Path(__file__).parent / "fixtures" / "Cu.cif"), 300.0, 1.5, 16.0, 0.0
     )
     config = ModelConfig(
@@ -48,9 +56,9 @@ def tiny_model():
 def work(scan, out):
     """What this file does as a script."""
     parallel.start_cluster()
-    infer.PIECE = 10
+    PIECE = 10
     try:
-        mapping.map_to_file(out, open_scan(scan), tiny_model(), CONFIG, progress=False)
+        map_to_file(out, open_scan(scan), tiny_model(), CONFIG, progress=False)
     except InputError as error:
         print(error)
         sys.exit(2)
@@ -62,8 +70,8 @@ def random_source(rng, shape=SHAPE):
     counts[3:5] = 0
     total = counts.sum()
     radius, angle = rng.uniform(0.35, 1.4, total), rng.uniform(0, 2 * np.pi, total)
-    return io.source_of(
-        io.DiskScan(
+    return source_of(
+        DiskScan(
             *(x.astype(np.float32) for x in (radius * np.cos(angle), radius * np.sin(angle))),
             rng.uniform(0.01, 1, total).astype(np.float32),
             np.concatenate([[0], np.cumsum(counts)]),
@@ -86,7 +94,7 @@ def table(tmp_path_factory):
     seed = int(np.random.SeedSequence().entropy % 2**31)
     print(f"seed {seed}")
     path = tmp_path_factory.mktemp("scan") / "scan.h5"
-    packed.write_packed(path, random_source(np.random.default_rng(seed)), progress=False)
+    write_packed(path, random_source(np.random.default_rng(seed)), progress=False)
     return path
 
 
@@ -98,12 +106,12 @@ def one_device():
 @pytest.fixture(scope="module")
 def in_memory(model, table, one_device):
     """The map, made from the scan in memory."""
-    return mapping.map_scan(open_scan(table).read(0, 9), model, CONFIG, **one_device)
+    return map_scan(open_scan(table).read(0, 9), model, CONFIG, **one_device)
 
 
 def datasets(path):
     with h5py.File(path) as file:
-        locations = [location for location, _ in io.MAP_DATASETS.values()]
+        locations = [location for location, _ in MAP_DATASETS.values()]
         return {name: file[name][()] for name in [*locations, "ambiguous_180"]}
 
 
@@ -117,15 +125,15 @@ def assert_same_map(path, other, atol):
 def test_the_streamed_map_is_the_one_in_memory(
     model, table, in_memory, one_device, tmp_path, monkeypatch
 ):
-    io.write_map(tmp_path / "expected.h5", in_memory)
-    monkeypatch.setattr(infer, "PIECE", 5)
-    monkeypatch.setattr(infer, "OPEN", 2)
+    write_map(tmp_path / "expected.h5", in_memory)
+    monkeypatch.setattr(stream, "PIECE", 5)
+    monkeypatch.setattr(stream, "OPEN", 2)
     path = tmp_path / "map.h5"
-    overview = mapping.map_to_file(path, open_scan(table), model, CONFIG, **one_device)
+    overview = map_to_file(path, open_scan(table), model, CONFIG, **one_device)
     assert_same_map(tmp_path / "expected.h5", path, 1e-6)
-    found = io.read_map(path)
+    found = read_map(path)
     assert found.attributes["scan"] == str(table) and found.scan_step == 2.5
-    assert (found.phase >= 0).sum() > 20 and (found.phase == io.NO_CRYSTAL).sum() >= 2
+    assert (found.phase >= 0).sum() > 20 and (found.phase == NO_CRYSTAL).sum() >= 2
     for name in ("phase", "confidence", "ambiguous_180", "n_disks"):
         np.testing.assert_array_equal(getattr(overview, name), getattr(found, name))
 
@@ -133,20 +141,20 @@ def test_the_streamed_map_is_the_one_in_memory(
 def test_doubtful_answers_are_left_out(model, in_memory, table, one_device, tmp_path):
     plain = in_memory
     least = float(np.nanmedian(plain.confidence[plain.phase >= 0]))
-    mapping.map_to_file(
+    map_to_file(
         tmp_path / "map.h5", open_scan(table), model, CONFIG, least_confidence=least, **one_device
     )
-    found = io.read_map(tmp_path / "map.h5")
+    found = read_map(tmp_path / "map.h5")
     doubtful = plain.confidence < least
     assert 0 < (doubtful & (plain.phase >= 0)).sum() < (plain.phase >= 0).sum()
-    np.testing.assert_array_equal(found.phase, np.where(doubtful, io.UNASSIGNED, plain.phase))
+    np.testing.assert_array_equal(found.phase, np.where(doubtful, UNASSIGNED, plain.phase))
     np.testing.assert_array_equal(np.isnan(found.orientation[..., 0, 0]), found.phase < 0)
 
 
 def test_nothing_is_left_of_a_map_that_fails(model, table, one_device, tmp_path, monkeypatch):
     source, before = open_scan(table), os.listdir(tmp_path)
-    monkeypatch.setattr(infer, "PIECE", 5)
-    monkeypatch.setattr(infer, "SAMPLE", 5)
+    monkeypatch.setattr(stream, "PIECE", 5)
+    monkeypatch.setattr(stream, "SAMPLE", 5)
 
     def read(start, stop):
         if stop == 9:
@@ -155,7 +163,7 @@ def test_nothing_is_left_of_a_map_that_fails(model, table, one_device, tmp_path,
 
     spoilt = replace(source, read=read)
     with pytest.raises(InputError, match="cut short"):
-        mapping.map_to_file(tmp_path / "map.h5", spoilt, model, CONFIG, **one_device)
+        map_to_file(tmp_path / "map.h5", spoilt, model, CONFIG, **one_device)
     assert os.listdir(tmp_path) == before
 
 
@@ -165,9 +173,7 @@ def test_a_scan_without_disks_is_refused(model, tmp_path, rng):
         scan, qx=scan.qx[:0], qy=scan.qx[:0], intensity=scan.qx[:0], offsets=0 * scan.offsets
     )
     with pytest.raises(InputError, match="no disk"):
-        mapping.map_to_file(
-            tmp_path / "map.h5", io.source_of(nothing), model, CONFIG, progress=False
-        )
+        map_to_file(tmp_path / "map.h5", source_of(nothing), model, CONFIG, progress=False)
     assert not os.listdir(tmp_path)
 
 
@@ -203,7 +209,7 @@ def run_processes(n, *arguments):
 
 
 def test_two_processes_make_the_map_of_one(in_memory, table, tmp_path):
-    io.write_map(tmp_path / "one.h5", in_memory)
+    write_map(tmp_path / "one.h5", in_memory)
     for said, code in run_processes(2, table, tmp_path / "two.h5"):
         assert code == 0, said
     assert_same_map(tmp_path / "one.h5", tmp_path / "two.h5", 1e-5)
@@ -222,5 +228,5 @@ def test_a_failure_of_one_process_ends_both(table, tmp_path, monkeypatch):
 
 
 if __name__ == "__main__":
-    infer.SAMPLE = int(os.environ.get("JAXSTEM_TEST_SAMPLE", infer.SAMPLE))
+    SAMPLE = int(os.environ.get("JAXSTEM_TEST_SAMPLE", SAMPLE))
     work(*sys.argv[1:])

@@ -14,18 +14,34 @@ from matplotlib.image import imread
 from pymatgen.core import Lattice, Structure
 from scipy.spatial.transform import Rotation
 
-from jaxstem import maps, painter
-from jaxstem.crystal import Crystal, from_structure, operations, standard_lattice
+from jaxstem.app import painter
+from jaxstem.app.painter import Painter, paint
+from jaxstem.crystal.cell import Crystal, from_structure, standard_lattice, symmetry_operations
+from jaxstem.crystal.setting import ORIX_NAMES, _standard_operations, setting_rotation
 from jaxstem.errors import InputError
-from jaxstem.io import OrientationMap, write_map
-from jaxstem.painter import Painter
+from jaxstem.files.map_file import write_map
+from jaxstem.files.orientation_map import OrientationMap
+from jaxstem.maps.colours import (
+    AMBIGUOUS_COLOUR,
+    LAB_X,
+    LAB_Z,
+    NO_CRYSTAL_COLOUR,
+    PHASE_COLOURS,
+    UNASSIGNED_COLOUR,
+    direction_colours,
+    direction_label,
+    draw_key,
+    ipf_colours,
+    rgb_map,
+)
+from jaxstem.maps.drawing import draw, figure, scale_bar, thinned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::RuntimeWarning:orix.*"),
 ]
 
-LAUE_GROUPS = list(maps.ORIX_NAMES)
+LAUE_GROUPS = list(ORIX_NAMES)
 
 
 def crystal_of(space_group, cell, name="test"):
@@ -78,7 +94,7 @@ def orix_colours(orientation, direction, laue_group):
     from orix.quaternion import Orientation, symmetry
     from orix.vector import Vector3d
 
-    group = getattr(symmetry, maps.ORIX_NAMES[laue_group])
+    group = getattr(symmetry, ORIX_NAMES[laue_group])
     key = IPFColorKeyTSL(group, direction=Vector3d(direction))
     return key.orientation2color(Orientation.from_matrix(orientation, symmetry=group))
 
@@ -87,7 +103,7 @@ def orix_colours(orientation, direction, laue_group):
 @pytest.mark.parametrize("laue_group", LAUE_GROUPS)
 def test_colours_are_those_of_orix(laue_group, direction):
     orientation = Rotation.random(40, random_state=1).as_matrix()
-    ours = maps.ipf_colours(orientation.reshape(8, 5, 3, 3), direction, laue_group)
+    ours = ipf_colours(orientation.reshape(8, 5, 3, 3), direction, laue_group)
     theirs = orix_colours(orientation, direction, laue_group)
     np.testing.assert_allclose(ours.reshape(40, 3), theirs, atol=1e-6)
 
@@ -101,7 +117,7 @@ def test_the_orientation_is_not_transposed():
         x = np.cross([0.3, 1.0, 0.2], z)
         x /= np.linalg.norm(x)
         orientation.append(np.stack([x, np.cross(z, x), z], axis=1))
-    colours = maps.ipf_colours(np.array(orientation), maps.LAB_Z, "m-3m")
+    colours = ipf_colours(np.array(orientation), LAB_Z, "m-3m")
     np.testing.assert_allclose(colours, np.eye(3), atol=0.02)
 
 
@@ -120,9 +136,9 @@ def test_directions_that_agree_are_coloured_once(rng, monkeypatch):
     few /= np.linalg.norm(few, axis=1, keepdims=True)
     which = rng.integers(0, 40, 5000)
     many = few[which] + rng.uniform(-1e-5, 1e-5, (5000, 3))
-    alone = maps.direction_colours(few, "m-3m")
+    alone = direction_colours(few, "m-3m")
     before = sum(asked)
-    found = maps.direction_colours(many, "m-3m")
+    found = direction_colours(many, "m-3m")
     assert sum(asked) - before < 8 * 40 * 2
     np.testing.assert_allclose(found, alone[which], atol=0.01)
 
@@ -130,22 +146,22 @@ def test_directions_that_agree_are_coloured_once(rng, monkeypatch):
 def test_unknown_orientations_have_no_colour():
     orientation = Rotation.random(6, random_state=2).as_matrix().reshape(2, 3, 3, 3)
     orientation[0, 1] = np.nan
-    colours = maps.ipf_colours(orientation, maps.LAB_X, "4/mmm")
+    colours = ipf_colours(orientation, LAB_X, "4/mmm")
     assert np.isnan(colours[0, 1]).all()
     colours[0, 1] = 0
     assert ((colours >= 0) & (colours <= 1)).all()
-    assert maps.ipf_colours(np.full((2, 3, 3), np.nan), maps.LAB_X, "-1").shape == (2, 3)
+    assert ipf_colours(np.full((2, 3, 3), np.nan), LAB_X, "-1").shape == (2, 3)
     with pytest.raises(InputError, match="4mm"):
-        maps.ipf_colours(orientation, maps.LAB_X, "4mm")
+        ipf_colours(orientation, LAB_X, "4mm")
 
 
 @pytest.mark.parametrize("laue_group", LAUE_GROUPS)
 @pytest.mark.parametrize("seed", range(3))
 def test_any_setting_is_turned_into_the_standard_one(laue_group, seed):
-    standard = maps._standard_operations(laue_group)
-    np.testing.assert_array_equal(maps.setting_rotation(standard, laue_group), np.eye(3))
+    standard = _standard_operations(laue_group)
+    np.testing.assert_array_equal(setting_rotation(standard, laue_group), np.eye(3))
     turn = Rotation.random(random_state=seed).as_matrix()
-    found = maps.setting_rotation(turn.T @ standard @ turn, laue_group)
+    found = setting_rotation(turn.T @ standard @ turn, laue_group)
     assert np.linalg.det(found) == pytest.approx(1)
     back = found @ (turn.T @ standard @ turn) @ found.T
     distance = np.abs(back[:, None] - standard[None]).max((-1, -2)).min(1)
@@ -155,7 +171,7 @@ def test_any_setting_is_turned_into_the_standard_one(laue_group, seed):
 def test_usual_settings_need_the_usual_turns(crystals):
     def angle(name):
         crystal = crystals[name]
-        turn = maps.setting_rotation(operations(crystal), crystal.laue_group)
+        turn = setting_rotation(symmetry_operations(crystal), crystal.laue_group)
         return turn, np.rad2deg(Rotation.from_matrix(turn).magnitude())
 
     for name in ("cubic", "hexagonal", "P-3m1", "triclinic"):
@@ -166,16 +182,16 @@ def test_usual_settings_need_the_usual_turns(crystals):
     np.testing.assert_allclose(turn @ [1, 0, 0], [1, 0, 0], atol=1e-9)
     assert angle("P-31m")[1] == pytest.approx(30)
     with pytest.raises(InputError, match="disagree"):
-        maps.setting_rotation(operations(crystals["unique b"]), "mmm")
+        setting_rotation(symmetry_operations(crystals["unique b"]), "mmm")
 
 
 def test_symmetric_equivalents_share_a_colour_in_every_setting(crystals):
     for crystal in crystals.values():
-        symmetry = operations(crystal)
+        symmetry = symmetry_operations(crystal)
         orientation = Rotation.random(30, random_state=4).as_matrix()
         phase = np.zeros((len(symmetry), 30))
         equivalents = symmetry[:, None] @ orientation
-        rgb = maps.rgb_map(make_map(equivalents, phase, [crystal]), maps.LAB_Z)
+        rgb = rgb_map(make_map(equivalents, phase, [crystal]), LAB_Z)
         np.testing.assert_allclose(rgb, np.broadcast_to(rgb[:1], rgb.shape), atol=2e-3)
         assert np.ptp(rgb[0], axis=0).min() > 0.5
 
@@ -211,24 +227,24 @@ def render(picture):
 
 def test_axis_0_runs_down_and_axis_1_to_the_right(crystals):
     asymmetric = asymmetric_map([crystals["cubic"]])
-    picture = maps.draw(asymmetric)
+    picture = draw(asymmetric)
     colour = render(picture)
     (left, bottom), (right, top) = panel(picture, "ipf z").transData.transform([(0, 2), (4, 0)])
     assert left < right and bottom < top
     red, green, blue = np.eye(3)
-    unassigned, empty = maps.UNASSIGNED_COLOUR, maps.NO_CRYSTAL_COLOUR
+    unassigned, empty = UNASSIGNED_COLOUR, NO_CRYSTAL_COLOUR
     for place, expected in {(0, 4): blue, (0, 0): red, (2, 0): unassigned, (2, 1): empty}.items():
         np.testing.assert_allclose(colour("ipf z", *place), expected, atol=0.02)
     np.testing.assert_allclose(colour("ipf x", 0, 4), green, atol=0.02)
     np.testing.assert_allclose(colour("confidence", 2, 0), unassigned, atol=0.02)
     np.testing.assert_allclose(colour("confidence", 2, 1), empty, atol=0.02)
-    for label, direction in (("ipf z", maps.LAB_Z), ("ipf x", maps.LAB_X)):
+    for label, direction in (("ipf z", LAB_Z), ("ipf x", LAB_X)):
         expected = orix_colours(asymmetric.orientation[0, 4], direction, "m-3m").ravel()
         np.testing.assert_allclose(colour(label, 0, 4), expected, atol=0.01)
 
 
 def test_the_arrows_point_along_the_axes_they_name(crystals):
-    picture = maps.draw(asymmetric_map([crystals["cubic"]]))
+    picture = draw(asymmetric_map([crystals["cubic"]]))
     renderer = FigureCanvasAgg(picture).get_renderer()
     axes = panel(picture, "ipf z")
 
@@ -248,13 +264,13 @@ def test_the_arrows_point_along_the_axes_they_name(crystals):
 )
 def test_the_suffix_chooses_the_format(crystals, tmp_path, suffix, start):
     path = tmp_path / f"map.{suffix}"
-    maps.figure(asymmetric_map([crystals["cubic"]]), path)
+    figure(asymmetric_map([crystals["cubic"]]), path)
     assert path.read_bytes().startswith(start)
 
 
 def test_other_suffixes_are_refused(crystals, tmp_path):
     with pytest.raises(InputError, match=".png, .svg, .pdf"):
-        maps.figure(asymmetric_map([crystals["cubic"]]), tmp_path / "map.jpg")
+        figure(asymmetric_map([crystals["cubic"]]), tmp_path / "map.jpg")
     assert not list(tmp_path.iterdir())
 
 
@@ -262,9 +278,9 @@ def test_positions_cover_whole_dots(crystals, tmp_path):
     """300 dots an inch give each position of a row the same number of dots."""
     orientation = Rotation.random(9 * 31, random_state=6).as_matrix().reshape(9, 31, 3, 3)
     found = make_map(orientation, np.zeros((9, 31)), [crystals["cubic"]])
-    maps.figure(found, tmp_path / "map.png")
+    figure(found, tmp_path / "map.png")
     page = imread(tmp_path / "map.png")[..., :3]
-    picture = maps.draw(found)
+    picture = draw(found)
     box = panel(picture, "ipf z").get_position()
     dots = page.shape[1] / picture.get_figwidth()
     assert 250 < dots < 350
@@ -278,22 +294,22 @@ def test_positions_cover_whole_dots(crystals, tmp_path):
 
 def test_thinned_maps_have_a_larger_step(crystals):
     found = asymmetric_map([crystals["cubic"]])
-    thin = maps.thinned(found, 2)
+    thin = thinned(found, 2)
     assert thin.phase.shape == (2, 3) and thin.scan_step == 2 * found.scan_step
     np.testing.assert_array_equal(thin.orientation, found.orientation[::2, ::2])
     np.testing.assert_array_equal(thin.n_disks, found.n_disks[::2, ::2])
-    assert maps.thinned(found, 1).phase.shape == found.phase.shape
+    assert thinned(found, 1).phase.shape == found.phase.shape
 
 
 def test_figure_writes_a_png_and_keeps_what_exists(crystals, tmp_path):
     path = tmp_path / "MAP.png"
-    maps.figure(asymmetric_map([crystals["cubic"]]), path)
+    figure(asymmetric_map([crystals["cubic"]]), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     before = path.stat().st_mtime_ns
     with pytest.raises(InputError, match="MAP.png"):
-        maps.figure(asymmetric_map([crystals["cubic"]]), path)
+        figure(asymmetric_map([crystals["cubic"]]), path)
     assert path.stat().st_mtime_ns == before
-    maps.figure(asymmetric_map([crystals["cubic"]]), path, overwrite=True)
+    figure(asymmetric_map([crystals["cubic"]]), path, overwrite=True)
     assert [file.name for file in tmp_path.iterdir()] == ["MAP.png"]
 
 
@@ -303,12 +319,12 @@ def test_two_phases_have_a_key_each_and_a_phase_map(crystals):
     phase = np.array(one_phase.phase)
     phase[1, 2] = 1
     both = make_map(one_phase.orientation, phase, two)
-    picture = maps.draw(both)
+    picture = draw(both)
     labels = [axes.get_label() for axes in picture.axes]
     assert labels.count("key") == 2 and labels.count("phases") == 1
     colour = render(picture)
-    np.testing.assert_allclose(colour("phases", 1, 2), maps.PHASE_COLOURS[1], atol=0.01)
-    np.testing.assert_allclose(colour("phases", 0, 0), maps.PHASE_COLOURS[0], atol=0.01)
+    np.testing.assert_allclose(colour("phases", 1, 2), PHASE_COLOURS[1], atol=0.01)
+    np.testing.assert_allclose(colour("phases", 0, 0), PHASE_COLOURS[0], atol=0.01)
     legend = panel(picture, "legend").get_legend()
     assert [text.get_text() for text in legend.get_texts()] == [
         "cubic  80.0 %",
@@ -316,7 +332,7 @@ def test_two_phases_have_a_key_each_and_a_phase_map(crystals):
         "unassigned  6.7 %",
         "no crystal  6.7 %",
     ]
-    assert "phases" not in [axes.get_label() for axes in maps.draw(one_phase).axes]
+    assert "phases" not in [axes.get_label() for axes in draw(one_phase).axes]
 
 
 def test_ambiguous_answers_are_white_and_counted(crystals):
@@ -324,10 +340,10 @@ def test_ambiguous_answers_are_white_and_counted(crystals):
     sure = np.where(found.phase < 0, np.nan, 0.95).astype(np.float32)
     confidence = np.where(np.arange(5) == 3, 0.5, sure).astype(np.float32)
     found = dataclasses.replace(found, confidence=confidence, confidence_mod180=sure)
-    picture = maps.draw(found)
+    picture = draw(found)
     colour = render(picture)
-    np.testing.assert_allclose(colour("confidence", 1, 3), maps.AMBIGUOUS_COLOUR, atol=0.01)
-    assert np.ptp([colour("confidence", 1, 2), maps.AMBIGUOUS_COLOUR], axis=0).max() > 0.3
+    np.testing.assert_allclose(colour("confidence", 1, 3), AMBIGUOUS_COLOUR, atol=0.01)
+    assert np.ptp([colour("confidence", 1, 2), AMBIGUOUS_COLOUR], axis=0).max() > 0.3
     texts = [t.get_text() for t in panel(picture, "legend").get_legend().get_texts()]
     assert texts[-1] == "ambiguous by 180°  20.0 %"
 
@@ -335,7 +351,7 @@ def test_ambiguous_answers_are_white_and_counted(crystals):
 def test_key_corners_name_the_crystal_directions(crystals):
     def corners(name):
         key = Figure().add_subplot()
-        maps.draw_key(key, crystals[name])
+        draw_key(key, crystals[name])
         return {text.get_text().replace(r"\,", "").strip("$") for text in key.texts}
 
     assert corners("cubic") == {"[001]", "[101]", "[111]"}
@@ -350,9 +366,9 @@ def test_key_corners_name_the_crystal_directions(crystals):
 
 def test_directions_are_labelled_by_small_indices():
     monoclinic = standard_lattice(5, 6, 7, 90, 101, 90)
-    assert maps.direction_label(monoclinic[2] / 7, monoclinic) == r"$[0\,0\,1]$"
-    assert maps.direction_label(np.array([0, 0, 1.0]), monoclinic) == r"$(0\,0\,1)$"
-    assert maps.direction_label(np.array([0.1, -0.7, 0.4]), monoclinic).startswith("xyz")
+    assert direction_label(monoclinic[2] / 7, monoclinic) == r"$[0\,0\,1]$"
+    assert direction_label(np.array([0, 0, 1.0]), monoclinic) == r"$(0\,0\,1)$"
+    assert direction_label(np.array([0.1, -0.7, 0.4]), monoclinic).startswith("xyz")
 
 
 @pytest.mark.parametrize(
@@ -368,13 +384,13 @@ def test_directions_are_labelled_by_small_indices():
     ],
 )
 def test_scale_bars(step, units, pixels, length, label):
-    found_length, found_label = maps.scale_bar(step, units, pixels)
+    found_length, found_label = scale_bar(step, units, pixels)
     assert found_length == pytest.approx(length)
     assert found_label == label
 
 
 def test_the_scale_bar_is_as_long_as_it_says(crystals):
-    picture = maps.draw(asymmetric_map([crystals["cubic"]]))
+    picture = draw(asymmetric_map([crystals["cubic"]]))
     axes = picture.axes[0]
     bar = next(line for line in axes.lines if line.get_label() == "scale bar")
     assert np.ptp(bar.get_xdata()) * 20.0 == pytest.approx(20.0)
@@ -385,7 +401,7 @@ def test_the_scale_bar_is_as_long_as_it_says(crystals):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1)])
 def test_maps_of_any_shape_and_without_assigned_pixels_are_drawn(crystals, shape, tmp_path):
     nothing = make_map(np.eye(3), np.full(shape, -1), [crystals["cubic"]])
-    maps.figure(nothing, tmp_path / "nothing.png")
+    figure(nothing, tmp_path / "nothing.png")
     assert imread(tmp_path / "nothing.png").shape[0] > 100
 
 
@@ -393,7 +409,7 @@ def test_the_crystal_decides_the_key_not_its_name(crystals):
     renamed = dataclasses.replace(crystals["hexagonal"], name="cubic")
     assert isinstance(renamed, Crystal)
     orientation = Rotation.random(20, random_state=5).as_matrix().reshape(4, 5, 3, 3)
-    rgb = maps.rgb_map(make_map(orientation, np.zeros((4, 5)), [renamed]), maps.LAB_Z)
+    rgb = rgb_map(make_map(orientation, np.zeros((4, 5)), [renamed]), LAB_Z)
     expected = orix_colours(orientation.reshape(-1, 3, 3), [0, 0, 1], "6/mmm")
     np.testing.assert_allclose(rgb.reshape(-1, 3), expected, atol=1e-3)
 
@@ -404,7 +420,7 @@ def painted(crystals, tmp_path, rng):
     orientation = Rotation.random(35, random_state=rng.integers(2**31)).as_matrix()
     found = make_map(orientation.reshape(5, 7, 3, 3), np.zeros((5, 7)), [crystals["cubic"]])
     write_map(tmp_path / "map.h5", found)
-    painter.paint(tmp_path / "map.h5", tmp_path / "here.png", 1)
+    paint(tmp_path / "map.h5", tmp_path / "here.png", 1)
     return tmp_path / "map.h5", imread(tmp_path / "here.png"), tmp_path / "there.png"
 
 
@@ -445,6 +461,6 @@ def test_nothing_is_started_where_all_is_loaded():
 
 def test_a_painter_ends_when_its_input_does():
     """As it does when the process that started it is killed."""
-    command = [sys.executable, "-m", "jaxstem.painter"]
+    command = [sys.executable, "-m", "jaxstem.app.painter"]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
     assert (ended.returncode, ended.stdout) == (0, b"")

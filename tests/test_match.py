@@ -12,33 +12,38 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import jaxstem.match
-from jaxstem import so3
-from jaxstem.crystal import operations, reflections
+from jaxstem.crystal.cell import reflections, symmetry_operations
+from jaxstem.diffraction.geometry import Disks, Reflectors
+from jaxstem.diffraction.kinematic import simulate
 from jaxstem.errors import InputError
-from jaxstem.infer import InferConfig, predict_scan, scorer
-from jaxstem.kinematic import Disks, Reflectors, simulate
-from jaxstem.match import (
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.step import scorer
+from jaxstem.inference.stream import predict_scan
+from jaxstem.maps.metrics import candidate_coverage
+from jaxstem.network.matching import (
     MOST_TEMPLATES,
-    MatchConfig,
     Matcher,
-    Raster,
-    Templates,
-    detection_rates,
-    kept_templates,
     match,
     matching_material,
     matching_model,
+    summed_rates,
+)
+from jaxstem.network.model import Model
+from jaxstem.network.templates import (
+    MatchConfig,
+    Raster,
+    Templates,
+    cached_templates,
+    detection_rates,
+    make_templates,
     nearby_turns,
     rasterise,
-    summed_rates,
-    templates,
 )
-from jaxstem.metrics import candidate_coverage, misorientations
-from jaxstem.model import Model
-from jaxstem.parallel import make_mesh
-from jaxstem.refine import ScoreConfig
-from jaxstem.transformer import ModelConfig, init_params
+from jaxstem.network.transformer import ModelConfig, init_params
+from jaxstem.orientation import grids, rotations
+from jaxstem.orientation.symmetry import misorientations
+from jaxstem.runtime.parallel import make_mesh
+from jaxstem.verification.config import ScoreConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 from laue_classes import PROTOTYPES, written_crystal  # noqa: E402
@@ -50,7 +55,7 @@ RASTER = Raster(1.5, 0.1)
 
 @pytest.fixture(scope="module")
 def copper_templates(copper):
-    return templates([copper], COARSE)
+    return make_templates([copper], COARSE)
 
 
 def pattern(*points):
@@ -74,7 +79,7 @@ def test_raster_keeps_weight_and_centre_of_gravity(points):
 
 
 def test_turns_surround_the_centre_evenly():
-    vectors = np.asarray(so3.matrix_to_rotation_vector(jnp.asarray(nearby_turns(64, 0.03))))
+    vectors = np.asarray(rotations.matrix_to_rotation_vector(jnp.asarray(nearby_turns(64, 0.03))))
     np.testing.assert_allclose(vectors.mean(axis=0), 0, atol=0.004)
     np.testing.assert_allclose(np.cov(vectors.T), 0.03**2 * np.eye(3), atol=0.25 * 0.03**2)
 
@@ -109,25 +114,25 @@ def test_templates_are_kept_by_what_decides_them(copper, copper_templates, tmp_p
         made.append(config)
         return copper_templates
 
-    monkeypatch.setattr(jaxstem.match, "templates", make)
+    monkeypatch.setattr(jaxstem.network.templates, "templates", make)
     cache = tmp_path / "not yet there"
     for _ in range(2):
-        found = kept_templates([copper], COARSE, cache)
+        found = cached_templates([copper], COARSE, cache)
         np.testing.assert_array_equal(found.log_rate, copper_templates.log_rate)
         np.testing.assert_array_equal(found.log_weight, copper_templates.log_weight)
     assert len(made) == 1
-    kept_templates([copper], dataclasses.replace(COARSE, scatter=2.0), cache)
-    kept_templates([dataclasses.replace(copper, u_iso=0.01)], COARSE, cache)
-    kept_templates([copper], COARSE, None)
+    cached_templates([copper], dataclasses.replace(COARSE, scatter=2.0), cache)
+    cached_templates([dataclasses.replace(copper, u_iso=0.01)], COARSE, cache)
+    cached_templates([copper], COARSE, None)
     assert len(made) == 4 and len(list(cache.iterdir())) == 3
     for content in (b"", b"nonsense", next(cache.iterdir()).read_bytes()[:300]):
         for file in cache.iterdir():
             file.write_bytes(content)
-        kept_templates([copper], COARSE, cache)
+        cached_templates([copper], COARSE, cache)
     assert len(made) == 7
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="cannot be kept"):
-        kept_templates([copper], COARSE, tmp_path / "file")
+        cached_templates([copper], COARSE, tmp_path / "file")
 
 
 def test_score_is_the_poisson_likelihood(copper, copper_templates):
@@ -168,7 +173,7 @@ def test_phases_are_told_apart(crystals, key):
     """Clean Cu and Cu2O patterns."""
     model = matching_model([crystals["Cu"], crystals["Cu2O"]], 300.0, 1.5, 12.0, config=COARSE)
     n_cells = [len(m.grid) for m in model.materials]
-    truth = so3.random_rotations(key, (64,))
+    truth = rotations.random_rotations(key, (64,))
     score = jax.jit(lambda d: model.network.apply({"params": model.params}, d))
     for phase, m in enumerate(model.materials):
         found = score(simulate(truth, m.reflectors(), m.wavelength, n_disks=24))
@@ -220,12 +225,12 @@ def test_every_laue_class(name, tmp_path, key):
     point_group, laue_group, order = LAUE_CLASSES[name]
     crystal = written_crystal(name, tmp_path)
     assert (crystal.point_group, crystal.laue_group) == (point_group, laue_group)
-    symmetry = operations(crystal)
+    symmetry = symmetry_operations(crystal)
     assert len(symmetry) == order
 
-    spacing = np.rad2deg(so3.volume_spacing(N_CELLS - 100, order))
-    cells = np.resize(so3.so3_grid(symmetry, spacing), (N_CELLS, 3, 3)).astype(np.float32)
-    truth = so3.random_rotations(key, (96,))
+    spacing = np.rad2deg(grids.volume_spacing(N_CELLS - 100, order))
+    cells = np.resize(grids.so3_grid(symmetry, spacing), (N_CELLS, 3, 3)).astype(np.float32)
+    truth = rotations.random_rotations(key, (96,))
     turns = nearby_turns(8, COARSE.spread * np.deg2rad(spacing))
     reach = 2 * COARSE.spread * np.deg2rad(spacing)
     best = np.asarray(best_cells(truth, cells, turns, reach, padded_reflectors(crystal)))
@@ -268,7 +273,7 @@ def test_matching_and_refinement_from_a_cif_alone(quick_compile, tmp_path, key):
     """A monoclinic crystal on a grid of 12 degrees: half of the answers within two degrees."""
     model = matching_model([written_crystal("CuO", tmp_path)], 300.0, 1.5, 12.0, 0.0, COARSE)
     (m,) = model.materials
-    truth = so3.random_rotations(key, (64,))
+    truth = rotations.random_rotations(key, (64,))
     scan = scan_of(simulate(truth, m.reflectors(), m.wavelength, n_disks=24), 300.0)
     config = InferConfig(score=ScoreConfig(levels=ScoreConfig().levels[:2]), batch=64)
     answer, _ = predict_scan(model, scan, config, mesh=make_mesh(jax.devices()[:1]))

@@ -11,19 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from jaxstem.crystal import Crystal, operations, standard_lattice
+from jaxstem.crystal.cell import Crystal, standard_lattice, symmetry_operations
 from jaxstem.errors import InputError
-from jaxstem.io import OrientationMap, Truth
-from jaxstem.metrics import (
+from jaxstem.files.orientation_map import OrientationMap
+from jaxstem.files.truth import Truth
+from jaxstem.maps.metrics import (
     candidate_coverage,
     evaluate,
     grain_bootstrap,
-    misorientations,
     pixel_errors,
     statistics,
     to_dict,
     to_text,
 )
+from jaxstem.orientation.symmetry import misorientations
 
 FCC = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 CU = Crystal("Cu", 3.615 * np.eye(3), FCC, np.full(4, 29), np.ones(4), "m-3m", "m-3m", 225)
@@ -87,7 +88,7 @@ def make_truth(orientation, phase=None, boundary_weight=None, grain=None):
 def test_misorientations_agree_with_trying_every_operation(crystal, seed):
     rng = np.random.default_rng(seed)
     first, second = random_orientations(rng, (50,)), random_orientations(rng, (50,))
-    symmetry = operations(crystal)
+    symmetry = symmetry_operations(crystal)
 
     def expected(other):
         trace = np.einsum("mij,oik,mkj->mo", first, symmetry, other)
@@ -105,14 +106,14 @@ def test_misorientations_of_many_chunks_keep_their_order():
     rng = np.random.default_rng(5)
     truth = random_orientations(rng, (9000,))
     angle = np.linspace(0.0, 20.0, 9000)
-    plain, _ = misorientations(truth @ small_turns(rng, angle), truth, operations(CU))
+    plain, _ = misorientations(truth @ small_turns(rng, angle), truth, symmetry_operations(CU))
     np.testing.assert_allclose(plain, angle, atol=0.01)
 
 
 def test_symmetric_equivalents_have_no_error_and_the_half_turn_only_modulo_180():
     rng = np.random.default_rng(2)
     truth = random_orientations(rng, (4, 6))
-    equivalent = operations(CU)[np.arange(24).reshape(4, 6)] @ truth
+    equivalent = symmetry_operations(CU)[np.arange(24).reshape(4, 6)] @ truth
     plain, mod_180 = pixel_errors(make_map(equivalent, np.zeros((4, 6))), make_truth(truth))
     assert plain.max() < 0.05
     turned = make_map(equivalent @ HALF_TURN, np.zeros((4, 6)))
@@ -281,7 +282,7 @@ def test_coverage_rises_with_the_number_of_candidates():
     rng = np.random.default_rng(9)
     truth = random_orientations(rng, (20,))
     candidates = random_orientations(rng, (20, 6))
-    symmetry = operations(MG)
+    symmetry = symmetry_operations(MG)
     apart = misorientations(candidates.reshape(-1, 3, 3), np.repeat(truth, 6, axis=0), symmetry)[
         1
     ].reshape(20, 6)

@@ -12,23 +12,25 @@ import numpy as np
 import pytest
 from scipy import constants
 
-from jaxstem.crystal import operations, reflections
-from jaxstem.errors import InputError
-from jaxstem.kinematic import Disks
-from jaxstem.model import (
-    MODEL_FILES,
+from jaxstem.crystal.cell import reflections, symmetry_operations
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.material import (
     MOST_CELLS,
+    check_materials,
+    inverse_extinction,
+    make_material,
+)
+from jaxstem.errors import InputError
+from jaxstem.network.model import (
+    MODEL_FILES,
     NEVER,
     Model,
     build_network,
-    check_materials,
-    inverse_extinction,
     load_model,
-    material,
     packaged_models,
     save_model,
 )
-from jaxstem.transformer import init_params
+from jaxstem.network.transformer import init_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -180,7 +182,7 @@ def test_newer_version(folder):
 @pytest.fixture(scope="module")
 def two(copper, crystals):
     """Copper and, on a coarser grid, magnesium: 24 and 12 operations."""
-    return copper, material(crystals["Mg"], 300.0, 1.5, 20.0, 0.005)
+    return copper, make_material(crystals["Mg"], 300.0, 1.5, 20.0, 0.005)
 
 
 @pytest.mark.parametrize("head", ["grid", "matrix"])
@@ -248,7 +250,7 @@ def test_phases_that_do_not_go_together(two, copper, crystals):
     with pytest.raises(InputError, match="2 phases are called Cu"):
         check_materials([copper, two[1], copper])
     with pytest.raises(InputError, match="k_max"):
-        check_materials([copper, material(crystals["Mg"], 300.0, 1.2, 20.0, 0.0)])
+        check_materials([copper, make_material(crystals["Mg"], 300.0, 1.2, 20.0, 0.0)])
     with pytest.raises(InputError, match="one crystal at least"):
         check_materials([])
 
@@ -265,19 +267,19 @@ def test_packaged_models_load():
 
 def test_material_is_refused_below_the_first_reflection(crystals):
     with pytest.raises(InputError, match="k_max"):
-        material(crystals["Cu"], 300.0, 0.3, 12.0, 0.0)
+        make_material(crystals["Cu"], 300.0, 0.3, 12.0, 0.0)
     with pytest.raises(InputError):
-        material(crystals["Cu"], -5.0, 1.5, 12.0, 0.0)
+        make_material(crystals["Cu"], -5.0, 1.5, 12.0, 0.0)
 
 
 def test_grid_of_low_symmetry_is_coarsened(crystals):
-    coarse = material(crystals["ZrO2"], 300.0, 1.0, 3.0, 0.0)
+    coarse = make_material(crystals["ZrO2"], 300.0, 1.0, 3.0, 0.0)
     assert 0.8 * MOST_CELLS < len(coarse.grid) < 1.2 * MOST_CELLS
     assert coarse.spacing > np.deg2rad(8)
 
 
 def test_material_of_copper(copper, crystals):
-    assert len(copper.operations) == len(operations(crystals["Cu"])) == 24
+    assert len(copper.operations) == len(symmetry_operations(crystals["Cu"])) == 24
     assert np.rad2deg(copper.spacing) == pytest.approx(12.0, rel=0.05)
     # {111} lies at sqrt(3) / a
     assert copper.k_min == pytest.approx(0.6 * np.sqrt(3) / 3.615, rel=1e-3)

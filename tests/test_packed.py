@@ -10,8 +10,13 @@ import h5py
 import numpy as np
 import pytest
 
-from jaxstem import cli, disks, io, packed
+from jaxstem.app.main import main
+from jaxstem.detection.opening import open_scan, read_scan
 from jaxstem.errors import InputError
+from jaxstem.files import packed
+from jaxstem.files.emd import bragg_source, read_disks
+from jaxstem.files.packed import is_packed, packed_source, write_packed
+from jaxstem.files.scan import joined, source_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BRAGG = FIXTURES / "bragg_all.h5"
@@ -22,7 +27,7 @@ FIELDS = ("qx", "qy", "intensity", "offsets")
 def table(tmp_path):
     """The packed table of the fully calibrated scan, 3 × 4 positions."""
     path = tmp_path / "disks.h5"
-    packed.write_packed(path, io.bragg_source(BRAGG), progress=False)
+    write_packed(path, bragg_source(BRAGG), progress=False)
     return path
 
 
@@ -39,23 +44,23 @@ def test_a_table_holds_the_scan(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(packed, "PIECE", piece)
     monkeypatch.setattr(packed, "CHUNK", 5)
     path = tmp_path / "disks.h5"
-    expected = io.read_disks(BRAGG)
-    number = packed.write_packed(path, io.bragg_source(BRAGG), progress=False)
+    expected = read_disks(BRAGG)
+    number = write_packed(path, bragg_source(BRAGG), progress=False)
     assert number == len(expected.qx)
-    assert packed.is_packed(path) and not packed.is_packed(BRAGG)
-    source = packed.packed_source(path)
+    assert is_packed(path) and not is_packed(BRAGG)
+    source = packed_source(path)
     for size in (1, 8, 12):
-        assert_same(io.joined([source.read(*rows) for rows in source.pieces(size)]), expected)
-    assert_same(disks.read_scan(path), expected)
+        assert_same(joined([source.read(*rows) for rows in source.pieces(size)]), expected)
+    assert_same(read_scan(path), expected)
 
 
 def test_a_table_of_a_table_and_of_a_scan_in_memory(table, tmp_path):
-    expected = io.read_disks(BRAGG)
-    packed.write_packed(tmp_path / "again.h5", packed.packed_source(table), progress=False)
-    assert_same(disks.read_scan(tmp_path / "again.h5"), expected)
-    known = io.source_of(io.replace(expected, voltage_kv=200.0, scan_units="Å"))
-    packed.write_packed(tmp_path / "again.h5", known, overwrite=True, progress=False)
-    again = disks.read_scan(tmp_path / "again.h5")
+    expected = read_disks(BRAGG)
+    write_packed(tmp_path / "again.h5", packed_source(table), progress=False)
+    assert_same(read_scan(tmp_path / "again.h5"), expected)
+    known = source_of(io.replace(expected, voltage_kv=200.0, scan_units="Å"))
+    write_packed(tmp_path / "again.h5", known, overwrite=True, progress=False)
+    again = read_scan(tmp_path / "again.h5")
     assert (again.voltage_kv, again.scan_units) == (200.0, "Å")
 
 
@@ -74,9 +79,9 @@ def test_layout(table):
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copy(BRAGG, "scan.h5")
-    assert cli.main(["convert", "scan.h5", "--out", "disks.h5"]) == 0
+    assert main(["convert", "scan.h5", "--out", "disks.h5"]) == 0
     assert "3 x 4 positions" in capsys.readouterr().out
-    assert_same(disks.read_scan("disks.h5"), io.read_disks("scan.h5"))
+    assert_same(read_scan("disks.h5"), read_disks("scan.h5"))
     before = Path("disks.h5").read_bytes()
     for argv, words in [
         (["scan.h5", "--out", "disks.h5"], ["disks.h5", "exists"]),
@@ -84,21 +89,21 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["scan.h5", "--out", "no/disks.h5"], ["no", "does not exist"]),
         (["none.h5", "--out", "new.h5"], ["none.h5", "does not exist"]),
     ]:
-        assert cli.main(["convert", *argv]) == 2
+        assert main(["convert", *argv]) == 2
         error = capsys.readouterr().err
         assert re.fullmatch(r"jaxstem: [^\n]+\.\n", error) and all(w in error for w in words)
     assert Path("disks.h5").read_bytes() == before
-    assert cli.main(["convert", "scan.h5", "--out", "disks.h5", "--overwrite"]) == 0
+    assert main(["convert", "scan.h5", "--out", "disks.h5", "--overwrite"]) == 0
     assert sorted(os.listdir()) == ["disks.h5", "scan.h5"]
 
 
 def test_a_scan_without_any_disk_leaves_no_table(tmp_path):
-    scan = io.read_disks(BRAGG)
+    scan = read_disks(BRAGG)
     empty = io.replace(
         scan, qx=scan.qx[:0], qy=scan.qy[:0], intensity=scan.qx[:0], offsets=0 * scan.offsets
     )
     with pytest.raises(InputError, match="no disk"):
-        packed.write_packed(tmp_path / "disks.h5", io.source_of(empty), progress=False)
+        write_packed(tmp_path / "disks.h5", source_of(empty), progress=False)
     assert not os.listdir(tmp_path)
 
 
@@ -149,7 +154,7 @@ def test_spoilt_tables_are_refused(table, case):
     spoil, word = SPOILT[case]
     spoil(table)
     with pytest.raises(InputError) as caught:
-        disks.open_scan(table)
+        open_scan(table)
     message = str(caught.value)
     assert message.startswith(str(table)) and word in message and "; " in message
     assert message.endswith(".") and "\n" not in message
@@ -158,10 +163,10 @@ def test_spoilt_tables_are_refused(table, case):
 @pytest.mark.parametrize("name", ["qx", "qy", "intensity"])
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_disks_that_are_not_finite_are_refused(table, name, value):
-    counts = np.diff(io.read_disks(BRAGG).offsets)
+    counts = np.diff(read_disks(BRAGG).offsets)
     last = int(np.flatnonzero(counts)[-1])
     change(table, name, put(-1, value))
-    source = disks.open_scan(table)
+    source = open_scan(table)
     source.read(0, 1)
     with pytest.raises(InputError, match="not finite") as caught:
         source.read(1, 3)
@@ -170,4 +175,4 @@ def test_disks_that_are_not_finite_are_refused(table, name, value):
 
 def test_another_file_is_no_table():
     with pytest.raises(InputError, match="not a packed table"):
-        packed.packed_source(BRAGG)
+        packed_source(BRAGG)

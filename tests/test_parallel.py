@@ -10,9 +10,19 @@ import numpy as np
 import optax
 import pytest
 
-from jaxstem import losses, parallel, training
-from jaxstem.acquisition import acquire
-from jaxstem.model import build_network
+from jaxstem.network import losses
+from jaxstem.network.model import build_network
+from jaxstem.runtime import parallel
+from jaxstem.training import patterns
+from jaxstem.training.acquisition import acquire
+from jaxstem.training.patterns import make_sources, simulate_batch
+from jaxstem.training.step import (
+    TrainState,
+    init_state,
+    learning_rate_schedule,
+    make_optimiser,
+    make_train_step,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "light_acquisition")
 
@@ -34,7 +44,7 @@ def make_optimiser(tiny):
         lambda params: jax.tree.map(jnp.zeros_like, params),
         lambda gradient, _, params: (gradient, gradient),
     )
-    return optax.chain(keep, training.make_optimiser(tiny))
+    return optax.chain(keep, make_optimiser(tiny))
 
 
 def gradient(state):
@@ -46,8 +56,8 @@ def gradient(state):
 def start(copper, tiny):
     """State, key and source of patterns at the beginning of a run."""
     network, optimiser = build_network(tiny.model, [copper]), make_optimiser(tiny)
-    state = training.init_state(network, optimiser, 5, 20)
-    return jax.tree.map(np.asarray, state), training.make_sources([copper], tiny)
+    state = init_state(network, optimiser, 5, 20)
+    return jax.tree.map(np.asarray, state), make_sources([copper], tiny)
 
 
 def run(step, start, mesh=None):
@@ -71,7 +81,7 @@ def on_devices(copper, tiny, start):
     results = {}
     for n in (1, 2, 8):
         mesh = parallel.make_mesh(jax.devices()[:n])
-        step = training.make_train_step(network, [copper], tiny, optimiser, mesh)
+        step = make_train_step(network, [copper], tiny, optimiser, mesh)
         results[n] = run(step, start, mesh)
     return results
 
@@ -84,7 +94,7 @@ def single_device_step(copper, tiny):
 
     @jax.jit
     def step(state, key, source):
-        batch = training.simulate_batch(
+        batch = simulate_batch(
             jax.random.fold_in(key, state.step),
             jnp.arange(tiny.batch),
             source,
@@ -98,9 +108,9 @@ def single_device_step(copper, tiny):
 
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
-        rate = training.learning_rate(tiny, state.step, state.total)
+        rate = learning_rate_schedule(tiny, state.step, state.total)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        return training.TrainState(
+        return TrainState(
             state.step + 1, state.total, params, opt_state, state.loss_sum + loss
         ), loss
 
@@ -146,7 +156,7 @@ def test_sharded_step_is_jax_pmap(on_devices, copper, tiny, start, monkeypatch):
     network, optimiser = build_network(tiny.model, [copper]), make_optimiser(tiny)
     monkeypatch.setattr(parallel, "pmap", lambda step, *_, **__: step)
     mesh = parallel.make_mesh()
-    per_device = training.make_train_step(network, [copper], tiny, optimiser, mesh)
+    per_device = make_train_step(network, [copper], tiny, optimiser, mesh)
     mapped = jax.pmap(
         lambda _, *arguments: per_device(*arguments), parallel.AXIS, in_axes=(0, None, None, None)
     )
@@ -161,17 +171,17 @@ def test_sharded_step_is_jax_pmap(on_devices, copper, tiny, start, monkeypatch):
 
 
 def test_stream_of_patterns_does_not_depend_on_the_devices(copper, tiny, monkeypatch):
-    monkeypatch.setattr(training, "acquire", acquire)
-    source = training.make_sources([copper], tiny)
+    monkeypatch.setattr(patterns, "acquire", acquire)
+    source = make_sources([copper], tiny)
     key = jax.random.key(3)
 
     def per_device(key):
-        return training.simulate_batch(key, parallel.sample_index(2), source, tiny, copper.k_max)
+        return simulate_batch(key, parallel.sample_index(2), source, tiny, copper.k_max)
 
     sharded = parallel.pmap(
         per_device, parallel.make_mesh(), parallel.REPLICATED, parallel.SHARDED
     )(key)
-    together = jax.jit(partial(training.simulate_batch, config=tiny, k_max=copper.k_max))(
+    together = jax.jit(partial(simulate_batch, config=tiny, k_max=copper.k_max))(
         key, jnp.arange(16), source
     )
     assert sharded.label.orientation.shape == (16, 3, 3)

@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem import infer, kept, parallel, programs
-from jaxstem.infer import InferConfig, predict_content
-from jaxstem.kept import content_key, default_cache, keep, recall, written_by
-from jaxstem.model import Model
-from jaxstem.parallel import REPLICATED, SHARDED
-from jaxstem.programs import kept_pmap
-from jaxstem.transformer import ModelConfig
+from jaxstem.inference import step
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.step import cached_tables, predict_content
+from jaxstem.network.model import Model
+from jaxstem.network.transformer import ModelConfig
+from jaxstem.runtime import cache, parallel
+from jaxstem.runtime.cache import content_key, default_cache, keep, recall, written_by
+from jaxstem.runtime.parallel import REPLICATED, SHARDED
+from jaxstem.runtime.programs import cached_pmap
 
 
 def test_the_cache_lies_where_caches_lie(monkeypatch, tmp_path):
@@ -58,7 +60,7 @@ def test_the_code_belongs_to_the_content(monkeypatch, tmp_path):
     source.mkdir()
     for name in ("kept.py", "refine.py"):
         (source / name).write_text("1")
-    monkeypatch.setattr(kept, "__file__", str(source / "kept.py"))
+    monkeypatch.setattr(cache, "__file__", str(source / "kept.py"))
     before = content_key(written_by.__wrapped__())
     assert content_key(written_by.__wrapped__()) == before
     (source / "refine.py").write_text("2")
@@ -96,7 +98,7 @@ def test_a_kept_program_is_loaded_and_not_traced(tmp_path, rng, n_devices):
     traced = []
 
     def kept_program(content=0, folder=tmp_path):
-        return kept_pmap(step_of(traced), mesh, *specs, {"content": content}, folder)
+        return cached_pmap(step_of(traced), mesh, *specs, {"content": content}, folder)
 
     first = kept_program()
     check(first, x)
@@ -126,11 +128,11 @@ def test_a_program_that_jax_has_already_is_kept_whole(tmp_path, rng):
     x = rng.normal(size=(8, 5)).astype(np.float32)
     traced = []
     for content in range(2):  # the second one's program is that of the first, to the letter
-        program = kept_pmap(step_of(traced), mesh, *specs, {"content": content}, tmp_path)
+        program = cached_pmap(step_of(traced), mesh, *specs, {"content": content}, tmp_path)
         check(program, x)
     assert len(list(tmp_path.iterdir())) == 2
     for content in range(2):
-        check(kept_pmap(step_of(traced), mesh, *specs, {"content": content}, tmp_path), x)
+        check(cached_pmap(step_of(traced), mesh, *specs, {"content": content}, tmp_path), x)
     assert len(traced) == 2
 
 
@@ -139,13 +141,13 @@ def test_settings_of_the_compiler_are_told_apart(tmp_path, rng, monkeypatch, how
     mesh = parallel.make_mesh(jax.devices()[:1])
     specs = ((REPLICATED, SHARDED), SHARDED)
     x = rng.normal(size=(8, 3)).astype(np.float32)
-    check(kept_pmap(step_of([]), mesh, *specs, {}, tmp_path), x)
+    check(cached_pmap(step_of([]), mesh, *specs, {}, tmp_path), x)
     if how == "environment":
         monkeypatch.setenv("XLA_FLAGS_OF_ANOTHER_RUN", "1")
-        check(kept_pmap(step_of([]), mesh, *specs, {}, tmp_path), x)
+        check(cached_pmap(step_of([]), mesh, *specs, {}, tmp_path), x)
     else:
         with jax.default_matmul_precision("high"):
-            check(kept_pmap(step_of([]), mesh, *specs, {}, tmp_path), x)
+            check(cached_pmap(step_of([]), mesh, *specs, {}, tmp_path), x)
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -156,7 +158,7 @@ def test_a_program_that_cannot_be_stored_runs_all_the_same(tmp_path, rng, monkey
     monkeypatch.setattr(programs.serialize_executable, "serialize", refuse)
     mesh = parallel.make_mesh(jax.devices()[:1])
     specs = ((REPLICATED, SHARDED), SHARDED)
-    program = kept_pmap(step_of([]), mesh, *specs, {}, tmp_path)
+    program = cached_pmap(step_of([]), mesh, *specs, {}, tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(program, rng.normal(size=(8, 3)).astype(np.float32))
@@ -199,11 +201,11 @@ def test_whatever_decides_a_prediction_is_in_its_content(model, monkeypatch):
 def test_kept_tables_are_those_that_were_made(model, tmp_path, monkeypatch):
     config = InferConfig(cache=tmp_path)
     content = predict_content(model, config)
-    made = infer.kept_tables(model, config, content)
-    monkeypatch.setattr(infer, "phase_tables", None)  # must not be called again
+    made = cached_tables(model, config, content)
+    monkeypatch.setattr(step, "phase_tables", None)  # must not be called again
     for one, other in zip(
         jax.tree.leaves(made),
-        jax.tree.leaves(infer.kept_tables(model, config, content)),
+        jax.tree.leaves(cached_tables(model, config, content)),
         strict=True,
     ):
         np.testing.assert_array_equal(one, other)

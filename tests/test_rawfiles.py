@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstem import rawfiles
-from jaxstem.cubes import chunks, read_cube, sample
+from jaxstem.crystal.scattering import electron_wavelength
 from jaxstem.errors import InputError
-from jaxstem.scattering import electron_wavelength
+from jaxstem.files.cube import chunks, sample
+from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.formats import format_of
 
 ROWS, COLUMNS, HEIGHT, WIDTH = 3, 5, 12, 10
 PIXEL, STEP, KV = 0.025, 2.5, 200.0
@@ -336,7 +337,7 @@ def test_other_units_give_no_pixel_size(tmp_path, data, units):
 
 def test_pixels_that_are_not_square(tmp_path, data):
     """Detector rows 1.2 times as far apart: the calibration's ellipse takes it out."""
-    from jaxstem.io import calibrate_disks
+    from jaxstem.files.emd import calibrate_disks
 
     path = write_hspy(tmp_path / "scan.hspy", data, row_scale=12 * PIXEL)
     cube = read_cube(path)
@@ -406,6 +407,6 @@ def test_velox(tmp_path, data):
         group.create_dataset("Data", data=np.moveaxis(frames, 0, -1), chunks=True)
         text = np.frombuffer(json.dumps(about).encode().ljust(4096, b"\0"), np.uint8)
         group["Metadata"] = np.repeat(text[:, None], len(frames), axis=1)
-    assert rawfiles.format_of(path) == "emd"
+    assert format_of(path) == "emd"
     cube = read_cube(path, scan_shape=(ROWS, COLUMNS))
     np.testing.assert_array_equal(cube.rows(0, ROWS), data)

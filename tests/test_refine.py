@@ -10,34 +10,29 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from jaxstem import so3
-from jaxstem.crystal import operations
-from jaxstem.infer import InferConfig, joint_operations
-from jaxstem.kinematic import Disks, excitation_error, strongest, two_beam
-from jaxstem.likelihood import polish
-from jaxstem.model import material
-from jaxstem.refine import (
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.diffraction.geometry import Disks, excitation_error, strongest
+from jaxstem.diffraction.material import make_material
+from jaxstem.diffraction.two_beam import expected_intensity, two_beam
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.step import joint_operations
+from jaxstem.orientation import rotations, symmetry
+from jaxstem.verification.candidates import (
     GROUPS,
     SIBLING_REACH,
-    Candidates,
-    Forward,
-    Limit,
-    ScoreConfig,
-    angles_between,
     candidate_tables,
-    cosine,
-    expected_intensity,
-    keep_best,
     likeliest,
     modes,
     padded,
-    pattern_of,
     propose,
-    search,
-    verify,
     with_siblings,
     zone_axis_turns,
 )
+from jaxstem.verification.climb import polish
+from jaxstem.verification.config import Limit, ScoreConfig
+from jaxstem.verification.ranking import Candidates, Forward, angles_between, keep_best
+from jaxstem.verification.refinement import verify
+from jaxstem.verification.search import cosine_score, pattern_of, search_lattice
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -55,7 +50,7 @@ def prepared(disks, config=CONFIG):
 
 @pytest.fixture(scope="module")
 def cells(copper):
-    return np.asarray(so3.quaternion_to_matrix(jnp.asarray(copper.grid)))
+    return np.asarray(rotations.quaternion_to_matrix(jnp.asarray(copper.grid)))
 
 
 def random_matrices(rng, n):
@@ -67,7 +62,9 @@ def turn(vector_deg):
 
 
 def angle_deg(a, b, symmetry):
-    return np.rad2deg(so3.misorientation(jnp.asarray(a), jnp.asarray(b), jnp.asarray(symmetry)))
+    return np.rad2deg(
+        symmetry.misorientation(jnp.asarray(a), jnp.asarray(b), jnp.asarray(symmetry))
+    )
 
 
 def thick_foil_disks(orientation, copper, n_disks=16, cutoff=CUTOFF):
@@ -87,7 +84,7 @@ def every_reflection(copper):
 
 def log_probability_around(orientation, copper, cells):
     """What a good network says: a peak as wide as the training labels."""
-    angle = so3.misorientation(
+    angle = symmetry.misorientation(
         jnp.asarray(orientation), jnp.asarray(cells), jnp.asarray(copper.operations, jnp.float32)
     )
     return jax.nn.log_softmax(-0.5 * (angle / (0.55 * copper.spacing)) ** 2)
@@ -144,7 +141,7 @@ def test_every_cell_with_a_low_index_axis_near_the_beam_has_a_sibling(copper, ce
 
 @pytest.mark.parametrize("name", ["Cu", "Mg", "ZrO2"])
 def test_zone_axis_turns_leave_out_symmetry(crystals, name):
-    crystal, symmetry = crystals[name], operations(crystals[name])
+    crystal, symmetry = crystals[name], symmetry_operations(crystals[name])
     turns, axes = (np.asarray(a) for a in zone_axis_turns(crystal.lattice, symmetry))
     np.testing.assert_allclose(np.einsum("nij,nj->ni", turns, axes), axes, atol=1e-6)
     np.testing.assert_allclose(np.trace(turns, axis1=1, axis2=2), -1, atol=1e-5)
@@ -178,7 +175,7 @@ def make_climb(copper, config):
         pattern = prepared(disks, config)
         for level in config.levels:
             level = replace(level, n_visible=len(forward.g))
-            orientation, score = search(
+            orientation, score = search_lattice(
                 orientation, pattern, forward, copper.wavelength, copper.k_max, level, config
             )
         return orientation, score
@@ -251,9 +248,9 @@ def test_cosine_is_one_for_the_pattern_itself(copper, rng):
     same = disks._replace(intensity=7.0 * disks.intensity ** (0.5 / 0.25))
     pattern = prepared(same, config)
     predicted = jnp.where(disks.mask, jnp.maximum(disks.intensity, 1e-12) ** 0.5, 0.0)[None]
-    score = cosine(pattern, disks.qx, disks.qy, predicted, 1e-3)
+    score = cosine_score(pattern, disks.qx, disks.qy, predicted, 1e-3)
     assert float(score[0]) == pytest.approx(1.0, abs=1e-4)
-    moved = cosine(pattern, disks.qx + 0.03, disks.qy, predicted, 0.03)
+    moved = cosine_score(pattern, disks.qx + 0.03, disks.qy, predicted, 0.03)
     assert float(moved[0]) < 0.9
 
 
@@ -270,7 +267,7 @@ def test_cosine_counts_a_disk_for_each_overlapping_reflection():
     disks = Disks(one, 0 * one, one, jnp.ones(1, bool))
     pattern = prepared(disks)
     position = jnp.array([0.5, 0.5])
-    value = cosine(pattern, position, 0 * position, jnp.ones((1, 2)), 0.03)[0]
+    value = cosine_score(pattern, position, 0 * position, jnp.ones((1, 2)), 0.03)[0]
     assert float(value) == pytest.approx(np.sqrt(2), rel=1e-4)
 
 
@@ -363,7 +360,7 @@ def test_siblings_follow_then_all_turned_about_the_beam(copper, cells, tables):
             assert all_cells[i] == tables.sibling[cell[c], s]
             assert all_priors[i] == prior[c]
     np.testing.assert_allclose(
-        all_orientations[half:], all_orientations[:half] @ so3.HALF_TURN_ABOUT_BEAM, atol=1e-6
+        all_orientations[half:], all_orientations[:half] @ rotations.HALF_TURN_ABOUT_BEAM, atol=1e-6
     )
     np.testing.assert_array_equal(all_cells[half:], all_cells[:half])
     np.testing.assert_allclose(np.exp(all_priors).sum(), 2 * (1 + n_siblings), rtol=1e-5)
@@ -439,7 +436,7 @@ def test_verify_finds_the_turn_that_the_network_missed(copper, cells, check, rng
     around = jnp.stack(
         [
             log_probability_around(
-                r @ jnp.asarray(so3.HALF_TURN_ABOUT_BEAM, jnp.float32), copper, cells
+                r @ jnp.asarray(rotations.HALF_TURN_ABOUT_BEAM, jnp.float32), copper, cells
             )
             for r in truth
         ]
@@ -470,7 +467,7 @@ def test_candidates_in_one_place_count_once(copper, tables, cells, rng):
         )(patterns, around)
         near = 0
         for orientation in np.asarray(found.orientation):
-            apart = so3.misorientation(orientation[:, None], orientation, operations[0])
+            apart = symmetry.misorientation(orientation[:, None], orientation, operations[0])
             near += int((np.rad2deg(apart)[np.triu_indices(len(apart), 1)] < 0.3).sum())
         return near, np.asarray(found.score).max(axis=1)
 
@@ -493,14 +490,14 @@ def test_angles_between_candidates_are_misorientations(copper, two, n, rng):
         expected = np.inf
         if phase[i] == phase[j]:
             symmetry = jnp.asarray(materials[phase[i]].operations, jnp.float32)
-            expected = so3.misorientation(orientation[i], orientation[j], symmetry)
+            expected = symmetry.misorientation(orientation[i], orientation[j], symmetry)
         np.testing.assert_allclose(apart[i, j], expected, atol=3e-3)
 
 
 @pytest.fixture(scope="module")
 def two(copper, tables, crystals):
     """Copper and magnesium with the tables of each."""
-    mg = material(crystals["Mg"], 300.0, 1.5, 16.0, 0.0)
+    mg = make_material(crystals["Mg"], 300.0, 1.5, 16.0, 0.0)
     arguments = (mg.grid, mg.operations, mg.reflectors(), mg.wavelength, mg.crystal.lattice)
     return (copper, mg), (tables, candidate_tables(*arguments))
 
@@ -531,7 +528,7 @@ def test_verification_finds_the_phase_that_the_network_thinks_unlikely(two, judg
         disks = thick_foil_disks(truth, right, 20)
         parts = [None, None]
         for p, m in enumerate(materials):
-            grid = so3.quaternion_to_matrix(jnp.asarray(m.grid))
+            grid = rotations.quaternion_to_matrix(jnp.asarray(m.grid))
             parts[p] = log_probability_around(truth, m, grid) + np.log(0.01 if p == phase else 0.99)
         ranked = judge(disks, jnp.concatenate(parts))
         assert set(np.asarray(ranked.phase)) == {0, 1}

@@ -15,13 +15,22 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from test_maps import make_map
 
-from jaxstem import crystal, maps, report
-from jaxstem.cubes import cube_from_array
-from jaxstem.disks import Detections, calibrated
+from jaxstem.crystal.cell import reflections
+from jaxstem.detection.scan import Detections, calibrated
 from jaxstem.errors import InputError
-from jaxstem.grains import bunge_angles
-from jaxstem.io import DiskScan, source_of, write_map
-from jaxstem.packed import write_packed
+from jaxstem.files.cube import cube_from_array
+from jaxstem.files.map_file import write_map
+from jaxstem.files.packed import write_packed
+from jaxstem.files.scan import DiskScan, source_of
+from jaxstem.maps import measured
+from jaxstem.maps.colours import LAB_X, LAB_Z, rgb_map
+from jaxstem.maps.drawing import thinned
+from jaxstem.maps.grains import bunge_angles
+from jaxstem.maps.measured import _frames, _patterns, thinned_cube
+from jaxstem.maps.payload import ABSENT
+from jaxstem.maps.predicted import U_ISO, ReportConfig, predict
+from jaxstem.maps.report import write_report
+from jaxstem.maps.texture import multiples_of_random, zone_axes
 
 pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.filterwarnings("ignore")]
 
@@ -60,8 +69,8 @@ def some_map(crystals, seed=3):
 def predictions(found, i, j):
     """(hkl, q) of the disks that the report predicts for the answer at a position."""
     unit_cell = found.crystals[found.phase[i, j]]
-    config = report.ReportConfig()
-    disks = report.predict(
+    config = ReportConfig()
+    disks = predict(
         found.orientation[i, j][None],
         found.thickness[i, j][None],
         unit_cell,
@@ -69,8 +78,8 @@ def predictions(found, i, j):
         K_MAX,
         config,
     )
-    of = crystal.reflections(unit_cell, K_MAX)
-    index = disks.reflection[0][disks.reflection[0] != report.ABSENT].astype(int)
+    of = reflections(unit_cell, K_MAX)
+    index = disks.reflection[0][disks.reflection[0] != ABSENT].astype(int)
     return of.hkl[index], (of.g[index] @ found.orientation[i, j])[:, :2], disks.strength[0]
 
 
@@ -98,18 +107,20 @@ def written(found, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     write_map(folder / "map.h5", found)
     write_packed(folder / "disks.h5", source_of(disk_scan(found)), progress=False)
-    report.write_report(folder / "map.h5", folder / "report.html", folder / "disks.h5")
+    write_report(folder / "map.h5", folder / "report.html", folder / "disks.h5")
     return folder / "report.html"
 
 
 def test_predictions_are_two_beam_theory(crystals, seed):
     """Against `kinematic.two_beam`, whose cone is summed instead of approximated."""
-    from jaxstem.kinematic import Reflectors, disk_tilts, two_beam
-    from jaxstem.model import inverse_extinction
-    from jaxstem.scattering import electron_wavelength
+    from jaxstem.crystal.scattering import electron_wavelength
+    from jaxstem.diffraction.geometry import Reflectors
+    from jaxstem.diffraction.illumination import disk_tilts
+    from jaxstem.diffraction.material import inverse_extinction
+    from jaxstem.diffraction.two_beam import two_beam
 
     unit_cell = crystals["Cu"]
-    of = crystal.reflections(unit_cell, K_MAX, report.U_ISO)
+    of = reflections(unit_cell, K_MAX, U_ISO)
     inverse = inverse_extinction(unit_cell, of.structure_factor, VOLTAGE)
     reflectors = Reflectors(of.g.astype(np.float32), inverse**2, inverse.astype(np.float32))
     matrix = Rotation.random(100, random_state=seed).as_matrix().astype(np.float32)
@@ -118,11 +129,11 @@ def test_predictions_are_two_beam_theory(crystals, seed):
     _, _, intensity = two_beam(
         matrix, reflectors, electron_wavelength(1e3 * VOLTAGE), thickness, tilts
     )
-    config = report.ReportConfig(n_predicted=len(of.g))
-    disks = report.predict(matrix, thickness, unit_cell, VOLTAGE, K_MAX, config)
+    config = ReportConfig(n_predicted=len(of.g))
+    disks = predict(matrix, thickness, unit_cell, VOLTAGE, K_MAX, config)
     ours = np.zeros(np.shape(intensity))
     for k, (which, strength) in enumerate(zip(*disks, strict=True)):
-        seen = which != report.ABSENT
+        seen = which != ABSENT
         ours[k, which[seen].astype(int)] = config.weakest ** (1 - strength[seen] / 255)
     strong = np.asarray(intensity) > 0.01
     assert strong.sum() > 50
@@ -145,7 +156,7 @@ def test_zone_axes(crystals, rng):
         x /= np.linalg.norm(x)
         on_axis = np.stack([x, np.cross(z, x), z], axis=1)
         turned = on_axis @ Rotation.from_rotvec([np.deg2rad(2.0), 0, 0]).as_matrix()
-        names, index, angle = report.zone_axes(np.stack([on_axis, turned]), unit_cell)
+        names, index, angle = zone_axes(np.stack([on_axis, turned]), unit_cell)
         assert [names[i] for i in index] == [expected] * 2
         np.testing.assert_allclose(angle, [0, 2], atol=1e-3)
 
@@ -154,9 +165,9 @@ def test_densities_are_multiples_of_random(rng):
     even = rng.normal(size=(40_000, 3))
     even /= np.linalg.norm(even, axis=1, keepdims=True)
     at = even[:50]
-    np.testing.assert_allclose(report.multiples_of_random(even[50:], at, 12.0), 1, atol=0.25)
+    np.testing.assert_allclose(multiples_of_random(even[50:], at, 12.0), 1, atol=0.25)
     # of one direction, summed over the sphere
-    values = report.multiples_of_random(np.array([[0.0, 0.6, 0.8]]), even)
+    values = multiples_of_random(np.array([[0.0, 0.6, 0.8]]), even)
     assert values.mean() == pytest.approx(1, abs=0.15)
 
 
@@ -180,7 +191,7 @@ def test_numbers_survive_the_page(found, written):
     np.testing.assert_array_equal(phase, found.phase.ravel())
     picture = next(entry for entry in data["maps"] if entry["name"] == "ipf-x")["image"]
     rgb = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))))
-    np.testing.assert_allclose(rgb / 255, maps.rgb_map(found, maps.LAB_X), atol=1 / 255)
+    np.testing.assert_allclose(rgb / 255, rgb_map(found, LAB_X), atol=1 / 255)
     assert {entry["name"] for entry in data["maps"]} >= {"thickness", "phase", "confidence"}
 
 
@@ -219,12 +230,12 @@ def test_patterns_lie_where_their_disks_do(binning, rng):
     cube, place = small_cube(rng)
     origin = 11.5 + rng.normal(size=(*SHAPE, 2))
     disks = calibrated(detections_at(cube, place, origin))
-    frames = report._frames(cube, origin, binning)
+    frames = _frames(cube, origin, binning)
     pixel = (place.reshape(-1, 2) - (binning - 1) / 2) / binning
     q = np.einsum("nij,nj->ni", frames[:, :4].reshape(-1, 2, 2), pixel) + frames[:, 4:]
     np.testing.assert_allclose(q, np.stack([disks.qx, disks.qy], axis=-1), atol=1e-5)
     most = 35 * (24 // binning) ** 2
-    patterns = report._patterns(cube, origin, report.ReportConfig(pattern_pixels=most))
+    patterns = _patterns(cube, origin, ReportConfig(pattern_pixels=most))
     assert patterns.side == (24 // binning, 24 // binning)
     grey = np.asarray(Image.open(io.BytesIO(patterns.images[0])))
     brightest = [
@@ -237,19 +248,17 @@ def test_patterns_lie_where_their_disks_do(binning, rng):
 def test_large_scans_are_thinned(crystals, found, tmp_path, rng, monkeypatch):
     """Every other position drawn, of those every other one kept; cube and disks alike."""
     write_map(tmp_path / "map.h5", found)
-    config = report.ReportConfig(most_drawn=4, most_kept=4)
+    config = ReportConfig(most_drawn=4, most_kept=4)
     scan = disk_scan(found)
     write_packed(tmp_path / "disks.h5", source_of(scan), progress=False)
-    report.write_report(
-        tmp_path / "map.h5", tmp_path / "a.html", tmp_path / "disks.h5", config=config
-    )
+    write_report(tmp_path / "map.h5", tmp_path / "a.html", tmp_path / "disks.h5", config=config)
     data = numbers_of((tmp_path / "a.html").read_text(encoding="utf-8"))
     assert data["shape"] == [3, 4] and data["every"] == 2 and data["apart"] == 2
     offsets = unpacked(data["measured"]["offsets"], "<u4")
     wanted = [i * 7 + j for i in (0, 4) for j in (0, 4)]
     np.testing.assert_array_equal(np.diff(offsets), np.diff(scan.offsets)[wanted])
     cube, _ = small_cube(rng)
-    thin = report.thinned_cube(cube, 4)
+    thin = thinned_cube(cube, 4)
     every = cube.read(slice(None), slice(None))[::4, ::4]
     np.testing.assert_array_equal(thin.read(slice(0, 2), slice(None)), every)
     np.testing.assert_array_equal(thin.rows(1, 2), every[1:])
@@ -258,18 +267,18 @@ def test_large_scans_are_thinned(crystals, found, tmp_path, rng, monkeypatch):
 def test_bad_input_is_refused_in_one_sentence(found, written, tmp_path):
     map_file, out = written.parent / "map.h5", tmp_path / "out.html"
     with pytest.raises(InputError, match="exists already"):
-        report.write_report(map_file, written)
+        write_report(map_file, written)
     with pytest.raises(InputError, match="itself"):
-        report.write_report(map_file, map_file, overwrite=True)
+        write_report(map_file, map_file, overwrite=True)
     with pytest.raises(InputError, match="not a jaxstem map"):
-        report.write_report(written.parent / "disks.h5", out)
+        write_report(written.parent / "disks.h5", out)
     mute = dataclasses.replace(found, attributes={"k_max": 1.0})
     write_map(tmp_path / "mute.h5", mute)
     with pytest.raises(InputError, match="voltage_kv"):
-        report.write_report(tmp_path / "mute.h5", out)
-    write_map(tmp_path / "other.h5", maps.thinned(found, 2))
+        write_report(tmp_path / "mute.h5", out)
+    write_map(tmp_path / "other.h5", thinned(found, 2))
     with pytest.raises(InputError, match="5 × 7 positions and the map 3 × 4"):
-        report.write_report(tmp_path / "other.h5", out, written.parent / "disks.h5")
+        write_report(tmp_path / "other.h5", out, written.parent / "disks.h5")
     assert not out.exists()
 
 
@@ -375,7 +384,7 @@ def test_the_page_answers_clicks_and_keys(browser, found, written, tmp_path):
         assert float(row[0]) == pytest.approx(np.hypot(*spot), abs=2e-3)
 
     # a map's colours are those of the map; the crosshair avoids other rows and columns
-    expected = 255 * maps.rgb_map(found, maps.LAB_Z)[4, 5]
+    expected = 255 * rgb_map(found, LAB_Z)[4, 5]
     found_colour = colour_at(browser, "map-ipf-z", 5.5 / SHAPE[1], 4.5 / SHAPE[0])
     np.testing.assert_allclose(found_colour, expected, atol=2)
 
@@ -406,10 +415,10 @@ def test_patterns_are_drawn_in_the_lab_frame(browser, found, tmp_path, rng, monk
     cube, place = small_cube(rng)
     origin = np.full((*SHAPE, 2), 11.5)
     detections = detections_at(cube, place, origin)
-    monkeypatch.setattr(report, "read_cube", lambda *_: cube)
-    monkeypatch.setattr(report, "find_disks", lambda *_, **__: detections)
+    monkeypatch.setattr(measured, "read_cube", lambda *_: cube)
+    monkeypatch.setattr(measured, "find_disks", lambda *_, **__: detections)
     write_map(tmp_path / "map.h5", found)
-    report.write_report(tmp_path / "map.h5", tmp_path / "report.html", "cube.h5")
+    write_report(tmp_path / "map.h5", tmp_path / "report.html", "cube.h5")
     opened(browser, tmp_path / "report.html")
     for name in ("measured", "best"):
         browser.find_element("id", f"show-{name}").click()
@@ -432,8 +441,8 @@ def test_patterns_are_drawn_in_the_lab_frame(browser, found, tmp_path, rng, monk
 
 def test_the_page_fits_a_phone_and_says_where_it_holds_no_pattern(browser, found, tmp_path):
     write_map(tmp_path / "map.h5", found)
-    config = report.ReportConfig(most_kept=12)
-    report.write_report(tmp_path / "map.h5", tmp_path / "report.html", config=config)
+    config = ReportConfig(most_kept=12)
+    write_report(tmp_path / "map.h5", tmp_path / "report.html", config=config)
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:

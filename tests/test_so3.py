@@ -15,7 +15,7 @@ from orix.vector import Vector3d
 from scipy import stats
 from scipy.spatial.transform import Rotation
 
-from jaxstem import so3
+from jaxstem.orientation import grids, rotations, symmetry
 
 POINT_GROUPS = {
     "m-3m": symmetry.Oh,
@@ -79,33 +79,38 @@ def rng(request):
 @each_precision
 def test_quaternion_conversions_match_scipy(rng, dtype):
     matrices = np.concatenate([random_matrices(rng, 500), special_rotations()])
-    q = call(so3.matrix_to_quaternion, matrices, dtype=dtype)
+    q = call(rotations.matrix_to_quaternion, matrices, dtype=dtype)
     expected = from_scipy(Rotation.from_matrix(matrices))
     assert np.all(q[:, 0] >= 0)
     same = np.minimum(np.linalg.norm(q - expected, axis=-1), np.linalg.norm(q + expected, axis=-1))
     assert same.max() < 4 * EPS[dtype]
     assert np.abs(np.linalg.norm(q, axis=-1) - 1).max() < 4 * EPS[dtype]
-    assert np.abs(call(so3.quaternion_to_matrix, q, dtype=dtype) - matrices).max() < 8 * EPS[dtype]
+    assert (
+        np.abs(call(rotations.quaternion_to_matrix, q, dtype=dtype) - matrices).max()
+        < 8 * EPS[dtype]
+    )
 
 
 def test_quaternion_length_and_sign_do_not_matter(rng):
     q = rng.normal(size=(50, 4))
     expected = Rotation.from_quat(q[:, [1, 2, 3, 0]]).as_matrix()
     for factor in (1, -1, 1e-3, -40):
-        np.testing.assert_allclose(call(so3.quaternion_to_matrix, factor * q), expected, atol=1e-14)
-    np.testing.assert_array_equal(call(so3.quaternion_to_matrix, np.zeros(4)), np.eye(3))
+        np.testing.assert_allclose(
+            call(rotations.quaternion_to_matrix, factor * q), expected, atol=1e-14
+        )
+    np.testing.assert_array_equal(call(rotations.quaternion_to_matrix, np.zeros(4)), np.eye(3))
 
 
 def test_quaternion_product_is_the_matrix_product(rng):
     a, b = random_matrices(rng, 100), random_matrices(rng, 100)
-    qa, qb = call(so3.matrix_to_quaternion, a), call(so3.matrix_to_quaternion, b)
-    product = call(so3.quaternion_multiply, qa, qb)
-    np.testing.assert_allclose(call(so3.quaternion_to_matrix, product), a @ b, atol=1e-14)
-    inverse = call(so3.quaternion_conjugate, qa)
+    qa, qb = call(rotations.matrix_to_quaternion, a), call(rotations.matrix_to_quaternion, b)
+    product = call(rotations.quaternion_multiply, qa, qb)
+    np.testing.assert_allclose(call(rotations.quaternion_to_matrix, product), a @ b, atol=1e-14)
+    inverse = call(rotations.quaternion_conjugate, qa)
     np.testing.assert_allclose(
-        call(so3.quaternion_to_matrix, inverse), np.swapaxes(a, 1, 2), atol=1e-14
+        call(rotations.quaternion_to_matrix, inverse), np.swapaxes(a, 1, 2), atol=1e-14
     )
-    one = call(so3.quaternion_multiply, qa, inverse)
+    one = call(rotations.quaternion_multiply, qa, inverse)
     np.testing.assert_allclose(one, np.tile([1, 0, 0, 0], (100, 1)), atol=1e-14)
 
 
@@ -115,13 +120,13 @@ def test_rotation_vectors_match_scipy_at_all_lengths(rng, dtype):
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     lengths = np.concatenate([np.zeros(1), np.geomspace(1e-12, 0.1, 300), np.linspace(0.1, 7, 99)])
     vectors = np.asarray(lengths[:, None] * axes, dtype)
-    error = call(so3.rotation_vector_to_matrix, vectors, dtype=dtype) - turn(vectors)
+    error = call(rotations.rotation_vector_to_matrix, vectors, dtype=dtype) - turn(vectors)
     assert np.abs(error).max() < 12 * EPS[dtype]
 
 
 def test_rotation_vector_gradient_at_zero_is_the_cross_product():
     with jax.enable_x64(True):
-        jacobian = jax.jit(jax.jacfwd(so3.rotation_vector_to_matrix))(np.zeros(3))
+        jacobian = jax.jit(jax.jacfwd(rotations.rotation_vector_to_matrix))(np.zeros(3))
     levi_civita = np.stack([np.cross(np.eye(3), -axis) for axis in np.eye(3)], axis=-1)
     np.testing.assert_allclose(jacobian, np.swapaxes(levi_civita, 0, 1), atol=1e-15)
 
@@ -131,10 +136,14 @@ def test_euler_angles_are_those_of_orix_for_the_same_physical_orientation(rng):
     orix = in_orix(matrices)
     along_x = (orix * Vector3d.xvector()).data
     np.testing.assert_allclose(along_x, matrices[:, :, 0], atol=1e-12)
-    np.testing.assert_allclose(call(so3.matrix_to_euler, matrices), orix.to_euler(), atol=1e-12)
+    np.testing.assert_allclose(
+        call(rotations.matrix_to_euler, matrices), orix.to_euler(), atol=1e-12
+    )
     angles = rng.uniform(0, 1, (300, 3)) * [2 * np.pi, np.pi, 2 * np.pi]
     np.testing.assert_allclose(
-        call(so3.euler_to_matrix, angles), Orientation.from_euler(angles).to_matrix(), atol=1e-12
+        call(rotations.euler_to_matrix, angles),
+        Orientation.from_euler(angles).to_matrix(),
+        atol=1e-12,
     )
 
 
@@ -143,10 +152,10 @@ def test_euler_angles_return_the_rotation_also_where_they_degenerate(rng, dtype)
     about_z = turn(np.linspace(-3, 3, 13)[:, None] * [0, 0, 1])
     flipped = about_z @ np.diag([1, -1, -1])
     matrices = np.concatenate([random_matrices(rng, 200), special_rotations(), about_z, flipped])
-    angles = call(so3.matrix_to_euler, matrices, dtype=dtype)
+    angles = call(rotations.matrix_to_euler, matrices, dtype=dtype)
     assert np.all((angles[:, ::2] >= 0) & (angles[:, ::2] < 2 * np.pi))
     assert np.all((angles[:, 1] >= 0) & (angles[:, 1] <= np.pi + EPS[dtype]))
-    back = call(so3.euler_to_matrix, angles, dtype=dtype)
+    back = call(rotations.euler_to_matrix, angles, dtype=dtype)
     assert np.abs(back - matrices).max() < 20 * EPS[dtype]
     np.testing.assert_array_equal(angles[-26:, 2], 0)
 
@@ -159,17 +168,19 @@ def test_geodesic_angle_is_accurate_from_zero_to_pi(rng, dtype):
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     a = random_matrices(rng, len(angles))
     b = a @ turn(angles[:, None] * axes)
-    found = call(so3.geodesic_angle, a, b, dtype=dtype)
+    found = call(symmetry.geodesic_angle, a, b, dtype=dtype)
     # The rounding of the matrices themselves moves each of them by about one eps.
     assert np.abs(found - angles).max() < 8 * EPS[dtype]
-    found = call(so3.geodesic_angle, np.eye(3), turn(small[:, None] * axes[1:201]), dtype=dtype)
+    found = call(
+        symmetry.geodesic_angle, np.eye(3), turn(small[:, None] * axes[1:201]), dtype=dtype
+    )
     assert np.abs(found / small - 1).max() < 8 * EPS[dtype]
 
 
 @each_precision
 def test_geodesic_angle_gradients_are_finite_at_zero_and_pi_and_unit_beside_them(rng, dtype):
     def angle(t, a, axis):
-        return so3.geodesic_angle(a, a @ so3.rotation_vector_to_matrix(t * axis))
+        return symmetry.geodesic_angle(a, a @ rotations.rotation_vector_to_matrix(t * axis))
 
     a, axis = np.eye(3), np.array([0.6, 0.0, 0.8])
     slope = partial(call, jax.vmap(jax.grad(angle), (0, None, None)), dtype=dtype)
@@ -177,7 +188,7 @@ def test_geodesic_angle_gradients_are_finite_at_zero_and_pi_and_unit_beside_them
     slopes = slope(np.concatenate([exact, beside]), a, axis)
     assert np.all(np.isfinite(slopes[:2]))
     np.testing.assert_allclose(slopes[2:], [1, 1, -1], atol=1e-3)
-    gradients = partial(call, jax.grad(so3.geodesic_angle, argnums=(0, 1)), dtype=dtype)
+    gradients = partial(call, jax.grad(symmetry.geodesic_angle, argnums=(0, 1)), dtype=dtype)
     for a in (np.eye(3), random_matrices(rng, 1)[0]):
         for flip in ([1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]):
             for gradient in gradients(a, a @ np.diag(flip)):
@@ -194,11 +205,11 @@ def test_misorientation_matches_orix(rng, group):
     b[:100] = nearby @ turn(0.02 * rng.normal(size=(100, 3)))
     proper = POINT_GROUPS[group].laue_proper_subgroup
     expected = in_orix(a, proper).angle_with(in_orix(b, proper))
-    found = call(so3.misorientation, a, b, operations)
+    found = call(symmetry.misorientation, a, b, operations)
     # orix goes through arccos, which loses half of the digits at small angles
     np.testing.assert_allclose(found, expected, atol=1e-7)
     if group == "m-3m":
-        single = call(so3.misorientation, a, b, operations, dtype=np.float32)
+        single = call(symmetry.misorientation, a, b, operations, dtype=np.float32)
         np.testing.assert_allclose(single, found, atol=20 * EPS[np.float32])
 
 
@@ -206,11 +217,11 @@ def test_misorientation_matches_orix(rng, group):
 def test_misorientation_is_the_smallest_of_the_angles_to_all_equivalents(rng, group):
     a, b = random_matrices(rng, 40), random_matrices(rng, 30)
     operations = OPERATIONS[group]
-    found = call(so3.misorientation, a[:, None], b, operations)
+    found = call(symmetry.misorientation, a[:, None], b, operations)
     equivalents = operations[:, None, None] @ b
-    every = call(so3.geodesic_angle, a[:, None], equivalents)
+    every = call(symmetry.geodesic_angle, a[:, None], equivalents)
     np.testing.assert_allclose(found, every.min(axis=0), atol=1e-14)
-    mapped = jax.vmap(jax.vmap(so3.misorientation, (None, 0, None)), (0, None, None))
+    mapped = jax.vmap(jax.vmap(symmetry.misorientation, (None, 0, None)), (0, None, None))
     np.testing.assert_allclose(call(mapped, a, b, operations), found, atol=1e-14)
 
 
@@ -220,14 +231,16 @@ def test_misorientation_mod_180_forgives_the_half_turn_about_the_beam_only(rng):
     small = turn(0.01 * rng.normal(size=(100, 3)))
     about_beam = a @ small @ np.diag([-1, -1, 1])
     about_x = a @ small @ np.diag([1, -1, -1])
-    size = call(so3.geodesic_angle, np.eye(3), small)
-    forgiving = partial(call, so3.misorientation_mod_180)
+    size = call(symmetry.geodesic_angle, np.eye(3), small)
+    forgiving = partial(call, symmetry.misorientation_mod_180)
     for b in (a @ small, about_beam):
         found = forgiving(a, b, operations)
-        both = [call(so3.misorientation, a, x, operations) for x in (b, b @ np.diag([-1, -1, 1]))]
+        both = [
+            call(symmetry.misorientation, a, x, operations) for x in (b, b @ np.diag([-1, -1, 1]))
+        ]
         np.testing.assert_allclose(found, np.minimum(*both), atol=1e-14)
         assert np.all(found <= size + 1e-14)
-    assert np.median(call(so3.misorientation, about_beam, a, operations)) > 0.2
+    assert np.median(call(symmetry.misorientation, about_beam, a, operations)) > 0.2
     assert np.median(forgiving(about_x, a, operations)) > 0.2
 
 
@@ -236,8 +249,8 @@ def test_misorientation_gradient_matches_finite_differences(rng):
     a, b, axis = random_matrices(rng, 1)[0], random_matrices(rng, 1)[0], rng.normal(size=3)
 
     def along(t, a, b, axis):
-        return so3.misorientation(
-            a @ so3.rotation_vector_to_matrix(t * axis), b, jnp.asarray(operations)
+        return symmetry.misorientation(
+            a @ rotations.rotation_vector_to_matrix(t * axis), b, jnp.asarray(operations)
         )
 
     h = 1e-6
@@ -261,7 +274,7 @@ rotations = unit_quaternions.map(lambda q: Rotation.from_quat(q).as_matrix())
 @given(a=rotations, b=rotations, c=rotations, i=st.integers(0, 23), j=st.integers(0, 23))
 def test_misorientation_invariances(a, b, c, i, j):
     operations = OPERATIONS["m-3m"]
-    angle = partial(call, so3.misorientation)
+    angle = partial(call, symmetry.misorientation)
     size = angle(a, b, operations)
     assert 0 <= size <= np.radians(62.8)
     np.testing.assert_allclose(angle(b, a, operations), size, atol=1e-13)
@@ -269,14 +282,14 @@ def test_misorientation_invariances(a, b, c, i, j):
         angle(operations[i] @ a, operations[j] @ b, operations), size, atol=1e-13
     )
     np.testing.assert_allclose(angle(a @ c, b @ c, operations), size, atol=1e-13)
-    assert size <= call(so3.geodesic_angle, a, b) + 1e-13
+    assert size <= call(symmetry.geodesic_angle, a, b) + 1e-13
     assert size <= angle(a, c, operations) + angle(c, b, operations) + 1e-13
 
 
 @settings(max_examples=60, deadline=None)
 @given(a=rotations, b=rotations, c=rotations)
 def test_geodesic_angle_invariances(a, b, c):
-    angle = partial(call, so3.geodesic_angle)
+    angle = partial(call, symmetry.geodesic_angle)
     size = angle(a, b)
     np.testing.assert_allclose(angle(b, a), size, atol=1e-13)
     np.testing.assert_allclose(angle(c @ a, c @ b), size, atol=1e-13)
@@ -288,13 +301,13 @@ def test_geodesic_angle_invariances(a, b, c):
 def test_fundamental_zone_holds_one_member_of_each_orbit(rng, group):
     operations = OPERATIONS[group]
     orientations = random_matrices(rng, 100)
-    reduced, index = call(so3.reduce_to_fundamental_zone, orientations, operations)
+    reduced, index = call(symmetry.reduce_to_fundamental_zone, orientations, operations)
     np.testing.assert_allclose(reduced, operations[index] @ orientations, atol=1e-14)
     trace = np.trace(reduced, axis1=1, axis2=2)
     others = np.trace(operations[:, None] @ reduced, axis1=2, axis2=3)
     assert np.all(trace >= others.max(axis=0) - 1e-12)
     moved = operations[rng.integers(len(operations), size=100)] @ orientations
-    again, _ = call(so3.reduce_to_fundamental_zone, moved, operations)
+    again, _ = call(symmetry.reduce_to_fundamental_zone, moved, operations)
     np.testing.assert_allclose(again, reduced, atol=1e-12)
 
 
@@ -354,7 +367,7 @@ def is_proper_rotation(matrices, tolerance):
 def test_nearest_rotation_matches_the_svd(rng, dtype):
     m, names = stacked(difficult_matrices(rng))
     m = m.astype(dtype)
-    found = call(so3.nearest_rotation, m, dtype=dtype)
+    found = call(rotations.nearest_rotation, m, dtype=dtype)
     expected, gap = svd_rotation(m)
     error = np.linalg.norm(found - expected, axis=(1, 2)) * np.minimum(gap, 1)
     # Rounding adds up over the squarings, of which double precision takes twice as many.
@@ -367,7 +380,7 @@ def test_nearest_rotation_matches_the_svd(rng, dtype):
 def test_nearest_rotation_is_a_best_one_where_there_are_many(rng, dtype):
     m, names = stacked(degenerate_matrices(rng))
     m = m.astype(dtype)
-    found = call(so3.nearest_rotation, m, dtype=dtype)
+    found = call(rotations.nearest_rotation, m, dtype=dtype)
     assert not set(names[~is_proper_rotation(found, 16 * EPS[dtype])])
     missing = np.sum((svd_rotation(m)[0] - found) * m, axis=(1, 2))
     assert not set(names[missing > 40 * EPS[dtype]])
@@ -378,7 +391,7 @@ def test_nearest_rotation_gradient_matches_finite_differences(rng):
     weight = rng.normal(size=(3, 3))
 
     def total(m):
-        return jnp.sum(weight.astype(m.dtype) * so3.nearest_rotation(m))
+        return jnp.sum(weight.astype(m.dtype) * rotations.nearest_rotation(m))
 
     value, gradient = jax.vmap(jax.vmap(total)), jax.vmap(jax.grad(total))
     cases = [
@@ -405,7 +418,7 @@ def test_nearest_rotation_gradient_matches_finite_differences(rng):
 @each_precision
 def test_nearest_rotation_gradients_are_finite_where_the_answer_is_not_unique(rng, dtype):
     weight = rng.normal(size=(3, 3)).astype(dtype)
-    gradient = jax.vmap(jax.grad(lambda m: jnp.sum(weight * so3.nearest_rotation(m))))
+    gradient = jax.vmap(jax.grad(lambda m: jnp.sum(weight * rotations.nearest_rotation(m))))
     m, names = stacked(difficult_matrices(rng) | degenerate_matrices(rng))
     found = call(gradient, m, dtype=dtype)
     in_range = (names != "tiny") & (names != "huge")
@@ -414,8 +427,10 @@ def test_nearest_rotation_gradients_are_finite_where_the_answer_is_not_unique(rn
 
 def test_nearest_rotation_has_one_result_for_every_way_of_batching(rng):
     m = rng.normal(size=(4, 5, 3, 3))
-    whole = call(so3.nearest_rotation, m)
-    np.testing.assert_allclose(call(jax.vmap(jax.vmap(so3.nearest_rotation)), m), whole, atol=1e-14)
+    whole = call(rotations.nearest_rotation, m)
+    np.testing.assert_allclose(
+        call(jax.vmap(jax.vmap(rotations.nearest_rotation)), m), whole, atol=1e-14
+    )
 
 
 def uniformity_scores(matrices):
@@ -439,7 +454,7 @@ def uniformity_scores(matrices):
 
 def test_random_rotations_are_uniform(rng):
     key = jax.random.key(int(rng.integers(2**31)))
-    draw = jax.jit(so3.random_rotations, static_argnums=1)
+    draw = jax.jit(rotations.random_rotations, static_argnums=1)
     matrices = np.asarray(draw(key, (40, 500)), np.float64)
     assert matrices.shape == (40, 500, 3, 3)
     matrices = matrices.reshape(-1, 3, 3)
@@ -448,11 +463,11 @@ def test_random_rotations_are_uniform(rng):
     angle = np.arccos(np.clip((np.trace(matrices, axis1=1, axis2=2) - 1) / 2, -1, 1))
     assert stats.kstest(angle, lambda t: (t - np.sin(t)) / np.pi).pvalue > 1e-7
     careless = rng.uniform(0, 1, (20000, 3)) * [2 * np.pi, np.pi, 2 * np.pi]
-    assert uniformity_scores(call(so3.euler_to_matrix, careless)).max() > 10
+    assert uniformity_scores(call(rotations.euler_to_matrix, careless)).max() > 10
 
 
 def test_random_rotations_follow_the_key_and_the_dtype():
-    draw = jax.jit(so3.random_rotations, static_argnums=(1, 2))
+    draw = jax.jit(rotations.random_rotations, static_argnums=(1, 2))
     first, second = (draw(jax.random.key(k), (5,)) for k in (1, 2))
     np.testing.assert_array_equal(first, draw(jax.random.key(1), (5,)))
     assert np.all(np.abs(first - second).max(axis=(1, 2)) > 1e-3)
@@ -476,10 +491,10 @@ def angles_to_grid(orientations, grid, operations):
 )
 def test_so3_grid_is_near_uniform_over_the_fundamental_zone(rng, group, spacing):
     operations = OPERATIONS[group]
-    grid = so3.so3_grid(operations, spacing)
+    grid = grids.so3_grid(operations, spacing)
     n = len(operations)
     assert grid.dtype == np.float64
-    assert abs(math.degrees(so3.volume_spacing(len(grid), n)) / spacing - 1) < 0.01
+    assert abs(math.degrees(grids.volume_spacing(len(grid), n)) / spacing - 1) < 0.01
     np.testing.assert_allclose(np.linalg.det(grid), 1, atol=1e-12)
     trace = np.trace(grid, axis1=1, axis2=2)
     others = np.trace(operations[:, None] @ grid, axis1=2, axis2=3)
@@ -499,19 +514,19 @@ def test_so3_grid_is_near_uniform_over_the_fundamental_zone(rng, group, spacing)
 
 def test_so3_grid_is_reproducible_and_refuses_bad_spacings():
     operations = OPERATIONS["m-3m"]
-    np.testing.assert_array_equal(so3.so3_grid(operations, 9), so3.so3_grid(operations, 9))
+    np.testing.assert_array_equal(grids.so3_grid(operations, 9), grids.so3_grid(operations, 9))
     for spacing in (0, -1, math.nan):
         with pytest.raises(ValueError, match="spacing"):
-            so3.so3_grid(operations, spacing)
+            grids.so3_grid(operations, spacing)
         with pytest.raises(ValueError, match="spacing"):
-            so3.zone_axis_grid(operations, spacing)
+            grids.zone_axis_grid(operations, spacing)
 
 
 @each_group
 def test_zone_axis_grid_covers_every_direction_once(rng, group):
     operations = OPERATIONS[group]
     spacing = 5.0
-    axes = so3.zone_axis_grid(operations, spacing)
+    axes = grids.zone_axis_grid(operations, spacing)
     expected = 4 * np.pi / (len(operations) * np.radians(spacing) ** 2)
     assert abs(len(axes) / expected - 1) < 0.05
     np.testing.assert_allclose(np.linalg.norm(axes, axis=1), 1, atol=1e-14)
@@ -527,7 +542,7 @@ def test_zone_axis_grid_covers_every_direction_once(rng, group):
 
 
 def test_cubic_zone_axes_fill_the_triangle_and_its_mirror_image():
-    axes = so3.zone_axis_grid(OPERATIONS["m-3m"], 2.0)
+    axes = grids.zone_axis_grid(OPERATIONS["m-3m"], 2.0)
     ordered = np.argsort(np.abs(axes), axis=1)
     permutation = np.linalg.det(np.eye(3)[ordered])
     handedness = permutation * np.prod(np.sign(axes), axis=1)

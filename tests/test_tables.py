@@ -15,8 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstem import disks, io, packed, tables
+from jaxstem.detection.opening import open_scan, read_scan
 from jaxstem.errors import InputError
+from jaxstem.files import csv
+from jaxstem.files.csv import read_csv, write_csv
+from jaxstem.files.emd import bragg_source, read_disks
+from jaxstem.files.packed import packed_source, write_packed
+from jaxstem.files.scan import DiskScan, source_of
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VECTORS = FIXTURES / "pyxem_vectors.hspy"
@@ -52,7 +57,7 @@ def assert_refused(read, path, *words):
 
 
 def test_a_table_is_read(csv):
-    scan = disks.read_scan(csv)
+    scan = read_scan(csv)
     assert scan.scan_shape == (2, 3) and (scan.scan_step, scan.scan_units) == (2.5, "nm")
     assert scan.voltage_kv == 300.0
     np.testing.assert_array_equal(scan.offsets, [0, 1, 1, 1, 1, 1, 3])
@@ -68,7 +73,7 @@ def test_csv_round_trip(seed, ny, nx):
     counts = rng.integers(0, 4, ny * nx)
     counts[rng.integers(ny * nx)] += 1
     qx, qy, intensity = rng.normal(size=(3, counts.sum())).astype(np.float32)
-    scan = io.DiskScan(
+    scan = DiskScan(
         qx=qx,
         qy=qy,
         intensity=intensity,
@@ -82,9 +87,9 @@ def test_csv_round_trip(seed, ny, nx):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "disks.csv"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tables, "PIECE", 2)
-            assert tables.write_csv(path, io.source_of(scan)) == counts.sum()
-        again = tables.read_csv(path)
+            patch.setattr(csv, "PIECE", 2)
+            assert write_csv(path, source_of(scan)) == counts.sum()
+        again = read_csv(path)
     for name in ("qx", "qy", "intensity"):
         np.testing.assert_allclose(getattr(again, name), getattr(scan, name), rtol=1e-6)
     np.testing.assert_array_equal(again.offsets, scan.offsets)
@@ -113,16 +118,16 @@ def test_csv_round_trip(seed, ny, nx):
 )
 def test_unusable_tables_are_refused(csv, old, new, words):
     csv.write_text(TABLE.replace(old, new))
-    assert_refused(tables.read_csv, csv, *words)
+    assert_refused(read_csv, csv, *words)
 
 
 def test_files_that_are_no_table_are_refused(tmp_path):
-    assert_refused(disks.read_scan, tmp_path / "none.csv", "does not exist")
+    assert_refused(read_scan, tmp_path / "none.csv", "does not exist")
     for name, content in [("empty.csv", b""), ("bytes.csv", bytes(range(256)))]:
         (tmp_path / name).write_bytes(content)
-        assert_refused(disks.read_scan, tmp_path / name)
+        assert_refused(read_scan, tmp_path / name)
     (tmp_path / "header.csv").write_text("# units: 1/Å\ny,x,qx,qy,intensity\n")
-    assert_refused(disks.read_scan, tmp_path / "header.csv", "no disk")
+    assert_refused(read_scan, tmp_path / "header.csv", "no disk")
 
 
 @settings(max_examples=300, deadline=None)
@@ -145,7 +150,7 @@ def test_a_mutated_table_is_read_or_refused(data):
         path = Path(folder) / "disks.csv"
         path.write_text("".join(lines), encoding="utf-8")
         try:
-            assert_whole(tables.read_csv(path))
+            assert_whole(read_csv(path))
         except InputError as error:
             assert str(path) in str(error)
 
@@ -203,15 +208,15 @@ def test_mutated_hdf5_is_read_or_refused(data, is_packed):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scan.h5"
         if is_packed:
-            packed.write_packed(path, io.bragg_source(BRAGG), progress=False)
+            write_packed(path, bragg_source(BRAGG), progress=False)
         else:
             shutil.copy(BRAGG, path)
         with h5py.File(path, "r+") as file:
             for _ in range(data.draw(st.integers(1, 2))):
                 mutate(data, file)
-        read = io.read_disks
+        read = read_disks
         if is_packed:
-            read = lambda path: packed.packed_source(path).read(0, 3)  # noqa: E731
+            read = lambda path: packed_source(path).read(0, 3)  # noqa: E731
         try:
             assert_whole(read(path))
         except InputError as error:
@@ -219,7 +224,7 @@ def test_mutated_hdf5_is_read_or_refused(data, is_packed):
 
 
 def test_vectors_of_pyxem():
-    scan = disks.read_scan(VECTORS)
+    scan = read_scan(VECTORS)
     assert scan.scan_shape == (2, 3) and (scan.scan_step, scan.scan_units) == (5.0, "nm")
     assert scan.voltage_kv == 200.0
     np.testing.assert_array_equal(np.diff(scan.offsets), [2, 2, 2, 3, 3, 3])
@@ -248,9 +253,9 @@ def test_unusable_vectors_are_refused(tmp_path, change, words):
         for name, value in change.items():
             del about[name]
             about[name] = value
-    assert_refused(disks.read_scan, path, *words)
+    assert_refused(read_scan, path, *words)
 
 
 def test_disks_in_inverse_angstroms_take_no_calibration(csv):
-    read = lambda path: disks.open_scan(path, calibration={"a": 1.0})  # noqa: E731
+    read = lambda path: open_scan(path, calibration={"a": 1.0})  # noqa: E731
     assert_refused(read, csv, "1/Å already")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstem import tokens
-from jaxstem.kinematic import Disks
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.network import tokens
 
 
 def disks_at(k_r, k_theta_deg, intensity):

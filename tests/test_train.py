@@ -19,13 +19,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem import checkpoint, cli, losses, parallel, training
-from jaxstem.acquisition import CLEAN
+from jaxstem.app.main import main
+from jaxstem.diffraction.material import make_material
+from jaxstem.diffraction.two_beam import two_beam
 from jaxstem.errors import InputError
-from jaxstem.kinematic import two_beam
-from jaxstem.library import Library, TwoBeam, sample_pattern, zone_axis_orientations
-from jaxstem.model import MODEL_FILES, build_network, load_model, material
-from jaxstem.transformer import ModelConfig
+from jaxstem.network import losses
+from jaxstem.network.model import MODEL_FILES, build_network, load_model
+from jaxstem.network.transformer import ModelConfig
+from jaxstem.runtime import parallel
+from jaxstem.training import checkpoint, loop, step, validation
+from jaxstem.training.acquisition import CLEAN
+from jaxstem.training.config import TrainConfig, preset_config
+from jaxstem.training.library import Library, TwoBeam, sample_pattern, zone_axis_orientations
+from jaxstem.training.loop import Stopped, seconds_per_step, train
+from jaxstem.training.patterns import (
+    EXTRA_DISKS,
+    MOST_IN_VACUUM,
+    Sources,
+    draw_position,
+    make_sources,
+    simulate_batch,
+)
+from jaxstem.training.step import (
+    GROUP,
+    LENGTHS,
+    apply_with_dropout,
+    in_groups,
+    init_state,
+    learning_rate_schedule,
+    make_optimiser,
+    make_train_step,
+)
+from jaxstem.training.validation import make_validation
 
 STEPS = 60
 
@@ -34,7 +59,7 @@ STEPS = 60
 def step_programs(quick_compile, light_acquisition):
     """The jitted training steps made in this module; settings that only the loop reads share one"""
     made = {}
-    make_train_step, make_validation = training.make_train_step, training.make_validation
+    make_train_step, make_validation = make_train_step, make_validation
 
     def memo(make, name, network, materials, config, *rest):
         shared = replace(config, steps=0, minutes=0.0, seed=0, physics="two_beam")
@@ -45,19 +70,17 @@ def step_programs(quick_compile, light_acquisition):
         return made[found]
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "make_train_step", lambda *args: memo(make_train_step, "step", *args))
         patch.setattr(
-            training, "make_train_step", lambda *args: memo(make_train_step, "step", *args)
+            validation, "make_validation", lambda *args: memo(make_validation, "validation", *args)
         )
-        patch.setattr(
-            training, "make_validation", lambda *args: memo(make_validation, "validation", *args)
-        )
-        patch.setattr(training, "init_state", memoised_init(training.init_state))
+        patch.setattr(step, "init_state", memoised_init(init_state))
         yield made
 
 
 def memoised_init(init_state):
     compiled = cache(lambda network, optimiser: jax.jit(partial(init_state, network, optimiser)))
-    optimisers = cache(lambda: training.make_optimiser(training.TrainConfig()))
+    optimisers = cache(lambda: make_optimiser(TrainConfig()))
     return lambda network, _, seed, total: compiled(network, optimisers())(seed, total)
 
 
@@ -74,7 +97,7 @@ def one_device():
 @pytest.fixture(scope="module")
 def go(copper, one_device):
     """`train` of the copper material on one device, without a bar."""
-    return lambda config, out, **options: training.train(
+    return lambda config, out, **options: train(
         [copper], config, out, **{"mesh": one_device, "progress": False} | options
     )
 
@@ -155,7 +178,7 @@ def test_resumed_run_is_the_uninterrupted_one(finished, go, config, tmp_path):
 @pytest.fixture
 def stopping(step_programs, monkeypatch):
     """Has this process send itself SIGTERM when a step of that number is done."""
-    make = training.make_train_step
+    make = make_train_step
 
     def after(number):
         def made(*arguments):
@@ -169,7 +192,7 @@ def stopping(step_programs, monkeypatch):
 
             return stepped
 
-        monkeypatch.setattr(training, "make_train_step", made)
+        monkeypatch.setattr(step, "make_train_step", made)
 
     return after
 
@@ -182,7 +205,7 @@ def test_a_stopped_run_resumes_as_the_uninterrupted_one(
     model, folder = finished
     before = signal.getsignal(signal.SIGTERM)
     stopping(number)
-    with pytest.raises(training.Stopped, match=f"step {number} of {STEPS}"):
+    with pytest.raises(Stopped, match=f"step {number} of {STEPS}"):
         go(config, tmp_path / "stopped")
     assert signal.getsignal(signal.SIGTERM) == before
     assert checkpointed(tmp_path / "stopped")[-1] == number
@@ -211,11 +234,11 @@ def test_training_in_a_thread_leaves_signals_alone(go, config, tmp_path):
 def test_the_command_says_how_to_resume(tmp_path, monkeypatch, capsys):
     def stopped(*args, **options):
         warnings.warn("a checkpoint is damaged", stacklevel=1)
-        raise training.Stopped(7, 20)
+        raise Stopped(7, 20)
 
-    monkeypatch.setattr(training, "train", stopped)
+    monkeypatch.setattr(loop, "train", stopped)
     copper = Path(__file__).parent / "fixtures" / "Cu.cif"
-    assert cli.main(["train", "--cif", str(copper), "--out", str(tmp_path / "model")]) == 143
+    assert main(["train", "--cif", str(copper), "--out", str(tmp_path / "model")]) == 143
     said = capsys.readouterr()
     warning, sentence = said.err.splitlines()
     assert said.out == "" and warning == "jaxstem: a checkpoint is damaged"
@@ -224,8 +247,8 @@ def test_the_command_says_how_to_resume(tmp_path, monkeypatch, capsys):
 
 def test_long_intervals_are_checkpointed_by_the_clock(go, config, tmp_path, monkeypatch):
     """Also between validations, and without a row of their own."""
-    monkeypatch.setattr(training, "LOOK", 3)
-    monkeypatch.setattr(training, "CHECKPOINT_MINUTES", 0.0)
+    monkeypatch.setattr(loop, "LOOK", 3)
+    monkeypatch.setattr(loop, "CHECKPOINT_MINUTES", 0.0)
     saved = []
     save = checkpoint.save
     monkeypatch.setattr(
@@ -236,7 +259,7 @@ def test_long_intervals_are_checkpointed_by_the_clock(go, config, tmp_path, monk
     go(replace(config, steps=STEPS), tmp_path / "clock", stop_after=13)
     assert saved == [3, 6, 9, 12, 13]
     assert [row["step"] for row in rows(tmp_path / "clock")] == [6, 12]
-    monkeypatch.setattr(training, "CHECKPOINT_MINUTES", 1e6)
+    monkeypatch.setattr(loop, "CHECKPOINT_MINUTES", 1e6)
     go(replace(config, steps=STEPS), tmp_path / "clock", stop_after=20)
     assert saved[5:] == [18, 20]
 
@@ -294,15 +317,15 @@ def test_seed_decides_the_run(go, config, tmp_path):
 
 def test_minutes_become_steps(go, config, tmp_path, monkeypatch):
     timed = replace(config, steps=0, minutes=1.0)
-    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 1e9)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 1e9)
     go(timed, tmp_path / "slow", stop_after=1)
     assert json.loads((tmp_path / "slow" / "run.json").read_text())["total_steps"] == 20
-    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 1e-3)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 1e-3)
     go(timed, tmp_path / "fast", stop_after=1)
     total = json.loads((tmp_path / "fast" / "run.json").read_text())["total_steps"]
     assert 20_000 < total <= 58_200
     # a resumed run keeps the number that was found
-    monkeypatch.setattr(training, "seconds_per_step", lambda *_: 1e9)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 1e9)
     go(timed, tmp_path / "fast", stop_after=2)
     assert json.loads((tmp_path / "fast" / "run.json").read_text())["total_steps"] == total
 
@@ -310,21 +333,21 @@ def test_minutes_become_steps(go, config, tmp_path, monkeypatch):
 def test_measured_time_runs_on_compiled_steps(copper, config, one_device, step_programs):
     """More minutes than the least of steps needs, as measured, and no second compilation."""
     network, optimiser = (
-        training.build_network(config.model, [copper]),
-        training.make_optimiser(config),
+        build_network(config.model, [copper]),
+        make_optimiser(config),
     )
     everywhere = jax.NamedSharding(one_device, parallel.REPLICATED)
-    source = jax.device_put(training.make_sources([copper], config), everywhere)
+    source = jax.device_put(make_sources([copper], config), everywhere)
     key = jax.device_put(jax.random.key(0), everywhere)
-    step = training.make_train_step(network, [copper], config, optimiser, one_device)
-    state = jax.device_put(training.init_state(network, optimiser, 0, 20), everywhere)
+    step = make_train_step(network, [copper], config, optimiser, one_device)
+    state = jax.device_put(init_state(network, optimiser, 0, 20), everywhere)
     calls = []
 
     def counted(state):
         calls.append(int(state.step))
         return step(state, key, source)
 
-    assert training.seconds_per_step(counted, state, n=3) > 0
+    assert seconds_per_step(counted, state, n=3) > 0
     assert calls == [0, 1, 2, 3]
 
 
@@ -342,8 +365,8 @@ def test_resume_on_eight_devices(go, config, copper, tmp_path, monkeypatch):
         seen.append(state)
         return state._replace(step=state.step + 1), jnp.zeros(())
 
-    monkeypatch.setattr(training, "make_train_step", lambda *_: step)
-    monkeypatch.setattr(training, "make_validation", lambda *_: lambda _: {"val_median_deg": 1.0})
+    monkeypatch.setattr(step, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(validation, "make_validation", lambda *_: lambda _: {"val_median_deg": 1.0})
     short = replace(config, steps=4)
     go(short, tmp_path / "run", stop_after=2)
     go(short, tmp_path / "run", mesh=parallel.make_mesh(), stop_after=3)
@@ -362,7 +385,7 @@ def test_learning_rate_warms_up_and_falls(config):
     rate = (
         np.array(
             [
-                training.learning_rate(config, jnp.asarray(s), jnp.asarray(1000))
+                learning_rate_schedule(config, jnp.asarray(s), jnp.asarray(1000))
                 for s in (0, 24, 49, 50, 525, 999, 1000)
             ]
         )
@@ -377,23 +400,23 @@ def test_learning_rate_warms_up_and_falls(config):
 def test_groups_of_a_length_give_the_gradient_of_the_batch(copper, config, key, dropout):
     config = replace(config, model=replace(config.model, dropout=dropout))
     network = build_network(config.model, [copper])
-    params = training.init_state(network, training.make_optimiser(config), 1, 1).params
+    params = init_state(network, make_optimiser(config), 1, 1).params
     loss_fn, space, index = losses.batched(config.loss_name), copper.space(), jnp.arange(500, 628)
-    batch = jax.jit(training.simulate_batch, static_argnums=(3, 4))(
-        key, index, training.make_sources([copper], config), config, copper.k_max
+    batch = jax.jit(simulate_batch, static_argnums=(3, 4))(
+        key, index, make_sources([copper], config), config, copper.k_max
     )
     few = jnp.arange(12) < 1 + index[:, None] * 7 % 12  # so that groups have several lengths
     batch = batch._replace(disks=batch.disks._replace(mask=batch.disks.mask & few))
-    used = np.sort(np.asarray(batch.disks.mask).sum(1)).reshape(-1, training.GROUP).max(1)
-    assert len(set(np.searchsorted(training.LENGTHS, used))) == 3
+    used = np.sort(np.asarray(batch.disks.mask).sum(1)).reshape(-1, GROUP).max(1)
+    assert len(set(np.searchsorted(LENGTHS, used))) == 3
 
     def loss(params, batch, index):
-        output = training.apply_with_dropout(network, params, batch, key, index)
+        output = apply_with_dropout(network, params, batch, key, index)
         return loss_fn(output, batch.label, space).mean()
 
     differentiate = partial(jax.value_and_grad(loss), params)
     whole = jax.jit(differentiate)(batch, index)
-    grouped = jax.jit(partial(training.in_groups, differentiate))(batch, index)
+    grouped = jax.jit(partial(in_groups, differentiate))(batch, index)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(whole[1]))
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(grouped), strict=True):
         closeness = 2e-5 * np.abs(one).max() + 1e-6 * largest
@@ -401,15 +424,15 @@ def test_groups_of_a_length_give_the_gradient_of_the_batch(copper, config, key, 
 
 
 def test_presets():
-    paper = training.preset("paper")
+    paper = preset_config("paper")
     assert (paper.batch, paper.learning_rate) == (1024, 7e-5)
     assert paper.model.head == "matrix" and paper.loss_name == "geodesic"
-    assert training.preset("default").loss_name == "grid_cross_entropy"
+    assert preset_config("default").loss_name == "grid_cross_entropy"
 
 
 def test_patterns_belong_to_their_orientations(copper, config, key):
     """A pattern of the source is the two-beam pattern of the orientation that comes with it."""
-    (source,) = training.make_sources([copper], config).phases
+    (source,) = make_sources([copper], config).phases
     assert isinstance(source, TwoBeam)
     disks, orientation = jax.jit(lambda k: sample_pattern(k, source, 12))(key)
     low, high = np.exp(source.log_thickness)
@@ -429,23 +452,23 @@ def test_patterns_belong_to_their_orientations(copper, config, key):
 @pytest.fixture(scope="module")
 def two(copper, crystals):
     """Copper and magnesium: libraries of different sizes."""
-    return copper, material(crystals["Mg"], 300.0, 1.5, 20.0, 0.0)
+    return copper, make_material(crystals["Mg"], 300.0, 1.5, 20.0, 0.0)
 
 
 def drawn(key, n, sources, no_crystal, overlap=0.0):
     """Positions before acquisition, of 12 disks where the source does not give more."""
-    config = training.TrainConfig(
-        model=ModelConfig(n_disks=12 - training.EXTRA_DISKS),
+    config = TrainConfig(
+        model=ModelConfig(n_disks=12 - EXTRA_DISKS),
         acquisition=replace(CLEAN, overlap=overlap),
         no_crystal=no_crystal,
     )
-    draw = jax.vmap(lambda k: training.draw_position(k, sources, config, 1.5))
+    draw = jax.vmap(lambda k: draw_position(k, sources, config, 1.5))
     disks, label = jax.jit(draw)(jax.random.split(key, n))
     return jax.tree.map(np.asarray, disks), np.asarray(label.phase), np.asarray(label.orientation)
 
 
 def test_every_phase_is_drawn_as_often_and_some_positions_are_empty(two, config, key):
-    disks, phase, orientation = drawn(key, 6000, training.make_sources(two, config), 0.2)
+    disks, phase, orientation = drawn(key, 6000, make_sources(two, config), 0.2)
     share = np.bincount(phase, minlength=3) / 6000
     np.testing.assert_allclose(share, [0.4, 0.4, 0.2], atol=0.035)
     # what is drawn of one phase does not depend on the phase
@@ -454,12 +477,12 @@ def test_every_phase_is_drawn_as_often_and_some_positions_are_empty(two, config,
     assert (disks.mask[phase < 2].sum(axis=1) == 12).all()
     in_vacuum = disks.mask[phase == 2].sum(axis=1)
     assert (in_vacuum == 0).any() and (in_vacuum >= 4).any()
-    assert in_vacuum.mean() == pytest.approx(training.MOST_IN_VACUUM / 2, abs=0.25)
+    assert in_vacuum.mean() == pytest.approx(MOST_IN_VACUUM / 2, abs=0.25)
 
 
 def test_disks_of_a_pattern_are_its_phases(two, config, key):
     """Each disk of a pattern lies on a reflection of the crystal and orientation in the label."""
-    disks, phase, orientation = drawn(key, 60, training.make_sources(two, config), 0.1)
+    disks, phase, orientation = drawn(key, 60, make_sources(two, config), 0.1)
     misfit = np.full((2, 60), np.inf)
     for p, m in enumerate(two):
         g_lab = np.asarray(m.reflectors().g) @ orientation
@@ -473,7 +496,7 @@ def test_disks_of_a_pattern_are_its_phases(two, config, key):
 
 def test_a_second_grain_leaves_the_label_to_the_first(two, config, key):
     """Its disks come on top, weaker; that they may be another phase's is the point."""
-    sources = training.make_sources(two, config)
+    sources = make_sources(two, config)
     pure, phase, orientation = drawn(key, 300, sources, 0.1)
     mixed, phase_mixed, orientation_mixed = drawn(key, 300, sources, 0.1, overlap=0.5)
     np.testing.assert_array_equal(phase, phase_mixed)
@@ -486,7 +509,7 @@ def test_a_second_grain_leaves_the_label_to_the_first(two, config, key):
 
 
 def test_without_empty_positions_none_is_drawn(two, config, key):
-    _, phase, _ = drawn(key, 500, training.make_sources(two, config), 0.0)
+    _, phase, _ = drawn(key, 500, make_sources(two, config), 0.0)
     assert set(phase) == {0, 1}
 
 
@@ -508,7 +531,7 @@ def test_libraries_of_two_phases_have_different_sizes(two, key):
         )
     n_axes = min(len(s.orientation) for s in sources)
     assert n_axes >= 20
-    disks, phase, _ = drawn(key, 200, training.Sources(tuple(sources), None), 0.0)
+    disks, phase, _ = drawn(key, 200, Sources(tuple(sources), None), 0.0)
     for p, n_beams in enumerate((16, 9)):
         assert (disks.mask[phase == p].sum(axis=1) == n_beams).all()
         of_phase = disks.intensity[phase == p][disks.mask[phase == p]]
@@ -518,20 +541,20 @@ def test_libraries_of_two_phases_have_different_sizes(two, key):
 def test_two_phases_train(two, config, tmp_path, one_device):
     config = replace(config, model=replace(config.model, blocks=0), learning_rate=1e-2)
     options = {"mesh": one_device, "progress": False}
-    model = training.train(two, config, tmp_path / "two", **options)
+    model = train(two, config, tmp_path / "two", **options)
     found = rows(tmp_path / "two")
     assert found[-1]["loss"] < found[0]["loss"] - 0.2
     assert found[-1]["val_right_phase"] > 0.6
     assert model.phase_names == load_model(tmp_path / "two").phase_names == ("Cu", "Mg")
     with pytest.raises(InputError, match="2 phases are called Cu"):
-        training.train([two[0], two[0]], config, tmp_path / "twins", **options)
+        train([two[0], two[0]], config, tmp_path / "twins", **options)
     assert not (tmp_path / "twins").exists()
 
 
 def test_nine_numbers_train_on_two_phases(two, config, tmp_path, one_device):
     network = replace(config.model, head="matrix", blocks=0)
     config = replace(config, model=network, steps=2)
-    model = training.train(two, config, tmp_path / "nine", mesh=one_device, progress=False)
+    model = train(two, config, tmp_path / "nine", mesh=one_device, progress=False)
     found = rows(tmp_path / "nine")
     assert 0 < found[-1]["loss"] < 0.9 * np.pi and 0 < found[-1]["val_median_deg"] <= 180
     assert load_model(tmp_path / "nine").network == model.network

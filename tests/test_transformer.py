@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem.kinematic import Disks
-from jaxstem.transformer import ModelConfig, OrientationTransformer, init_params
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxstem.turns import in_turns, where_needed
+from jaxstem.runtime.rows import map_rows, map_rows_where
 
 
 def rows_and_results(rng, n):
@@ -31,8 +31,8 @@ def test_turns_are_all_rows_at_once(at_once, share, rng):
     rows, f, otherwise = rows_and_results(rng, n)
     needed = jnp.asarray(rng.random(n) < share)
     everywhere = jax.vmap(f)(rows)
-    chosen = where_needed(f, rows, needed, otherwise, at_once)
-    turns = in_turns(f, rows, at_once)
+    chosen = map_rows_where(f, rows, needed, otherwise, at_once)
+    turns = map_rows(f, rows, at_once)
     for found, whole, other, turned in zip(chosen, everywhere, otherwise, turns, strict=True):
         assert found.dtype == whole.dtype
         np.testing.assert_array_equal(turned, whole)
@@ -49,7 +49,7 @@ def test_what_is_not_needed_is_not_computed():
         return row + 1.0
 
     needed = jnp.zeros(40, bool).at[jnp.array([3, 17, 18, 30, 39])].set(True)
-    found = jax.jit(lambda x: where_needed(f, x, needed, x, 2))(jnp.zeros(40))
+    found = jax.jit(lambda x: map_rows_where(f, x, needed, x, 2))(jnp.zeros(40))
     jax.effects_barrier()
     np.testing.assert_array_equal(found, needed)
     assert len(calls) == 3  # turns of two rows each

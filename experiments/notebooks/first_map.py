@@ -11,7 +11,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxstem
-from jaxstem import crystal, demo, export, io, maps, metrics, report
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import reflections
+from jaxstem.files.map_file import write_map
+from jaxstem.files.truth import read_truth
+from jaxstem.maps.drawing import draw
+from jaxstem.maps.export import export_map
+from jaxstem.maps.metrics import evaluate, to_text
+from jaxstem.maps.payload import ABSENT
+from jaxstem.maps.predicted import U_ISO, ReportConfig, predict
 
 # %% [markdown]
 # ## Read
@@ -23,7 +31,7 @@ from jaxstem import crystal, demo, export, io, maps, metrics, report
 # `jaxstem.read_scan("cube.h5")` for raw patterns too.
 
 # %%
-scan = jaxstem.read_disks(demo.sample("cu_bragg.h5"))
+scan = jaxstem.read_disks(sample("cu_bragg.h5"))
 counts = np.diff(scan.offsets)
 print(f"{scan.scan_shape} positions, {len(counts)} in all; {np.median(counts):.0f} disks each")
 
@@ -44,7 +52,7 @@ print(f"{assigned.mean():.1%} assigned, median confidence {np.median(found.confi
 # the beam.
 
 # %%
-maps.draw(found)
+draw(found)
 
 # %% [markdown]
 # ## One pattern's answer
@@ -58,11 +66,11 @@ measured = slice(scan.offsets[position], scan.offsets[position + 1])
 orientation, copper = found.orientation[row, column], found.crystals[0]
 k_max, voltage_kv = found.attributes["k_max"], found.attributes["voltage_kv"]
 
-limits = report.ReportConfig(n_predicted=24)
+limits = ReportConfig(n_predicted=24)
 unknown_thickness = np.full(1, np.nan)
-disks = report.predict(orientation[None], unknown_thickness, copper, voltage_kv, k_max, limits)
-reflections = crystal.reflections(copper, k_max, report.U_ISO)
-predicted = [index for index in disks.reflection[0] if index != report.ABSENT]
+disks = predict(orientation[None], unknown_thickness, copper, voltage_kv, k_max, limits)
+reflections = reflections(copper, k_max, U_ISO)
+predicted = [index for index in disks.reflection[0] if index != ABSENT]
 q = reflections.g[predicted] @ orientation  # q_lab = R.T @ g_crystal
 
 figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
@@ -80,8 +88,8 @@ axes.legend(loc="upper right")
 # Here the truth is known. "mod 180" lets the turn about the beam pass.
 
 # %%
-truth = io.read_truth(demo.sample("cu_truth.h5"))
-print(metrics.to_text(metrics.evaluate(found, truth)))
+truth = read_truth(sample("cu_truth.h5"))
+print(to_text(evaluate(found, truth)))
 
 # %% [markdown]
 # ## Elsewhere
@@ -91,5 +99,5 @@ print(metrics.to_text(metrics.evaluate(found, truth)))
 # %%
 crystal_map = found.to_orix()
 print(crystal_map)
-io.write_map("map.h5", found, overwrite=True)
-export.export_map("map.h5", "map.ang", overwrite=True)
+write_map("map.h5", found, overwrite=True)
+export_map("map.h5", "map.ang", overwrite=True)

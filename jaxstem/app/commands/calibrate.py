@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`jaxstem calibrate`."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxstem.app.console import USUAL, Flag, OutputOptions
+from jaxstem.app.options import DiskMethod, Reading, ReadingOptions
+
+
+def calibrate(
+    scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
+    cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")],
+    disk_method: DiskMethod = "likelihood",
+    reading: ReadingOptions = Reading(),
+    overwrite: Flag = False,
+    output: OutputOptions = USUAL,
+) -> None:
+    """Fit pixel size and ellipse to the rings of a known crystal.
+
+    Args:
+        scan: Raw patterns or Bragg disks in detector pixels.
+        cif: The unit cells of the crystals that fill the scan.
+        out: Calibration to write; its picture goes beside it (.png).
+        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
+        reading: How the scan is read; --pixel-size is where the fit starts.
+        overwrite: Replace FILE.json and FILE.png.
+        output: What is said.
+    """
+    from jaxstem.crystal.cell import read_cif
+    from jaxstem.detection.calibration import calibrate, summary
+    from jaxstem.detection.opening import read_scan
+
+    turn = None if reading.rotation_deg is None else math.radians(reading.rotation_deg)
+    found = calibrate(
+        lambda entries: read_scan(
+            scan,
+            reading.detection(method=disk_method),
+            output.progress,
+            reading.scan_shape,
+            entries,
+        ),
+        [read_cif(path) for path in cif],
+        out,
+        reading.pixel_size,
+        turn,
+        overwrite,
+    )
+    output.tell(
+        {"files": [out, out.with_suffix(".png")], **asdict(found)},
+        summary(found),
+        f"use it: jaxstem map {shlex.quote(str(scan))} --calibration {shlex.quote(str(out))} ...",
+    )

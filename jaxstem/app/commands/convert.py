@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`jaxstem convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxstem.app.console import USUAL, Flag, OutputOptions
+from jaxstem.app.options import DiskMethod, Reading, ReadingOptions
+from jaxstem.app.summaries import disk_counts, disk_summary
+from jaxstem.errors import InputError
+
+
+def convert(
+    scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
+    out: Annotated[Path, tyro.conf.arg(metavar="DISKS.h5")],
+    disk_method: DiskMethod = "likelihood",
+    reading: ReadingOptions = Reading(),
+    overwrite: Flag = False,
+    output: OutputOptions = USUAL,
+) -> None:
+    """Pack Bragg disks into a table that reads fast, or into CSV.
+
+    Args:
+        scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them, or raw patterns, in which
+            disks are found first (formats: docs/file-formats.md).
+        out: Packed table to write, or .csv (layouts: docs/file-formats.md).
+        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
+        reading: How the scan is read.
+        overwrite: Replace DISKS.h5.
+        output: What is said.
+    """
+    from jaxstem.runtime.paths import check_target
+
+    check_target(out, overwrite)
+    if out.exists() and scan.exists() and out.samefile(scan):
+        raise InputError(f"{out} is the scan itself; give the table another name.")
+
+    source = reading.opened(scan, None, output.progress, disk_method)
+    if out.suffix.lower() == ".csv":
+        from jaxstem.files.csv import write_csv
+
+        n_disks = write_csv(out, source, overwrite)
+    else:
+        from jaxstem.files.packed import write_packed
+
+        n_disks = write_packed(out, source, overwrite, output.progress)
+    output.tell(
+        disk_counts(out, source.scan_shape, n_disks), disk_summary(out, source.scan_shape, n_disks)
+    )

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`jaxstem train`."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxstem.app.console import USUAL, Flag, OutputOptions, complain, warn
+from jaxstem.app.options import OF_PRESET, require_between
+
+STOPPED = 143
+"""Exit code of a run that SIGTERM ended early: 128 + 15, as shells report that signal."""
+
+
+def train(
+    cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
+    voltage_kv: Annotated[float, tyro.conf.arg(metavar="KV")] = 300.0,
+    k_max: Annotated[float, tyro.conf.arg(metavar="K")] = 2.0,
+    minutes: Annotated[float, tyro.conf.arg(metavar="MIN")] = 15.0,
+    steps: Annotated[
+        int | None,
+        tyro.conf.arg(metavar="N", help_behavior_hint="(default: as many as --minutes allows)"),
+    ] = None,
+    preset: Literal["default", "paper"] = "default",
+    seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
+    batch: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=OF_PRESET)] = None,
+    spacing_deg: Annotated[
+        float | None, tyro.conf.arg(metavar="DEG", help_behavior_hint=OF_PRESET)
+    ] = None,
+    u_iso: Annotated[float, tyro.conf.arg(metavar="U")] = 0.0064,
+    overwrite: Flag = False,
+    output: OutputOptions = USUAL,
+) -> None:
+    """Train a model for crystals from their CIFs alone.
+
+    Args:
+        cif: The unit cells, one CIF for each phase; phases are named after the files.
+        out: Folder for the model. The same command resumes an unfinished run there.
+        voltage_kv: Accelerating voltage in kV.
+        k_max: Largest scattering vector in 1/Å; disks beyond it are not used.
+        minutes: Time to train for.
+        steps: Training steps, instead of --minutes.
+        preset: The network and schedule: jaxstem's own, or those of arXiv 2602.12420.
+        seed: Seed of all random numbers.
+        batch: Patterns a step.
+        spacing_deg: Spacing of the orientation grid in degrees.
+        u_iso: Mean square displacement of the atoms in Å^2.
+        overwrite: Replace a model that is there.
+        output: What is said.
+    """
+    require_between("--voltage-kv", voltage_kv, 1.0, 10_000.0, "kV")
+    require_between("--k-max", k_max, 0.01, 10.0, "1/Å")
+    require_between("--u-iso", u_iso, 0.0, 1.0, "Å^2")
+    require_between("--minutes", minutes, 0.01, 1e6, "minutes")
+    require_between("--steps", 1 if steps is None else steps, 1, 10**9)
+    require_between("--batch", 1 if batch is None else batch, 1, 10**6)
+    require_between("--seed", seed, 0, 2**31 - 1)
+    require_between("--spacing-deg", 2.0 if spacing_deg is None else spacing_deg, 2, 30, "degrees")
+
+    from jaxstem.api import train
+    from jaxstem.network.model import MODEL_FILES
+    from jaxstem.runtime import parallel
+    from jaxstem.training.loop import Stopped
+
+    parallel.start_cluster()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = warn
+            trained = train(
+                cif,
+                out,
+                voltage_kv=voltage_kv,
+                k_max=k_max,
+                minutes=minutes,
+                steps=steps,
+                preset=preset,
+                seed=seed,
+                batch=batch,
+                spacing_deg=spacing_deg,
+                u_iso=u_iso,
+                overwrite=overwrite,
+                progress=output.progress,
+            )
+    except Stopped as stop:
+        if parallel.is_first():
+            resume = "the same command without --overwrite resumes it."
+            complain(f"{out}: checkpointed and {stop}, by SIGTERM; {resume}", STOPPED)
+        raise SystemExit(STOPPED) from None
+    if not parallel.is_first():
+        return
+    record = trained.record
+    batch = record["config"]["batch"]
+    output.tell(
+        {"files": [out / name for name in MODEL_FILES], "phases": trained.phase_names}
+        | {name: record[name] for name in ("total_steps", "devices", "validation")}
+        | {"batch": batch, "training_seconds": record["seconds"]},
+        f"{out}: model of {', '.join(trained.phase_names)}, {record['total_steps']} steps of "
+        f"{batch} patterns in {record['seconds'] / 60:.1f} minutes on {record['devices']}; "
+        f"validation median {record['validation']['val_median_deg']:.1f}° before refinement",
+        f"use it: jaxstem map SCAN.h5 --model {shlex.quote(str(out))} --out MAP.h5",
+    )

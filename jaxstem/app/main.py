@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: which commands there are, and how the process ends.
+
+One function for each command (`app/commands/`); tyro makes the options from its signature and the
+help from its docstring. Whatever imports jax is imported inside the commands, so that `--help` and
+a mistyped option answer at once. `main` turns an InputError into one sentence and exit code 2
+(docs/command-line.md has all exit codes).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import tyro
+
+from jaxstem.app.commands.calibrate import calibrate
+from jaxstem.app.commands.convert import convert
+from jaxstem.app.commands.demo import demo
+from jaxstem.app.commands.detect import detect
+from jaxstem.app.commands.doctor import doctor
+from jaxstem.app.commands.evaluate import evaluate
+from jaxstem.app.commands.export import export
+from jaxstem.app.commands.map import map_command
+from jaxstem.app.commands.report import report
+from jaxstem.app.commands.train import train
+from jaxstem.app.console import CommandLine, command_line, complain, expanded
+from jaxstem.errors import InputError
+from jaxstem.runtime.cache import cache_home, processor
+from jaxstem.version import __version__
+
+_DESCRIPTION = "4D-STEM orientation maps. Example: jaxstem map scan.h5 --model cu --out map.h5"
+
+_SELDOM = 100_000
+"""Python objects that are made between two looks for cycles among them."""
+
+CUT_OFF = 141
+"""Exit code when nobody reads what is printed any more: 128 + 13, as of SIGPIPE."""
+
+COMMANDS = {
+    "train": train,
+    "detect": detect,
+    "convert": convert,
+    "calibrate": calibrate,
+    "map": map_command,
+    "evaluate": evaluate,
+    "export": export,
+    "report": report,
+    "demo": demo,
+    "doctor": doctor,
+}
+
+
+def run() -> None:
+    """The `jaxstem` command: ends the process with `main`'s exit code.
+
+    Python would look through all that is alive for cycles at its end, for most of a second, and
+    again and again while jax is loaded, nearly all of which lives to the end.
+    """
+    gc.set_threshold(_SELDOM)
+    code = main()
+    gc.freeze()
+    sys.exit(code)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own); the exit code, 2 for unusable input."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    settle_jax()
+    try:
+        if arguments == ["--version"]:
+            print(f"jaxstem {__version__}", flush=True)
+            return 0
+        arguments = expanded(arguments, COMMANDS)
+        command_line.set(CommandLine(tuple(arguments)))
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="jaxstem", description=_DESCRIPTION, args=arguments
+        )
+        sys.stdout.flush()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except InputError as error:
+        return complain(str(error), 2)
+    except BrokenPipeError:
+        # Python would try once more to print at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CUT_OFF
+    except OSError as error:
+        about = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return complain(f"{about}.", 2)
+    except KeyboardInterrupt:
+        return complain("interrupted.", 130)
+    return 0
+
+
+def settle_jax() -> None:
+    """Choose, before jax is imported, where it keeps compiled programs, and quiet its notices.
+
+    Programs are kept in $XDG_CACHE_HOME/jaxstem (~/.cache/jaxstem), apart for each kind of
+    processor, because a home folder may be shared by machines that cannot run each other's code.
+    The environment variables that jax itself knows (JAX_COMPILATION_CACHE_DIR and so on) win.
+    """
+    compiled = cache_home() / f"compiled-{processor()}"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    # small programs are many, and compiling them anew takes longer than all else at the start
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    for name in ("jax._src.xla_bridge", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How strongly one atom scatters electrons, and how long the electron's wave is.
+
+The electron scattering factor f_e(g) of a neutral atom is a smooth, isotropic function of the
+length g = 2 sin(theta) / lambda of the scattering vector (1/Å, without 2 pi). It is given in Å,
+for an electron at rest: the relativistic mass enters only where a potential or an extinction
+distance is made from it. Each element has five pairs of parameters (a, b), kept with their source
+in `data/lobato.csv`; arrays of g of any shape go in, arrays of the same shape come out.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+from importlib import resources
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxstem.errors import InputError
+
+_PLANCK_TIMES_LIGHT_SPEED = 12398.419843320026  # eV Å
+
+ELECTRON_REST_ENERGY = 510998.95  # eV
+
+
+@functools.cache
+def lobato_parameters() -> dict[int, Float[np.ndarray, "2 5"]]:
+    """Parameters of Lobato & Van Dyck by atomic number: row 0 is a (Å), row 1 is b (Å²)."""
+    text = resources.files("jaxstem").joinpath("data/lobato.csv").read_text(encoding="utf-8")
+    rows = csv.reader(line for line in text.splitlines() if not line.startswith("#"))
+    next(rows)
+    return {int(row[0]): np.array(row[2:], dtype=float).reshape(5, 2).T for row in rows}
+
+
+def lobato_factor(number: int, g: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Electron scattering factor f_e (Å) of the neutral atom `number` (Z) at |g| (1/Å).
+
+    f_e(g) = sum_i a_i (2 + b_i g²) / (1 + b_i g²)², I. Lobato & D. Van Dyck,
+    Acta Cryst. A70 (2014) 636, equation for f_e in terms of g = 2 sin(theta) / lambda.
+    Raises InputError for an element that the table lacks.
+    """
+    try:
+        a, b = lobato_parameters()[int(number)]
+    except KeyError:
+        raise InputError(
+            f"No electron scattering factor is known for atomic number {number}: "
+            "use elements from hydrogen (1) to lawrencium (103)."
+        ) from None
+    b_g2 = b * np.square(np.asarray(g, dtype=float))[..., None]
+    return np.sum(a * (2 + b_g2) / (1 + b_g2) ** 2, axis=-1)
+
+
+def electron_wavelength(energy_ev: float) -> float:
+    """Relativistic de Broglie wavelength (Å) of an electron of kinetic energy `energy_ev` (eV).
+
+    lambda = h c / sqrt(E (E + 2 m c²)), with the CODATA 2018 values of h c and m c².
+    Raises InputError unless the energy is a positive, finite number.
+    """
+    if not (np.isfinite(energy_ev) and energy_ev > 0):
+        raise InputError(f"The beam energy is {energy_ev} eV: give a positive number.")
+    return float(
+        _PLANCK_TIMES_LIGHT_SPEED / np.sqrt(energy_ev * (energy_ev + 2 * ELECTRON_REST_ENERGY))
+    )

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The Bragg disks of a whole scan: a data cube in, calibrated disk lists out.
+
+`find_disks` reads a scan a chunk at a time, lets `likelihood.py` search each chunk on the device
+while the next one is read (`correlogram.py`, if the settings say so), and smooths the direct
+beam's centre over the scan, since the drift of the beam is smooth and a centre measured in one
+pattern is not certain. Memory holds a few chunks and the disks found. `detect_disks` gives them as
+the `DiskScan` that mapping takes, `write_bragg` stores them for py4DSTEM and for later.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+from tqdm import tqdm
+
+from jaxstem.detection.config import DEFAULT, DetectConfig
+from jaxstem.detection.correlogram import CorrelogramLayout, CorrelogramPlan, correlate_patterns
+from jaxstem.detection.layout import FoundDisks, Layout, Plan
+from jaxstem.detection.likelihood import detect_patterns
+from jaxstem.detection.origin import smooth_origin
+from jaxstem.detection.plan import make_plan
+from jaxstem.errors import InputError
+from jaxstem.files.cube import Cube, chunks, sample
+from jaxstem.files.emd import calibrate_disks, create_emd_group, write_emd_entry
+from jaxstem.files.scan import DiskScan
+from jaxstem.runtime.parallel import REPLICATED, SHARDED, keep_freed_memory, pmap
+from jaxstem.runtime.paths import atomic_path
+from jaxstem.version import __version__
+
+_STALE = ("qx0", "qy0", "_root_treepath", "_target_paths")
+"""Entries of a calibration that detection writes anew."""
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The disks of a scan in detector pixels, flat: position p owns `offsets[p]:offsets[p + 1]`.
+
+    row, column: centre [px]; counts, sigma: in the disk above background, and their standard
+    deviation; significance: standard deviations above a pattern without disks; origin: the direct
+    beam's centre at each position, smoothed; origin_measured: as found, NaN where it was not;
+    cube: the scan; plan: the constants used.
+    """
+
+    row: Float[np.ndarray, " total"]
+    column: Float[np.ndarray, " total"]
+    counts: Float[np.ndarray, " total"]
+    sigma: Float[np.ndarray, " total"]
+    significance: Float[np.ndarray, " total"]
+    offsets: Int[np.ndarray, " positions_plus_1"]
+    origin: Float[np.ndarray, "ny nx 2"]
+    origin_measured: Float[np.ndarray, "ny nx 2"]
+    cube: Cube
+    plan: Plan | CorrelogramPlan
+
+
+def find_disks(
+    cube: Cube,
+    config: DetectConfig = DEFAULT,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Detections:
+    """All disks of a scan, read and searched a chunk at a time.
+
+    With a `mesh` each chunk is shared among its devices. `progress(done, total)` counts patterns.
+    Raises InputError for patterns that cannot be read or used.
+    """
+    names = ("row", "column", "counts", "sigma", "significance")
+    plan, layout = make_plan(sample(cube, config.n_sample), config, cube.source)
+    size = config.chunk or (32 if jax.default_backend() == "cpu" else 512)
+    parts, counts, origins = [], [], []
+    for found in stream_disks(cube, plan, layout, size, mesh, progress):
+        parts.append([getattr(found, name)[found.mask] for name in names])
+        counts.append(found.mask.sum(1))
+        origins.append(found.origin)
+    flat = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    if not len(flat["row"]):
+        raise InputError(
+            f"{cube.source}: no disk stands out at any position; lower the threshold or check the "
+            "file."
+        )
+    measured = np.concatenate(origins).reshape(*cube.scan_shape, 2).astype(np.float64)
+    return Detections(
+        **flat,
+        offsets=np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
+        origin=smooth_origin(measured),
+        origin_measured=measured,
+        cube=cube,
+        plan=plan,
+    )
+
+
+def stream_disks(
+    cube: Cube,
+    plan: Plan | CorrelogramPlan,
+    layout: Layout | CorrelogramLayout,
+    size: int,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[FoundDisks]:
+    """The disks of `size` patterns after the other, in scan order, as NumPy arrays.
+
+    Reading and detection overlap; at most a few chunks are in memory. Patterns with more disks than
+    `layout` has room for are searched again with more room.
+    """
+    keep_freed_memory()
+    detect = _detector(layout)
+    if mesh is not None:
+        size = -(-size // mesh.size) * mesh.size
+        detect = _on_mesh(mesh, layout)
+    total, done = math.prod(cube.scan_shape), 0
+
+    def search(patterns):
+        n = len(patterns)
+        if n < size:  # one shape, one compilation
+            patterns = np.concatenate([patterns, np.repeat(patterns[-1:], size - n, axis=0)])
+        found = FoundDisks(*(np.asarray(x)[:n] for x in detect(patterns, plan)))
+        full = layout
+        while found.mask.all(1).any() and full.n_disks < 1000:
+            full = full._replace(n_disks=4 * full.n_disks)
+            found = FoundDisks(*(np.asarray(x)[:n] for x in _detector(full)(patterns, plan)))
+        return found
+
+    for found in _overlapped(search, _pieces(cube, size)):
+        done += len(found.mask)
+        if progress is not None:
+            progress(done, total)
+        yield found
+
+
+def _pieces(cube: Cube, size: int) -> Iterator[np.ndarray]:
+    for _, block in chunks(cube, max(size, 256)):
+        for start in range(0, len(block), size):
+            yield block[start : start + size]
+
+
+def _overlapped(work: Callable, items: Iterator, ahead: int = 8) -> Iterator:
+    """`map(work, items)` in order, two at a time, with `ahead` items read in advance."""
+    with ThreadPoolExecutor(2) as workers:
+        pending: deque = deque()
+        for item in items:
+            pending.append(workers.submit(work, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _detector(layout: Layout | CorrelogramLayout) -> Callable[..., FoundDisks]:
+    """What finds the disks of a batch of patterns by a plan."""
+    of_correlation = isinstance(layout, CorrelogramLayout)
+    return functools.partial(
+        correlate_patterns if of_correlation else detect_patterns, layout=layout
+    )
+
+
+@functools.cache
+def _on_mesh(mesh: Mesh, layout: Layout | CorrelogramLayout):
+    return pmap(_detector(layout), mesh, (SHARDED, REPLICATED), SHARDED)
+
+
+def detect_in_cube(
+    cube: Cube,
+    config: DetectConfig = DEFAULT,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> DiskScan:
+    """The calibrated disks of a scan, as `jaxstem.files.read_disks` would read them from a file.
+
+    Raises InputError where the pixel size is neither in the file nor in `config`, and as
+    `find_disks` does.
+    """
+    return calibrated(find_disks(cube, config, mesh, progress), config.pixel_size)
+
+
+@contextmanager
+def progress_bar(cube: Cube, progress: bool | None = None):
+    """A bar over the patterns of a scan, as the `progress(done, total)` that `find_disks` takes."""
+    disable = None if progress is None else not progress
+    total = math.prod(cube.scan_shape)
+    with tqdm(total=total, unit="pattern", desc="disks", disable=disable) as bar:
+        yield lambda done, _: bar.update(done - bar.n)
+
+
+def calibrated(detections: Detections, pixel_size: float | None = None) -> DiskScan:
+    """Scattering vectors [1/Å] from detector pixels, by the calibration of the file.
+
+    `pixel_size` [1/Å] replaces that of the file. Intensities are electrons.
+    """
+    cube = detections.cube
+    if pixel_size is None and cube.pixel_size is None:
+        how = f" but in '{cube.pixel_units}'" if cube.pixel_units else ""
+        raise InputError(
+            f"{cube.source} does not state the size of a detector pixel in 1/Å{how}; give it with "
+            "--pixel-size, or make a calibration with 'jaxstem calibrate'."
+        )
+    disks = np.rec.fromarrays([detections.row, detections.column], names="qx,qy")
+    counts = np.diff(detections.offsets)
+    qx, qy = calibrate_disks(
+        disks, counts, cube.scan_shape, _calibration(detections, pixel_size), cube.source
+    )
+    return DiskScan(
+        qx=qx.astype(np.float32),
+        qy=qy.astype(np.float32),
+        intensity=detections.counts.astype(np.float32),
+        offsets=detections.offsets,
+        scan_shape=cube.scan_shape,
+        scan_step=cube.scan_step,
+        scan_units=cube.scan_units,
+        voltage_kv=cube.voltage_kv,
+        source=cube.source,
+    )
+
+
+def _calibration(detections: Detections, pixel_size: float | None) -> dict:
+    """The file's calibration with the origin that was found."""
+    calibration = {k: v for k, v in detections.cube.calibration.items() if k not in _STALE}
+    calibration |= {"qx0": detections.origin[..., 0], "qy0": detections.origin[..., 1]}
+    if pixel_size is not None:
+        calibration |= {"Q_pixel_size": float(pixel_size), "Q_pixel_units": "A^-1"}
+    return calibration
+
+
+def write_bragg(
+    path: str | Path,
+    detections: Detections,
+    pixel_size: float | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Store disks as EMD 1.0 `BraggVectors`, which py4DSTEM 0.14 and `files.read_disks` open.
+
+    Positions in detector pixels, intensities in electrons, and the calibration, with the origin at
+    each position. Raises InputError where the file exists and `overwrite` is False.
+    """
+    cube = detections.cube
+    calibration = _calibration(detections, pixel_size)
+    calibration.setdefault("Q_pixel_size", 1)
+    calibration.setdefault("Q_pixel_units", "pixels")
+    calibration |= {"R_pixel_size": cube.scan_step, "R_pixel_units": cube.scan_units}
+    calibration.setdefault("QR_flip", False)
+    for axis, name in enumerate(("qx0", "qy0")):
+        origin = detections.origin[..., axis]
+        calibration[f"{name}_mean"] = float(origin.mean())
+        calibration[f"{name}_meas"] = detections.origin_measured[..., axis]
+        calibration[f"{name}_shift"] = origin - origin.mean()
+    with atomic_path(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(
+            emd_group_type="file",
+            version_major=1,
+            version_minor=0,
+            authoring_program=f"jaxstem {__version__}",
+            authoring_user="",
+            UUID=str(uuid.uuid4()),
+        )
+        root = create_emd_group(file, "datacube_root", "root", "Root")
+        bundle = create_emd_group(root, "metadatabundle", "metadatabundle", None)
+        stored = create_emd_group(bundle, "calibration", "metadata", "Calibration")
+        for key, value in calibration.items():
+            write_emd_entry(stored, key, value)
+        write_emd_entry(stored, "_root_treepath", "")
+        targets = stored.create_group("_target_paths")
+        targets.attrs.update(type="list_of_strings", length=1)
+        targets["0"] = b"/braggvectors"
+        vectors = create_emd_group(root, "braggvectors", "custom", "BraggVectors")
+        shape = create_emd_group(
+            create_emd_group(vectors, "metadatabundle", "metadatabundle", None),
+            "_braggvectors_shape",
+            "metadata",
+            "Metadata",
+        )
+        write_emd_entry(shape, "Rshape", tuple(int(n) for n in cube.scan_shape))
+        write_emd_entry(shape, "Qshape", tuple(int(n) for n in cube.detector_shape))
+        lists = create_emd_group(vectors, "_v_uncal", "custom_pointlistarray", "PointListArray")
+        kind = np.dtype([(name, np.float64) for name in ("qx", "qy", "intensity")])
+        disks = np.empty(len(detections.row), kind)
+        disks["qx"], disks["qy"] = detections.row, detections.column
+        disks["intensity"] = detections.counts
+        # an array that says it holds lists is stored as such also where they are equally long
+        each = np.empty(math.prod(cube.scan_shape), h5py.vlen_dtype(kind))
+        for position, own in enumerate(np.split(disks, detections.offsets[1:-1])):
+            each[position] = own
+        lists.create_dataset("data", data=each.reshape(cube.scan_shape))

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Dectris masters (Arina), read with h5py, because RosettaSciIO reads them at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxstem.errors import InputError
+from jaxstem.files.cube import Cube
+from jaxstem.files.hdf5 import open_hdf5, plain_value
+from jaxstem.files.stack import checked_cube, likely_scan_shape, stack_reader
+from jaxstem.files.units import in_kv
+
+
+def dectris_names(file: h5py.File) -> list[str]:
+    """The links of a Dectris master to its patterns, in order."""
+    group = file.get("entry/data")
+    if not isinstance(group, h5py.Group):
+        return []
+    return sorted(name for name in group if re.fullmatch(r"data_\d+", name))
+
+
+def dectris_cube(path: Path, scan_shape: tuple[int, int] | None, voltage_kv: float | None) -> Cube:
+    """The scan of a Dectris master file (Arina), whose patterns lie in files beside it."""
+    import hdf5plugin  # noqa: F401, registers the detector's compression
+
+    with open_hdf5(path) as file:
+        names, parts = dectris_names(file), []
+        for name in names:
+            try:
+                parts.append(file[f"entry/data/{name}"])
+            except KeyError:
+                link = file.get(f"entry/data/{name}", getlink=True)
+                beside = getattr(link, "filename", name)
+                raise InputError(
+                    f"{path}: its data file {beside} is missing; put it beside the master."
+                ) from None
+        detector_shape, dtype = parts[0].shape[1:], parts[0].dtype
+        if any(part.ndim != 3 or part.shape[1:] != detector_shape for part in parts):
+            raise InputError(f"{path}: its data files differ in shape; copy them again.")
+        ends = np.cumsum([0, *(len(part) for part in parts)])
+        numbers = [
+            file.get(f"entry/instrument/detector/detectorSpecific/{name}")
+            for name in ("ntrigger", "nimages")
+        ]
+        stated = tuple(int(x[()]) if isinstance(x, h5py.Dataset) else 0 for x in numbers)
+        energy = file.get("entry/instrument/beam/incident_energy")
+        if voltage_kv is None and isinstance(energy, h5py.Dataset) and energy.shape == ():
+            voltage_kv = in_kv(plain_value(energy[()]), "eV")
+
+    def fetch(own: slice) -> np.ndarray:
+        start, stop, step = own.indices(int(ends[-1]))
+        blocks = []
+        with open_hdf5(path) as file:
+            for name, low, high in zip(names, ends[:-1], ends[1:], strict=True):
+                first, last = max(start, low + (start - low) % step), min(stop, high)
+                if first < last:
+                    blocks.append(file[f"entry/data/{name}"][first - low : last - low : step])
+        return np.concatenate(blocks)
+
+    stated = stated if min(stated) > 1 else None
+    scan_shape = likely_scan_shape(int(ends[-1]), stated, scan_shape, path)
+    return checked_cube(
+        Cube(
+            shape=(*scan_shape, *detector_shape),
+            dtype=dtype,
+            read=stack_reader(fetch, scan_shape),
+            pixel_size=None,
+            calibration={},
+            scan_step=1.0,
+            scan_units="pixels",
+            voltage_kv=voltage_kv,
+            source=str(path),
+        )
+    )

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""HDF5 files opened for reading, their failures as one sentence, their values as plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxstem.errors import InputError
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@contextmanager
+def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
+    """The file open for reading; failures of HDF5, also while it is read, become InputError."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the name.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give an HDF5 file.")
+    try:
+        with path.open("rb") as file:
+            signature = file.read(len(_HDF5_SIGNATURE))
+        if signature != _HDF5_SIGNATURE and not h5py.is_hdf5(path):
+            raise InputError(f"{path} is not an HDF5 file; give one, such as py4DSTEM saves.")
+        with h5py.File(path, "r") as file:
+            yield file
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read; change its permissions.") from error
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
+        raise InputError(f"{path} is cut short or damaged; copy or save it again.") from error
+
+
+def plain_value(value):
+    """An HDF5 value as str, number, list or None."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, bytes):
+        return value.decode()
+    return [plain_value(item) for item in value] if isinstance(value, list) else value
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def numeric_array(dataset: h5py.Dataset, path: str | Path, every: int = 1) -> np.ndarray:
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "iufb":
+        raise InputError(f"{path}: '{dataset.name}' is not an array of numbers; save it again.")
+    if every == 1 or dataset.ndim < 2:
+        return np.asarray(dataset[()])
+    # strided reads of HDF5 are slow: whole rows are read, one after the other
+    rows = [dataset[row][::every] for row in range(0, len(dataset), every)]
+    return np.stack(rows) if rows else dataset[:0, ::every]

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Orientation maps in files (layout: docs/file-formats.md), written whole or row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from jaxstem.crystal.cell import Crystal
+from jaxstem.errors import InputError
+from jaxstem.files.hdf5 import is_number, numeric_array, open_hdf5, plain_value
+from jaxstem.files.orientation_map import NO_CRYSTAL, OrientationMap, ambiguous_by_180
+from jaxstem.runtime.paths import atomic_path
+from jaxstem.version import __version__
+
+_MAP_FORMAT = "jaxstem-map"
+MAP_VERSION = 1
+
+# where each array of an OrientationMap lives in the file, and as what
+MAP_DATASETS = {
+    "orientation": ("orientation", np.float32),
+    "phase": ("phase", np.int16),
+    "confidence": ("confidence", np.float32),
+    "confidence_mod180": ("confidence_mod180", np.float32),
+    "phase_confidence": ("phase_confidence", np.float32),
+    "score": ("score", np.float32),
+    "second_orientation": ("second/orientation", np.float32),
+    "second_phase": ("second/phase", np.int16),
+    "second_score": ("second/score", np.float32),
+    "thickness": ("thickness", np.float32),
+    "n_disks": ("n_disks", np.int32),
+}
+
+
+def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False) -> None:
+    """Store a map (layout: docs/file-formats.md).
+
+    Raises InputError where the file exists and `overwrite` is False, or cannot be written, and
+    ValueError for a map whose arrays do not fit together.
+    """
+    arrays = {
+        name: np.asarray(getattr(result, name), dtype) for name, (_, dtype) in MAP_DATASETS.items()
+    }
+    problem = _map_problem(arrays, result.phase_names)
+    if problem or len(result.crystals) != len(result.phase_names):
+        raise ValueError(problem or "a map needs one crystal for each phase name")
+    about = MapHeader(
+        result.phase.shape,
+        result.phase_names,
+        result.crystals,
+        result.scan_step,
+        result.scan_units,
+        result.attributes,
+    )
+    with map_writer(path, about, overwrite) as write:
+        write(0, arrays)
+
+
+@dataclass(frozen=True)
+class MapHeader:
+    """What a map says besides its arrays; as in `OrientationMap`."""
+
+    scan_shape: tuple[int, int]
+    phase_names: tuple[str, ...]
+    crystals: tuple[Crystal, ...]
+    scan_step: float
+    scan_units: str
+    attributes: dict
+
+
+@contextmanager
+def map_writer(
+    path: str | Path, header: MapHeader, overwrite: bool = False
+) -> Iterator[Callable[[int, Mapping[str, np.ndarray]], None]]:
+    """Write a map some scan rows at a time: gives `write(first_row, arrays)`, the arrays by the
+    names of `MAP_DATASETS` and of shape (rows, nx, ...).
+
+    The file appears under its name when the block ends without an error; by then every row must
+    have been written. Raises InputError as `atomic_path` does.
+    """
+    with atomic_path(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({"jaxstem_version": __version__, **header.attributes})
+        file.attrs.update({"format": _MAP_FORMAT, "version": MAP_VERSION})
+        file.attrs.update({"scan_step": header.scan_step, "scan_units": header.scan_units})
+        stored = {
+            name: file.create_dataset(
+                location,
+                (*header.scan_shape, *((3, 3) if "orientation" in name else ())),
+                dtype,
+            )
+            for name, (location, dtype) in MAP_DATASETS.items()
+        }
+        ambiguous = file.create_dataset("ambiguous_180", header.scan_shape, bool)
+        names = list(header.phase_names)
+        file.create_dataset("phase_names", data=names, dtype=h5py.string_dtype())
+        for number, crystal in enumerate(header.crystals):
+            group = file.create_group(f"phases/{number}")
+            for key, value in crystal.to_dict().items():
+                group[key] = value
+
+        def write(first_row: int, arrays: Mapping[str, np.ndarray]) -> None:
+            rows = slice(first_row, first_row + len(arrays["phase"]))
+            for name, dataset in stored.items():
+                dataset[rows] = arrays[name]
+            ambiguous[rows] = ambiguous_by_180(
+                arrays["phase"], arrays["confidence"], arrays["confidence_mod180"]
+            )
+
+        yield write
+
+
+def read_map(path: str | Path, every: int = 1) -> OrientationMap:
+    """A map that `write_map` stored; of its rows and columns only each `every`-th.
+
+    Raises InputError for a file that is missing, damaged, no jaxstem map, or made by a newer
+    jaxstem.
+    """
+    with open_hdf5(path) as file:
+        attributes = {name: plain_value(value) for name, value in file.attrs.items()}
+        if attributes.pop("format", None) != _MAP_FORMAT:
+            raise InputError(f"{path} is not a jaxstem map; give a file that 'jaxstem map' wrote.")
+        version = attributes.pop("version", None)
+        if version != MAP_VERSION:
+            raise InputError(
+                f"{path} is a jaxstem map of layout version {version}, and this jaxstem reads "
+                f"version {MAP_VERSION}; update jaxstem."
+            )
+        locations = [location for location, _ in MAP_DATASETS.values()]
+        missing = [x for x in [*locations, "phase_names", "phases"] if x not in file]
+        if missing:
+            raise InputError(
+                f"{path} lacks '{missing[0]}' of a jaxstem map; make it again with 'jaxstem map'."
+            )
+        arrays = {
+            name: numeric_array(file[location], path, every).astype(dtype, copy=False)
+            for name, (location, dtype) in MAP_DATASETS.items()
+        }
+        phase_names = tuple(plain_value(name) for name in file["phase_names"][()])
+        crystals = tuple(
+            Crystal.from_dict({key: plain_value(value[()]) for key, value in group.items()})
+            for group in (file[f"phases/{number}"] for number in range(len(phase_names)))
+        )
+    scan_step = attributes.pop("scan_step", 1.0)
+    problem = _map_problem(arrays, phase_names)
+    if not is_number(scan_step):
+        problem = f"'scan_step' is {scan_step!r} and not a number"
+    if problem:
+        raise InputError(f"{path}: {problem}; make it again with 'jaxstem map'.")
+    return OrientationMap(
+        **arrays,
+        phase_names=phase_names,
+        crystals=crystals,
+        scan_step=every * float(scan_step),
+        scan_units=str(attributes.pop("scan_units", "pixels")),
+        attributes=attributes,
+    )
+
+
+def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) -> str | None:
+    """What is wrong with the arrays of a map, or None."""
+    scan_shape = arrays["phase"].shape
+    if len(scan_shape) != 2:
+        return f"'phase' has {len(scan_shape)} axes instead of the scan's two"
+    for name, values in arrays.items():
+        expected = scan_shape + ((3, 3) if "orientation" in name else ())
+        if values.shape != expected:
+            return f"'{name}' has shape {values.shape} instead of {expected}"
+    for name in ("phase", "second_phase"):
+        values = arrays[name]
+        if values.size and (values.min() < NO_CRYSTAL or values.max() >= len(phase_names)):
+            return f"'{name}' has values outside -2…{len(phase_names) - 1}"
+    return None

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The result: phase, orientation and confidence over a scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxstem.crystal.cell import Crystal
+
+UNASSIGNED, NO_CRYSTAL = -1, -2
+
+_SURE, _UNSURE = 0.9, 0.75
+"""An answer is ambiguous by 180° when sure modulo 180° (0.9 or more) and unsure (below 0.75)."""
+
+
+PROPERTIES = (
+    "confidence",
+    "confidence_mod180",
+    "phase_confidence",
+    "score",
+    "second_score",
+    "thickness",
+    "n_disks",
+)
+"""What a pixel of an orix `CrystalMap` has besides phase and rotation."""
+
+
+@dataclass(frozen=True)
+class OrientationMap:
+    """Orientation and phase over a scan, array axes as in the scan file.
+
+    orientation: columns are the lab axes in crystal Cartesian coordinates, NaN where unassigned.
+    phase: index into phase_names and crystals, -1 unassigned, -2 no crystal. confidence: posterior
+    probability that the phase is right and the truth within 5 degrees; confidence_mod180 counts the
+    turn by 180 degrees about the beam too; phase_confidence: that the phase is right. All three are
+    that of "no crystal" where this is the answer, and NaN where not known. score: cosine score in
+    0…1. second_*: the runner-up. thickness [Å]: NaN where nothing tells it. n_disks: disks used.
+    attributes: how the map was made (command, model, jaxstem_version, ...), numbers or strings.
+    """
+
+    orientation: Float[np.ndarray, "ny nx 3 3"]
+    phase: Int[np.ndarray, "ny nx"]
+    phase_names: tuple[str, ...]
+    confidence: Float[np.ndarray, "ny nx"]
+    confidence_mod180: Float[np.ndarray, "ny nx"]
+    phase_confidence: Float[np.ndarray, "ny nx"]
+    score: Float[np.ndarray, "ny nx"]
+    second_orientation: Float[np.ndarray, "ny nx 3 3"]
+    second_phase: Int[np.ndarray, "ny nx"]
+    second_score: Float[np.ndarray, "ny nx"]
+    thickness: Float[np.ndarray, "ny nx"]
+    n_disks: Int[np.ndarray, "ny nx"]
+    crystals: tuple[Crystal, ...]
+    scan_step: float = 1.0
+    scan_units: str = "pixels"
+    attributes: dict = field(default_factory=dict)
+
+    @property
+    def ambiguous_180(self) -> Bool[np.ndarray, "ny nx"]:
+        """Where the orientation is known but for a turn by 180° about the beam."""
+        return ambiguous_by_180(self.phase, self.confidence, self.confidence_mod180)
+
+    def to_orix(self) -> "CrystalMap":
+        """The map as an orix `CrystalMap` (`crystal_map`): with the properties
+        `PROPERTIES` (thickness in Å), `no_crystal` and `ambiguous_180`.
+        """
+        from jaxstem.files.orix import crystal_map
+
+        values = {name: getattr(self, name) for name in PROPERTIES}
+        values |= {"no_crystal": self.phase == NO_CRYSTAL, "ambiguous_180": self.ambiguous_180}
+        step = self.scan_step, self.scan_units
+        return crystal_map(self.orientation, self.phase, self.crystals, step, values)
+
+
+def ambiguous_by_180(
+    phase: Int[np.ndarray, "..."],
+    confidence: Float[np.ndarray, "..."],
+    confidence_mod180: Float[np.ndarray, "..."],
+) -> Bool[np.ndarray, "..."]:
+    """Where an answer is sure modulo a turn by 180° about the beam, and only so."""
+    return (confidence_mod180 >= _SURE) & (confidence < _UNSURE) & (phase >= 0)

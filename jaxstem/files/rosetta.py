@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Raw scans as detectors and other programs store them.
+
+EMPAD, Merlin (MIB), Digital Micrograph, Blockfile, TVIPS, HyperSpy (`.hspy`, `.zspy`) and Velox
+files are opened by RosettaSciIO, lazily: it says where in the file each pattern lies, and patterns
+are read when they are asked for, so that a scan need not fit in memory. Dectris masters (Arina) are
+read with h5py, because RosettaSciIO reads them at once.
+
+Three things differ between formats, and are settled here:
+
+*Axes.* A `Cube` has (scan rows, scan columns, detector rows, detector columns). RosettaSciIO's
+arrays have the slow axis first, and that is the row: of the scan (y) as of the detector, whose rows
+are lab x (`qx`). Digital Micrograph also stores scans the other way round, detector axes first;
+the tag "Data Order Swapped" tells, or the axes' units.
+
+*The scan's shape.* Cameras store one pattern after the other. Where the file does not state rows
+and columns they must be given; they are never guessed.
+
+*Units.* A detector axis in 1/nm, 1/Å, or mrad (with the voltage) gives the pixel size; any other
+unit (cm, pixels) does not, and the size must then be given. So must that of TVIPS files.
+docs/file-formats.md lists what each format was tested with.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxstem.errors import InputError
+from jaxstem.files.cube import Cube
+from jaxstem.files.dectris import dectris_cube
+from jaxstem.files.formats import format_of
+from jaxstem.files.hdf5 import plain_value
+from jaxstem.files.stack import checked_cube, likely_scan_shape, stack_reader
+from jaxstem.files.units import VOLTAGE_KEY, angle_in_inverse_angstroms, in_inverse_angstroms, in_kv
+
+_MERLIN_HEADER = 384
+
+_EMPAD_FRAME = 4 * 130 * 128
+"""Bytes of a frame: 128 × 128 numbers and two lines that follow them."""
+
+
+def raw_cube(
+    path: str | Path,
+    scan_shape: tuple[int, int] | None = None,
+    voltage_kv: float | None = None,
+) -> Cube:
+    """The scan in a file that `format_of` knows, without its patterns.
+
+    scan_shape: (rows, columns), for files that do not state it; voltage_kv [kV] instead of the
+    file's. Raises InputError for a file that is missing, damaged or holds no scan, and where the
+    scan's shape is not known or does not fit; `read` raises it for patterns that cannot be read.
+    """
+    path, reader = Path(path), format_of(path)
+    if reader == "dectris":
+        return dectris_cube(path, scan_shape, voltage_kv)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; check the name.")
+    stated, options = None, {}
+    with _own_words(path):
+        if reader == "empad":
+            path = _empad_xml(path)
+        elif reader == "quantumdetector":
+            number, stated = _merlin_scan(path)
+            options = {"navigation_shape": (number,), "chunks": -1}
+        elif reader in ("blockfile", "digitalmicrograph"):
+            options = {"chunks": -1}  # a view of the mapped file, whatever sizes it claims
+        elif reader == "emd":
+            options = {"select_type": "images"}
+        elif reader == "zspy":
+            options = {"mode": "r"}
+        module = importlib.import_module(f"rsciio.{reader}")
+        logging.getLogger("rsciio").setLevel(logging.ERROR)
+        found = _scan_in(module.file_reader(str(path), lazy=True, **options), path)
+        data, axes = _ordered(found, reader)
+
+    def fetch(*index: slice) -> np.ndarray:
+        with _own_words(path):
+            return np.asarray(data[index].compute(scheduler="synchronous"))
+
+    if data.ndim == 3:
+        scan_shape = likely_scan_shape(len(data), stated, scan_shape, path)
+        read = stack_reader(fetch, scan_shape)
+    elif scan_shape not in (None, data.shape[:2]):
+        rows, columns = data.shape[:2]
+        raise InputError(
+            f"{path} holds {rows} × {columns} positions, not {scan_shape[0]} × {scan_shape[1]}; "
+            "leave out --scan-shape."
+        )
+    else:
+        scan_shape, read = data.shape[:2], fetch
+    if voltage_kv is None:
+        voltage_kv = _stated_voltage(found)
+    if reader == "tvips":  # its header has the pixel's width in nm, not in reciprocal space
+        axes = [{key: axis[key] for key in axis if key != "units"} for axis in axes]
+    pixel_size, calibration, pixel_units = _detector_scale(axes[-2:], voltage_kv)
+    scan_step, scan_units = _scan_scale(axes[:-2])
+    return checked_cube(
+        Cube(
+            shape=tuple(int(n) for n in (*scan_shape, *data.shape[-2:])),
+            dtype=np.dtype(data.dtype),
+            read=read,
+            pixel_size=pixel_size,
+            calibration=calibration,
+            scan_step=scan_step,
+            scan_units=scan_units,
+            voltage_kv=voltage_kv,
+            source=str(path),
+            pixel_units=pixel_units,
+        )
+    )
+
+
+@contextmanager
+def _own_words(path: Path) -> Iterator[None]:
+    """Whatever a reader of foreign files trips over becomes one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read; change its permissions.") from error
+    except Exception as error:  # readers meet damage with errors of every kind
+        raise InputError(
+            f"{path} is cut short, damaged or of a kind that cannot be read; copy it again, or "
+            "convert it to .hspy or py4DSTEM's HDF5."
+        ) from error
+
+
+def _scan_in(found: list[dict[str, Any]], path: Path) -> dict[str, Any]:
+    """The only scan among the signals of a file: four axes, or else a stack of patterns."""
+    ranks = [np.ndim(signal["data"]) for signal in found]
+    for rank in (4, 3):
+        scans = [signal for signal, n in zip(found, ranks, strict=True) if n == rank]
+        if len(scans) > 1:
+            raise InputError(f"{path} holds {len(scans)} scans; save one alone.")
+        if scans:
+            return scans[0]
+    held = f"; its largest array has {max(ranks)} axes" if ranks else ""
+    raise InputError(
+        f"{path} holds no 4D-STEM scan{held}; give a file of patterns over scan rows and columns."
+    )
+
+
+def _ordered(found: dict[str, Any], reader: str) -> tuple[Any, list[dict[str, Any]]]:
+    """The data and its axes, the scan's before the detector's."""
+    data, axes = found["data"], found["axes"]
+    order = sorted(range(data.ndim), key=lambda i: not axes[i].get("navigate", i < data.ndim - 2))
+    if reader == "digitalmicrograph" and data.ndim == 4 and _detector_first(found):
+        order = [2, 3, 0, 1]
+    if order != list(range(data.ndim)):
+        data = data.transpose(order)
+    return data, [axes[i] for i in order]
+
+
+def _detector_first(found: dict[str, Any]) -> bool:
+    """Whether a Digital Micrograph scan is stored with the scan's axes running fastest."""
+    tags = found["original_metadata"].get("ImageList", {}).get("TagGroup0", {})
+    meta = tags.get("ImageTags", {}).get("Meta Data", {})
+    if "Data Order Swapped" in meta:
+        return str(meta["Data Order Swapped"]).lower() in ("0", "false")
+    reciprocal = [
+        in_inverse_angstroms(axis["units"]) or angle_in_inverse_angstroms(axis["units"], 300.0)
+        for axis in found["axes"]
+    ]
+    if any(reciprocal):
+        return bool(reciprocal[0] and not reciprocal[-1])
+    return True
+
+
+def _merlin_scan(path: Path) -> tuple[int, tuple[int, int] | None]:
+    """Number of whole patterns in a MIB file, and (rows, columns) where its .hdr states them."""
+    with path.open("rb") as file:
+        fields = file.read(_MERLIN_HEADER).decode("ascii").split(",")
+    header, width, height = int(fields[2]), int(fields[4]), int(fields[5])
+    number = path.stat().st_size // (header + width * height * int(fields[6][1:]) // 8)
+    about = path.with_suffix(".hdr")
+    if not about.exists():
+        return number, None
+    text = about.read_text(errors="replace")
+    lines = [
+        re.search(rf"{name} \(Number\):\s*(\d+)", text)
+        for name in ("Frames in Acquisition", "Frames per Trigger")
+    ]
+    frames, columns = (int(match.group(1)) if match else 0 for match in lines)
+    if columns > 1 and frames % columns == 0:
+        return number, (frames // columns, columns)
+    return number, None
+
+
+def _empad_xml(path: Path) -> Path:
+    """The .xml of an EMPAD scan, given it or its .raw; InputError where the .raw is cut short."""
+    xml = path.with_suffix(".xml")
+    if not xml.exists():
+        raise InputError(f"{path}: the file {xml.name} is missing; put it beside the .raw.")
+    from rsciio.empad import file_reader
+
+    try:
+        found = file_reader(str(xml), lazy=True)[0]
+    except FileNotFoundError:
+        found = None
+    text = xml.read_text(errors="replace")
+    match = re.search(r"<raw_file[^>]*filename=['\"]([^'\"\n\r\v\f]+)['\"]", text)
+    raw = xml.parent / match.group(1) if match else path.with_suffix(".raw")
+    if not raw.is_file():
+        raise InputError(f"{xml}: its data {raw.name} is missing; put it beside the .xml.")
+    if found is not None:
+        expected = int(np.prod(found["data"].shape[:-2]))
+        held = raw.stat().st_size // _EMPAD_FRAME
+        if held < expected:
+            raise InputError(
+                f"{raw} is cut short: it holds {held} of {expected} patterns; copy it again."
+            )
+    return xml
+
+
+def _detector_scale(
+    axes: list[dict[str, Any]], voltage_kv: float | None
+) -> tuple[float | None, dict[str, Any], str | None]:
+    """Pixel size [1/Å] or None, the calibration, and the units that could not be used.
+
+    Pixels that are not square become the ellipse of the calibration (`calibrate_disks`).
+    """
+    rows, columns = axes
+    units = [_text(axis.get("units")) for axis in axes]
+    factors = [
+        in_inverse_angstroms(unit) or angle_in_inverse_angstroms(unit, voltage_kv) for unit in units
+    ]
+    scales = [abs(float(axis.get("scale", 0.0))) for axis in (rows, columns)]
+    usable = all(np.isfinite(scale) and scale > 0 for scale in scales)
+    if not all(factors) or not usable:
+        return None, {}, units[1] if units[1] else None
+    row_size, column_size = (f * s for f, s in zip(factors, scales, strict=True))
+    calibration = {"Q_pixel_size": column_size, "Q_pixel_units": "A^-1"}
+    if abs(row_size / column_size - 1) > 1e-6:
+        calibration |= {"a": 1.0, "b": row_size / column_size, "theta": 0.0}
+    return column_size, calibration, None
+
+
+def _scan_scale(axes: list[dict[str, Any]]) -> tuple[float, str]:
+    """Distance of neighbouring positions along a row, and its unit."""
+    scale = float(axes[-1].get("scale", 1.0)) if len(axes) == 2 else 1.0
+    units = _text(axes[-1].get("units")) if len(axes) == 2 else ""
+    if not units or units in ("px", "1") or not np.isfinite(scale) or scale <= 0:
+        return 1.0, "pixels"
+    return scale, units
+
+
+def _text(units: Any) -> str:
+    """A unit as text, "" for hyperspy's undefined ones."""
+    return units if isinstance(units, str) and units != "<undefined>" else ""
+
+
+def _stated_voltage(found: dict[str, Any]) -> float | None:
+    """Accelerating voltage in kV from the metadata, None where it states none or several."""
+    tem = found.get("metadata", {}).get("Acquisition_instrument", {}).get("TEM", {})
+    energy = in_kv(plain_value(tem.get("beam_energy")), None)
+    if energy is not None:
+        return energy
+    stated = set()
+
+    def collect(fields: Any) -> None:
+        for name, value in fields.items():
+            match = VOLTAGE_KEY.fullmatch(str(name))
+            if isinstance(value, dict):
+                collect(value)
+            elif match and (energy := in_kv(plain_value(value), match.group(2))):
+                stated.add(round(energy, 3))
+
+    collect(found.get("original_metadata") or {})
+    likely = {energy for energy in stated if 20 <= energy <= 3000}
+    return likely.pop() if len(likely) == 1 else None

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The disks of a scan, in memory or read when asked for.
+
+A 4D-STEM scan is a grid of beam positions with one diffraction pattern each; after disk detection
+a pattern is a short list of disks (qx, qy, intensity). The lists differ in length, so a scan is
+held *flat*: all disks of all positions in one array, and `offsets` that say where each position's
+begin. Position p = (row, column) of a scan of shape (ny, nx) has the flat index row * nx + column
+and owns the disks `offsets[p]:offsets[p + 1]`. `pad_disks` turns chosen positions into the
+rectangular arrays with a mask that the network takes.
+
+A scan of millions of positions need not lie in memory: a `DiskSource` knows its shape and reads
+some scan rows at a time; `source_of` makes one of a `DiskScan`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxstem.errors import InputError
+
+DISK_FIELDS = ("qx", "qy", "intensity")
+LARGEST = 1e30  # values beyond it, which float32 can barely hold, are rubbish like infinities
+
+
+@dataclass(frozen=True)
+class DiskScan:
+    """The calibrated disks of a scan, flat (see the module's docstring), direct beam included.
+
+    qx, qy in 1/Å in the lab frame; intensity in the units of the disk detection; scan_step in
+    scan_units; voltage_kv in kV, None where the file does not say.
+    """
+
+    qx: Float[np.ndarray, "total"]
+    qy: Float[np.ndarray, "total"]
+    intensity: Float[np.ndarray, "total"]
+    offsets: Int[np.ndarray, "positions_plus_1"]
+    scan_shape: tuple[int, int]
+    scan_step: float
+    scan_units: str
+    voltage_kv: float | None
+    source: str
+
+
+@dataclass(frozen=True)
+class DiskSource:
+    """A scan whose disks are read when asked for, and what is known of it before.
+
+    read: `read(start, stop)` gives the scan rows `start` to `stop - 1` as a `DiskScan` of their own
+    and raises InputError for disks that cannot be used. Nothing is kept. The rest is as in
+    `DiskScan`.
+    """
+
+    scan_shape: tuple[int, int]
+    scan_step: float
+    scan_units: str
+    voltage_kv: float | None
+    source: str
+    read: Callable[[int, int], DiskScan]
+
+    def pieces(self, n_positions: int) -> list[tuple[int, int]]:
+        """The scan cut into ranges of rows, each of about `n_positions` positions and one row at
+        least.
+        """
+        n_rows, n_columns = self.scan_shape
+        rows = max(1, n_positions // max(n_columns, 1))
+        return [(start, min(start + rows, n_rows)) for start in range(0, n_rows, rows)]
+
+
+def source_of(scan: DiskScan) -> DiskSource:
+    """A scan in memory as a source; what it reads are views."""
+    n_columns = scan.scan_shape[1]
+
+    def read(start: int, stop: int) -> DiskScan:
+        offsets = scan.offsets[start * n_columns : stop * n_columns + 1]
+        own = slice(offsets[0], offsets[-1])
+        return replace(
+            scan,
+            qx=scan.qx[own],
+            qy=scan.qy[own],
+            intensity=scan.intensity[own],
+            offsets=offsets - offsets[0],
+            scan_shape=(stop - start, n_columns),
+        )
+
+    return DiskSource(
+        scan.scan_shape, scan.scan_step, scan.scan_units, scan.voltage_kv, scan.source, read
+    )
+
+
+def joined(scans: list[DiskScan]) -> DiskScan:
+    """Scans of the same number of columns, one below the other, as one."""
+    ends = np.cumsum([0, *(len(scan.qx) for scan in scans)])
+    offsets = [scan.offsets[1:] + end for scan, end in zip(scans, ends[:-1], strict=True)]
+    return replace(
+        scans[0],
+        qx=np.concatenate([scan.qx for scan in scans]),
+        qy=np.concatenate([scan.qy for scan in scans]),
+        intensity=np.concatenate([scan.intensity for scan in scans]),
+        offsets=np.concatenate([np.zeros(1, np.int64), *offsets]),
+        scan_shape=(sum(scan.scan_shape[0] for scan in scans), scans[0].scan_shape[1]),
+    )
+
+
+def no_disk_at_all(source: DiskSource) -> InputError:
+    """The complaint about a scan whose lists of disks are all empty."""
+    return InputError(f"{source.source} holds no disk at any position; repeat the disk detection.")
+
+
+def pad_disks(
+    scan: DiskScan, index: Int[np.ndarray, "m"], k_max: float, k_min: float, n_max: int
+) -> tuple[
+    Float[np.ndarray, "m n_max"],
+    Float[np.ndarray, "m n_max"],
+    Float[np.ndarray, "m n_max"],
+    Bool[np.ndarray, "m n_max"],
+]:
+    """(qx, qy, intensity, mask) of the strongest disks at the flat positions `index`.
+
+    Takes disks of positive intensity with k_min < |q| <= k_max (1/Å), strongest first, at most
+    n_max a position; padding is zero with mask False. k_min > 0 leaves the direct beam out.
+    """
+    index = np.asarray(index, dtype=np.int64)
+    first, counts = scan.offsets[index], np.diff(scan.offsets)[index]
+    row = np.repeat(np.arange(len(index)), counts)
+    disk = np.arange(len(row)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    radius = np.hypot(scan.qx[disk], scan.qy[disk])
+    kept = (radius > k_min) & (radius <= k_max) & (scan.intensity[disk] > 0)
+    row, disk = row[kept], disk[kept]
+    order = np.lexsort((-scan.intensity[disk], row))
+    row, disk = row[order], disk[order]
+    column = np.arange(len(row)) - np.searchsorted(row, row)
+    fits = column < n_max
+    row, column, disk = row[fits], column[fits], disk[fits]
+
+    def scatter(values):
+        padded = np.zeros((len(index), n_max), dtype=values.dtype)
+        padded[row, column] = values
+        return padded
+
+    mask = scatter(np.ones(len(disk), dtype=bool))
+    return scatter(scan.qx[disk]), scatter(scan.qy[disk]), scatter(scan.intensity[disk]), mask

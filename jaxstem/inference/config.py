@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How answers are made: kind of refinement, weights of the evidence, size of batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxstem.verification.config import EXACT, THOROUGH, ScoreConfig
+
+BY_BLOCH_WAVES = ("full", "exact")
+"""Kinds of refinement that judge by Bloch waves."""
+
+ON_CPU = {"none": 128, "fast": 128, "full": 32, "exact": 8}
+"""Patterns a step on CPUs. The last step is filled up with empty ones."""
+
+ON_ACCELERATOR = {"none": 8192, "fast": 4096, "full": 128, "exact": 128}
+"""Patterns a step on each device where the devices are no CPUs."""
+
+UNVERIFIED = ScoreConfig(n_modes=12)
+"""The network alone takes the likeliest of its modes, and needs the next ones for its doubt."""
+
+
+@dataclass(frozen=True)
+class InferConfig:
+    """How answers are made.
+
+    refine: "fast": verify and polish candidates by two-beam theory; "full": more of them, then by
+    Bloch waves; "exact": these fitted to intensities; "none": the network alone; score: how (None:
+    as suits `refine`); likelihood_weight,
+    prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
+    of a candidate (below one, since neither model is exact and both saw the same disks; None for
+    the prior: 0.5, or 0.05 beside Bloch waves, which leave the network little to add); chance:
+    log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
+    alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
+    positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
+    numbers of disks to which patterns may be padded, ascending (None: `LENGTHS`); batch: patterns a
+    step (None: `ON_CPU` or `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits
+    a processor's cache); least: patterns whose work a length of their own must save to be worth its
+    program (None: `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16"
+    (verification is in float32); cache: folder that keeps templates and compiled programs for the
+    next time, if one does.
+    """
+
+    refine: str = "fast"
+    score: ScoreConfig | None = None
+    likelihood_weight: float = 0.25
+    prior_weight: float | None = None
+    chance: float = 6.0
+    lengths: tuple[int, ...] | None = None
+    batch: int | None = None
+    chunk: int = 4
+    least: int | None = None
+    precision: str = "float32"
+    cache: Path | None = None
+
+    def log_odds(
+        self, log_likelihood: Float[Array, "..."], prior: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """Log-odds from a log-likelihood [nat] and the network's log-probability."""
+        weight = self.prior_weight
+        if weight is None:
+            weight = 0.05 if self.refine in BY_BLOCH_WAVES else 0.5
+        return self.likelihood_weight * log_likelihood + weight * prior
+
+    @property
+    def rules(self) -> ScoreConfig:
+        """How candidates are found and verified."""
+        usual = {"none": UNVERIFIED, "fast": ScoreConfig(), "full": THOROUGH, "exact": EXACT}
+        return self.score or usual[self.refine]
+
+    def batch_on(self, mesh: Mesh) -> int:
+        """Patterns a step, a multiple of the number of devices."""
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        usual = ON_CPU[self.refine] if on_cpu else ON_ACCELERATOR[self.refine] * mesh.size
+        return -(-(self.batch or usual) // mesh.size) * mesh.size

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the intensities of a scan's disks mean: the incident beam and the weakest disks listed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from jaxstem.files.scan import DiskScan
+from jaxstem.verification.config import Limit
+
+MIN_DISKS = 2
+"""A pattern with fewer disks fits too many orientations to be given any."""
+
+_FALSE_FACTOR = 4.0
+"""How much stronger than the detection limit a lone disk may be and still count as false."""
+
+N_RADII = 41
+"""Radii at which the detection limit is known."""
+
+
+class Exposure(NamedTuple):
+    """What the intensities of a scan's disks mean.
+
+    Per position: intensity of the incident beam in the disks' units, how well its logarithm is
+    known, and whether disks weaker than those given were left out. For the whole scan: the weakest
+    disks that are listed.
+    """
+
+    incident: Float[np.ndarray, " positions"]
+    incident_sigma: Float[np.ndarray, " positions"]
+    is_cut: Bool[np.ndarray, " positions"]
+    limit: Limit
+
+    def at(self, index: Int[np.ndarray, " n"]) -> Exposure:
+        """The same for some positions."""
+        return Exposure(*(x[index] for x in self[:3]), self.limit)
+
+
+def scan_exposure(
+    scan: DiskScan,
+    k_min: float,
+    k_max: float,
+    limit: Limit | None = None,
+) -> Exposure:
+    """Incident intensity of every position of a scan, and its detection limit if none is given.
+
+    Where the direct beam (a disk within `k_min`, 1/Å) is listed, the incident beam is the sum of
+    all disks; elsewhere the disks are taken to hold 30 % of it, give or take a factor of
+    twenty.
+    """
+    counts = np.diff(scan.offsets)
+    position = np.repeat(np.arange(len(counts)), counts)
+    positive = np.maximum(scan.intensity, 0.0).astype(np.float64)
+    # each position by itself: what is read with it must not change its last digit
+    total = np.bincount(position, positive, minlength=len(counts))
+    radius = np.hypot(scan.qx, scan.qy)
+    direct = radius <= k_min
+    has_direct = np.bincount(position[direct], minlength=len(counts)) > 0
+    incident = np.where(has_direct, total, total / 0.3)
+    incident = np.where(incident > 0, incident, 1.0)
+    if limit is None:
+        share = positive / incident[position]
+        usable = ~direct & (share > 0)
+        limit = detection_limit(position[usable], radius[usable], share[usable], k_max)
+    sigma = np.where(has_direct, 0.1, 3.0)
+    whole = np.zeros(len(counts), bool)
+    return Exposure(incident.astype(np.float32), sigma.astype(np.float32), whole, limit)
+
+
+def detection_limit(
+    position: Int[np.ndarray, " n"],
+    radius: Float[np.ndarray, " n"],
+    share: Float[np.ndarray, " n"],
+    k_max: float,
+) -> Limit:
+    """The weakest disks listed, from all disks: their position in the scan, radius [1/Å] and share
+    of the beam.
+
+    Either disks above some share of the beam were listed: that at a radius below which 4 % of the
+    disks near it lie, for the diffuse background hides more of them near the direct beam (where
+    disks are few, near it means all). Or all above some ratio to the strongest of their pattern:
+    that which one pattern in a hundred spans, of those with four disks or more. If that ratio to
+    the strongest is in most patterns brighter than the limit by share, it was what decided;
+    otherwise it only tells how bright the brightest patterns are.
+    """
+    of_pattern = np.unique(position, return_inverse=True)[1]
+    number = np.bincount(of_pattern)
+    weakest, strongest = np.full(len(number), np.inf), np.zeros(len(number))
+    np.minimum.at(weakest, of_pattern, share)
+    np.maximum.at(strongest, of_pattern, share)
+    weakest, strongest = weakest[number >= 4], strongest[number >= 4]
+    if len(weakest) >= 20:
+        ratio = np.percentile(weakest / strongest, 1.0)
+        if np.median(ratio * strongest) > np.percentile(share, 4.0):
+            lowest = np.full(N_RADII, np.log(share.min()), np.float32)
+            return Limit(lowest, np.log(ratio).astype(np.float32))
+    order = np.argsort(radius)
+    radius, share = radius[order], share[order]
+    overall = np.percentile(share, 4.0) if len(share) else 1e-3
+    limit = np.full(N_RADII, overall)
+    for place, centre in enumerate(np.linspace(0.0, k_max, N_RADII)):
+        near = share[
+            slice(*np.searchsorted(radius, [centre - 0.06 * k_max, centre + 0.06 * k_max]))
+        ]
+        if len(near) >= 50:
+            limit[place] = np.percentile(near, 4.0)
+    return Limit(np.log(limit).astype(np.float32), np.float32(-np.inf))
+
+
+def count_disks(scan: DiskScan, k_min: float, k_max: float) -> Int[np.ndarray, " positions"]:
+    """Number of usable disks at each position: positive, with k_min < |q| <= k_max [1/Å]."""
+    radius = np.hypot(scan.qx, scan.qy)
+    usable = (radius > k_min) & (radius <= k_max) & (scan.intensity > 0)
+    before = np.concatenate([[0], np.cumsum(usable)])
+    return np.diff(before[scan.offsets])
+
+
+def looks_empty(scan: DiskScan, k_min: float, exposed: Exposure) -> Bool[np.ndarray, " positions"]:
+    """Where there is no crystal by the count of disks alone: one beyond `k_min` [1/Å] at most, and
+    that within `_FALSE_FACTOR` of the detection limit. A brighter one comes from some crystal.
+    """
+    counts = count_disks(scan, k_min, np.inf)
+    share = scan.intensity / np.repeat(exposed.incident, np.diff(scan.offsets))
+    beyond = np.hypot(scan.qx, scan.qy) > k_min
+    is_bright = beyond & (share > _FALSE_FACTOR * np.exp(exposed.limit.log_share.min()))
+    bright = np.concatenate([[0], np.cumsum(is_bright)])
+    return (counts <= 1) & (np.diff(bright[scan.offsets]) == 0)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From padded disks to phases and orientations: the jitted program of one batch.
+
+Network, candidates, verification and confidence are one program of static shape, sharded over the
+mesh, which `make_predict` makes for a model; a pattern's answer depends on that pattern alone.
+Shapes: `B` patterns, `K` disks of each, `P` phases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from jaxstem.diffraction.bloch import prepare
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.material import Material, grid_content, phases_space
+from jaxstem.files.orientation_map import UNASSIGNED
+from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
+from jaxstem.inference.exposure import Exposure
+from jaxstem.inference.verdict import Answer, summarise
+from jaxstem.network.matching import Matcher, matcher
+from jaxstem.network.model import NEVER, Model
+from jaxstem.network.templates import Templates, cached_templates
+from jaxstem.orientation import rotations
+from jaxstem.orientation.space import OrientationSpace, half_angle_cosine, nearest_cells
+from jaxstem.runtime import parallel
+from jaxstem.runtime.cache import cached, written_by
+from jaxstem.runtime.programs import cached_pmap
+from jaxstem.runtime.rows import map_rows
+from jaxstem.verification.candidates import CandidateTables, candidate_tables, modes
+from jaxstem.verification.ranking import Ranked
+from jaxstem.verification.refinement import verify, verify_dynamically
+from jaxstem.verification.search import pattern_of
+
+BEAM_K_MAX = 3.0
+"""Reflections [1/Å] that take part in dynamical scattering."""
+
+_AT_ONCE = 16
+"""Patterns whose modes are compared at once on a CPU: what fits its cache."""
+
+
+def cells_near(
+    output: Float[Array, " n_out"], space: OrientationSpace
+) -> Float[Array, " n_cells_plus_1"]:
+    """Log-probabilities from a nine-number head: the cells near its rotation share as a label does.
+
+    A logit for each phase follows the nine numbers where there are several phases; this head does
+    not know of patterns without a crystal.
+    """
+    q = rotations.matrix_to_quaternion(rotations.nearest_rotation(output[:9].reshape(3, 3)))
+    of_phase = jax.nn.log_softmax(output[9:]) if space.n_phases > 1 else jnp.zeros(1)
+    parts = []
+    for phase, (operations, width) in enumerate(
+        zip(space.operation_quaternions, space.label_width, strict=True)
+    ):
+        cosine = half_angle_cosine(q, space.cells, operations)
+        angle = 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
+        closeness = jnp.where(space.phase == phase, -0.5 * (angle / width) ** 2, -jnp.inf)
+        parts.append(of_phase[phase] + jax.nn.log_softmax(closeness))
+    return jnp.append(jnp.stack(parts).max(axis=0), NEVER)
+
+
+def joint_operations(materials: Sequence[Material]) -> Float[Array, "P n 3 3"]:
+    """Each phase's symmetry, repeated to one number of operations for all."""
+    n = max(len(m.operations) for m in materials)
+    return jnp.asarray(
+        np.stack([np.resize(m.operations, (n, 3, 3)) for m in materials]), jnp.float32
+    )
+
+
+@jax.jit
+def _offsets(cells, neighbours, operations):
+    near = operations @ cells[neighbours]
+    return rotations.matrix_to_rotation_vector(jnp.swapaxes(cells, -1, -2)[:, None] @ near)
+
+
+def _mode_tables(material: Material, n_neighbours: int = 15) -> CandidateTables:
+    """What of `candidate_tables` the modes of a distribution need: cells, neighbours, offsets."""
+    grid = np.asarray(material.grid, np.float32)
+    operations = jnp.asarray(material.operations, jnp.float32)
+    turns = jax.jit(rotations.matrix_to_quaternion)(operations)
+    neighbours, operation = nearest_cells(grid, grid, turns, n_neighbours)
+    cells = jax.jit(rotations.quaternion_to_matrix)(grid)
+    neighbours = jnp.asarray(neighbours, jnp.int32)
+    offsets = _offsets(cells, neighbours, operations[operation])
+    return CandidateTables(cells, None, None, neighbours, offsets, None, None)
+
+
+def phase_tables(model: Model, refine: str) -> list[CandidateTables]:
+    """What is tabulated of each phase's grid for this kind of refinement."""
+    if refine == "none":
+        return [_mode_tables(m) for m in model.materials]
+    n_siblings = 2 if refine in BY_BLOCH_WAVES else 0
+    return [
+        candidate_tables(
+            m.grid,
+            m.operations,
+            m.reflectors(),
+            m.wavelength,
+            m.crystal.lattice,
+            n_siblings=n_siblings,
+        )
+        for m in model.materials
+    ]
+
+
+def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
+    """What decides the program of `make_predict`, and the tables that it takes, besides the code
+    and the shapes of its arguments; in what JSON can hold.
+    """
+    settings = replace(config, score=config.rules, lengths=None, least=None, cache=None)
+    return {
+        "materials": list(map(grid_content, model.materials)),
+        "network": repr(model.network),
+        "settings": repr((model.config, model.matching, settings)),
+    }
+
+
+def cached_tables(
+    model: Model, config: InferConfig, content: dict[str, Any]
+) -> list[CandidateTables]:
+    """`phase_tables`, from the folder `config.cache` where an earlier run left them."""
+    content = {"code": written_by(), **content}
+    make = lambda: jax.device_get(phase_tables(model, config.refine))  # noqa: E731
+    return cached(config.cache, "candidates", content, make)
+
+
+def scorer(
+    model: Model, precision: str = "float32", cache: Path | None = None
+) -> tuple[Callable[[Any, Templates | None, Disks], Float[Array, "B n_out"]], Templates | None]:
+    """A function (params, templates, disks (B, K)) to the output of the model's head, with the
+    network in this precision, and the templates that it corrects (`kept_templates` in `cache`);
+    None where it stands alone.
+    """
+    network = model.network
+    if isinstance(network, Matcher):
+        return lambda params, _, disks: network.apply({"params": params}, disks), None
+    if precision == "bfloat16":
+        network = network.clone(dtype=jnp.bfloat16)
+    if not model.config.corrects_templates:
+        return lambda params, _, disks: network.apply({"params": params}, disks), None
+    under = matcher(model.materials, model.matching)
+
+    def corrected(params, templates, disks):
+        prior = under.apply({"params": templates}, disks)
+        return network.apply({"params": params}, disks, prior)
+
+    return corrected, cached_templates(model.materials, model.matching, cache)
+
+
+def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[..., Answer]:
+    """The jitted `(params, disks (B, K), exposed) -> Answer`, sharded over B.
+
+    `exposed` is the `Exposure` of the B positions. B must divide among the devices. One compilation
+    for each K.
+    """
+    scores, made = scorer(model, config.precision, config.cache)
+    rules, matrix = config.rules, model.config.head == "matrix"
+    space = phases_space(model.materials) if matrix else None
+    operations = joint_operations(model.materials)
+    # as an argument, for a program that holds tables as constants is slow to compile and to load
+    content = predict_content(model, config)
+    phases = cached_tables(model, config, content)
+    tables = parallel.replicate((phases, made), mesh)
+
+    dynamical = (
+        [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
+        if config.refine in BY_BLOCH_WAVES
+        else None
+    )
+
+    def verified(disks: Disks, exposed: Exposure, log_probability, phases) -> Answer:
+        """Answers for a batch; `at_once` of its patterns are looked at in turn on a CPU."""
+        on_cpu = jax.default_backend() == "cpu"
+        prepare_one = lambda row: pattern_of(*row, exposed.limit, rules.measured_power)  # noqa: E731
+        patterns = jax.vmap(prepare_one)((disks, *exposed[:3]))
+        ranked = verify(
+            patterns,
+            log_probability,
+            phases,
+            operations,
+            model.wavelength,
+            model.k_max,
+            rules,
+            config.log_odds,
+            config.chunk if on_cpu else None,
+        )
+
+        def judged(row):
+            pattern, ranked, no_crystal = row
+            if dynamical is not None:
+                ranked = verify_dynamically(
+                    pattern, ranked, dynamical, operations, model.k_min, model.k_max, rules
+                )
+            return summarise(ranked, no_crystal, operations, config)
+
+        # by Bloch waves one by one, so that lost candidates cost nothing
+        at_once = 1 if dynamical is not None else _AT_ONCE
+        rows = (patterns, ranked, log_probability[:, -1])
+        return map_rows(judged, rows, at_once if on_cpu else None)
+
+    def network_alone(output, log_probability, phases) -> Answer:
+        ends = np.cumsum([len(tables.cells) for tables in phases])
+        found = [
+            modes(part, tables, rules.n_modes)[1:]
+            for part, tables in zip(jnp.split(log_probability[:-1], ends[:-1]), phases, strict=True)
+        ]
+        phase = np.concatenate([np.full(len(r), p) for p, (r, _) in enumerate(found)])
+        orientation, prior = (jnp.concatenate(x) for x in zip(*found, strict=True))
+        nothing, unknowns = jnp.zeros_like(prior), jnp.full_like(prior, jnp.nan)
+        ranked = Ranked(orientation, jnp.asarray(phase), nothing, nothing, prior, unknowns)
+        by_prior = replace(config, likelihood_weight=0.0, prior_weight=1.0)
+        answer = summarise(ranked, log_probability[-1], operations, by_prior)
+        unknown = jnp.full_like(answer.score, jnp.nan)
+        answer = answer._replace(score=unknown, second_score=unknown)
+        if not matrix:
+            return answer
+        # one rotation comes without a rival and without a measure of its own doubt
+        return answer._replace(
+            orientation=rotations.nearest_rotation(output[:9].reshape(3, 3)),
+            confidence=unknown,
+            confidence_mod180=unknown,
+            second_orientation=jnp.full_like(answer.second_orientation, jnp.nan),
+            second_phase=jnp.full_like(answer.second_phase, UNASSIGNED),
+        )
+
+    def step(given, disks: Disks, incident, incident_sigma, is_cut, limit) -> Answer:
+        params, (phases, made) = given
+        strongest = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
+        output = scores(params, made, strongest)
+        on_cpu = jax.default_backend() == "cpu"
+
+        def spread_out(output):
+            return cells_near(output, space) if matrix else jax.nn.log_softmax(output)
+
+        if config.refine == "none":
+            alone = lambda output: network_alone(output, spread_out(output), phases)  # noqa: E731
+            return map_rows(alone, output, _AT_ONCE if on_cpu else None)
+        log_probability = map_rows(spread_out, output, _AT_ONCE if on_cpu else None)
+        exposed = Exposure(incident, incident_sigma, is_cut, limit)
+        return verified(disks, exposed, log_probability, phases)
+
+    sharded, replicated = parallel.SHARDED, parallel.REPLICATED
+    specs = (replicated, *[sharded] * 4, replicated)
+    program = cached_pmap(step, mesh, specs, sharded, content, config.cache)
+    return lambda params, disks, exposed: program((params, tables), disks, *exposed)

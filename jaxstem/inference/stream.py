@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Answers over a scan of any size, piece by piece.
+
+One thread reads pieces of the scan and sorts their patterns into batches, several feed the devices,
+and the answers come out in the scan's order. What concerns the scan as a whole, its lengths and its
+detection limit, is taken from a sample of its pieces before (`preview_scan`). Patterns of one
+length wait for others of later pieces, so that batches are full, but not for long: memory does not
+grow with the scan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Int
+from tqdm import tqdm
+
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
+from jaxstem.files.scan import DiskScan, DiskSource, joined, pad_disks, source_of
+from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
+from jaxstem.inference.exposure import MIN_DISKS, Exposure, count_disks, looks_empty, scan_exposure
+from jaxstem.inference.lengths import (
+    BESIDE_DISKS,
+    USUAL,
+    WORTH_A_LENGTH,
+    WORTH_A_LENGTH_ON_ACCELERATOR,
+    choose_lengths,
+    ladder,
+    length_of,
+)
+from jaxstem.inference.step import make_predict
+from jaxstem.inference.verdict import Answer
+from jaxstem.network.model import Model
+from jaxstem.runtime import parallel
+from jaxstem.verification.config import Limit
+
+PIECE = 1 << 14
+"""Positions that are read at once."""
+
+SAMPLE = 1 << 18
+"""Positions from which lengths and detection limit of a scan are taken: all, if there are fewer."""
+
+OPEN = 64
+"""Pieces that may wait for the last of their answers; then batches go out partly filled."""
+
+
+class Preview(NamedTuple):
+    """What is known of a scan as a whole before it is worked on.
+
+    limit: the weakest disks listed; lengths: to which patterns are padded; pieces: those read for
+    it, by first and last row.
+    """
+
+    limit: Limit
+    lengths: tuple[int, ...]
+    pieces: dict[tuple[int, int], DiskScan]
+
+
+def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Preview:
+    """Lengths and detection limit from `SAMPLE` positions in pieces spread evenly over the scan.
+
+    From all positions of a smaller scan. Raises InputError as `source.read` does.
+    """
+    ranges = source.pieces(PIECE)
+    n_positions = int(np.prod(source.scan_shape))
+    n_read = max(1, min(len(ranges), len(ranges) * SAMPLE // max(n_positions, 1)))
+    chosen = np.unique(np.linspace(0, len(ranges) - 1, n_read).round().astype(int))
+    pieces = {ranges[i]: source.read(*ranges[i]) for i in chosen}
+    scan = joined(list(pieces.values()))
+    counts = count_disks(scan, model.k_min, model.k_max)
+    lengths = ladder(model, config)
+    share = max(n_positions, 1) / max(len(counts), 1)
+    on_cpu = jax.default_backend() == "cpu"
+    usual = WORTH_A_LENGTH if on_cpu else WORTH_A_LENGTH_ON_ACCELERATOR
+    least = usual[config.refine] if config.least is None else config.least
+    beside = BESIDE_DISKS[config.refine]
+    program = least / share * (USUAL + beside)
+    return Preview(
+        scan_exposure(scan, model.k_min, model.k_max).limit,
+        choose_lengths(counts, lengths, program, beside) or lengths[:1],
+        pieces,
+    )
+
+
+@dataclass(eq=False)
+class Piece:
+    """Some rows of a scan on their way: which piece and its first flat position, the answers so
+    far, the number of disks, and how many positions lack their answers.
+    """
+
+    number: int
+    first: int
+    answer: Answer
+    counts: Int[np.ndarray, " positions"]
+    left: int
+
+
+Where = list[tuple[Piece, Int[np.ndarray, " n"]]]
+"""Where patterns belong that come one after the other: pieces and the positions within each."""
+
+
+class PaddedBatch(NamedTuple):
+    """Patterns of one length, the last one repeated to fill it up, and where they belong."""
+
+    disks: Disks
+    exposed: Exposure
+    where: Where
+
+
+def _no_disks(size: int, length: int, limit: Limit) -> PaddedBatch:
+    """A batch of `size` patterns of this length, none of which has a disk."""
+    numbers, ones = np.zeros((size, length), np.float32), np.ones(size, np.float32)
+    disks = Disks(numbers, numbers, numbers, np.zeros((size, length), bool))
+    return PaddedBatch(disks, Exposure(ones, ones, np.zeros(size, bool), limit), [])
+
+
+@dataclass
+class Shelf:
+    """Patterns of one length that wait for a batch: arrays in parts, and where they belong."""
+
+    number: int = 0
+    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
+    where: Where = field(default_factory=list)
+
+    def put(self, arrays: tuple, piece: Piece, index: Int[np.ndarray, " n"]) -> None:
+        """Add the patterns at these positions of a piece."""
+        self.parts.append(arrays)
+        self.where.append((piece, index))
+        self.number += len(index)
+
+    def take(self, size: int, rest: bool) -> list[tuple[tuple[np.ndarray, ...], Where]]:
+        """Lots of `size` patterns, and with `rest` a last one of what is left over."""
+        arrays = tuple(np.concatenate(x) for x in zip(*self.parts, strict=True))
+        ends = np.cumsum([len(index) for _, index in self.where])
+
+        def lot(start: int, stop: int):
+            where = [
+                (piece, index[max(start - end + len(index), 0) : stop - end + len(index)])
+                for (piece, index), end in zip(self.where, ends, strict=True)
+                if end > start and end - len(index) < stop
+            ]
+            return tuple(x[start:stop] for x in arrays), where
+
+        taken = self.number if rest else self.number // size * size
+        lots = [lot(start, min(start + size, taken)) for start in range(0, taken, size)]
+        left, self.where = lot(taken, self.number)
+        self.parts, self.number = [left], self.number - taken
+        return lots
+
+
+def unanswered(number: int, first: int, scan: DiskScan, model: Model, exposed: Exposure) -> Piece:
+    """A piece before its patterns are looked at: no crystal where the count of disks says so."""
+    n = len(scan.offsets) - 1
+    counts = count_disks(scan, model.k_min, model.k_max)
+    empty = looks_empty(scan, model.k_min, exposed)
+    no_rotation, unknown = np.full((2, n, 3, 3), np.nan, np.float32), np.full(n, np.nan, np.float32)
+    confidence = np.where(empty, np.nan, 0.0).astype(np.float32)
+    answer = Answer(
+        orientation=no_rotation[0],
+        phase=np.where(empty, NO_CRYSTAL, UNASSIGNED).astype(np.int32),
+        score=unknown.copy(),
+        confidence=confidence.copy(),
+        confidence_mod180=confidence.copy(),
+        phase_confidence=confidence.copy(),
+        second_orientation=no_rotation[1],
+        second_phase=np.full(n, UNASSIGNED, np.int32),
+        second_score=unknown.copy(),
+        thickness=unknown.copy(),
+    )
+    return Piece(number, first, answer, counts, int((counts >= MIN_DISKS).sum()))
+
+
+def batches(
+    source: DiskSource,
+    model: Model,
+    config: InferConfig,
+    known: Preview,
+    rows: tuple[int, int],
+    batch: int,
+) -> Iterator[Piece | PaddedBatch]:
+    """The pieces between two rows in order, and the batches that hold their patterns.
+
+    A piece comes before any batch with patterns of it. Batches are full, but for the last of each
+    length and for those that would keep a piece waiting longer than `OPEN` others.
+    """
+    k_min, k_max = model.k_min, model.k_max
+    shelves = [Shelf() for _ in known.lengths]
+    ranges = replace(source, scan_shape=(rows[1] - rows[0], source.scan_shape[1])).pieces(PIECE)
+
+    def filled(shelf: Shelf, rest: bool) -> Iterator[PaddedBatch]:
+        for arrays, where in shelf.take(batch, rest):
+            missing = batch - len(arrays[0])
+            *disks, incident, sigma, is_cut = (
+                np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x for x in arrays
+            )
+            yield PaddedBatch(Disks(*disks), Exposure(incident, sigma, is_cut, known.limit), where)
+
+    for number, (start, stop) in enumerate(ranges):
+        start, stop = start + rows[0], stop + rows[0]
+        scan = known.pieces.pop((start, stop), None) or source.read(start, stop)
+        exposed = scan_exposure(scan, k_min, k_max, known.limit)
+        first = (start - rows[0]) * source.scan_shape[1]
+        piece = unanswered(number, first, scan, model, exposed)
+        yield piece
+        place = length_of(piece.counts, known.lengths)
+        for i, (length, shelf) in enumerate(zip(known.lengths, shelves, strict=True)):
+            index = np.flatnonzero(place == i)
+            if len(index):
+                disks = pad_disks(scan, index, k_max, k_min, length)
+                beam = exposed.incident[index], exposed.incident_sigma[index]
+                shelf.put((*disks, *beam, piece.counts[index] > length), piece, index)
+            if shelf.number and shelf.where[0][0].number < number - OPEN:
+                yield from filled(shelf, rest=True)
+            elif shelf.number >= batch:
+                yield from filled(shelf, rest=False)
+    for shelf in shelves:
+        if shelf.number:
+            yield from filled(shelf, rest=True)
+
+
+def stream_answers(
+    model: Model,
+    source: DiskSource,
+    config: InferConfig | None = None,
+    *,
+    rows: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> Iterator[tuple[int, Answer, Int[np.ndarray, " positions"]]]:
+    """Answers for all positions of a scan, or of its rows from `rows[0]` to `rows[1] - 1`, piece by
+    piece in order: first flat position (counted from the first row asked for), answers, disk
+    counts.
+
+    Positions with fewer than `MIN_DISKS` have no crystal where they look empty and are unassigned
+    elsewhere, their confidence being NaN and 0. Each length compiles once. Reading, work and what
+    the caller does overlap. Raises InputError as `source.read` does.
+    """
+    config = config or InferConfig()
+    if config.refine not in ("none", "fast", *BY_BLOCH_WAVES):
+        raise ValueError(f'refine is {config.refine!r}: give "none", "fast", "full" or "exact"')
+    if config.precision not in ("float32", "bfloat16"):
+        raise ValueError(f'precision is {config.precision!r}: give "float32" or "bfloat16"')
+    mesh = mesh or parallel.make_mesh(jax.local_devices())
+    rows = rows or (0, source.scan_shape[0])
+    total = (rows[1] - rows[0]) * source.scan_shape[1]
+    disable = None if progress is None else not progress
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(ThreadPoolExecutor(1))
+        previewed = reader.submit(preview_scan, source, model, config)
+        predict = make_predict(model, config, mesh)
+        params = parallel.replicate(model.params, mesh)
+        n_workers = workers(mesh)
+        crew = stack.enter_context(ThreadPoolExecutor(n_workers))
+        bar = stack.enter_context(tqdm(total=total, unit="position", disable=disable))
+        known = previewed.result()
+        size = config.batch_on(mesh)
+
+        def prepare(length: int) -> None:
+            nothing = _no_disks(size, length, known.limit)
+            jax.block_until_ready(predict(params, nothing.disks, nothing.exposed))
+
+        ready: dict[int, Future] = {}
+        found = batches(source, model, config, known, rows, size)
+        coming = stack.enter_context(contextlib.closing(read_ahead(found, 2 * n_workers)))
+
+        def work(batch: PaddedBatch) -> Answer:
+            ready[batch.disks.qx.shape[1]].result()
+            return jax.device_get(predict(params, batch.disks, batch.exposed))
+
+        pieces: deque[Piece] = deque()
+        pending: deque = deque()
+
+        def collect() -> None:
+            where, future = pending.popleft()
+            answer, start = future.result(), 0
+            for piece, index in where:
+                for into, values in zip(piece.answer, answer, strict=True):
+                    into[index] = values[start : start + len(index)]
+                start += len(index)
+                piece.left -= len(index)
+
+        for item in coming:
+            if isinstance(item, Piece):
+                pieces.append(item)
+            else:
+                # side by side and before all work, so that no worker waits for another's program;
+                # not before there is any, for a scan may be empty
+                ready = ready or {n: crew.submit(prepare, n) for n in known.lengths}
+                pending.append((item.where, crew.submit(work, item)))
+            while len(pending) > 2 * n_workers:
+                collect()
+            # the newest piece may still be waiting for its batches to be made up
+            while len(pieces) > 1 and not pieces[0].left:
+                yield _done(pieces.popleft(), bar)
+        while pending:
+            collect()
+        while pieces:
+            yield _done(pieces.popleft(), bar)
+
+
+def _done(piece: Piece, bar: tqdm) -> tuple[int, Answer, Int[np.ndarray, " positions"]]:
+    bar.update(len(piece.counts))
+    return piece.first, piece.answer, piece.counts
+
+
+def workers(mesh: Mesh) -> int:
+    """Threads that feed a mesh: one for each core of a CPU, for XLA leaves most of a program to a
+    single one; enough elsewhere that a batch waits while another is worked on.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return 3
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, cores // mesh.size)
+
+
+def read_ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
+    """The same items, made up to `depth` ahead by a thread of their own.
+
+    Its exceptions are raised here. Closing the iterator ends the thread.
+    """
+    ready: queue.Queue = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry) -> bool:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(entry, timeout=0.1)
+                return True
+        return False
+
+    def run() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, StopIteration()))
+        except BaseException as error:  # whatever it is, the reader must hear of it
+            put((None, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        stop.set()
+        thread.join()
+
+
+def predict_scan(
+    model: Model,
+    scan: DiskScan | DiskSource,
+    config: InferConfig | None = None,
+    *,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> tuple[Answer, Int[np.ndarray, " positions"]]:
+    """Answers for all positions of a scan (flat), and disk counts: `stream_answers`, in memory."""
+    source = scan if isinstance(scan, DiskSource) else source_of(scan)
+    found = list(stream_answers(model, source, config, mesh=mesh, progress=progress))
+    _, answers, counts = zip(*found, strict=True)
+    return Answer(*map(np.concatenate, zip(*answers, strict=True))), np.concatenate(counts)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Orientation maps for other programs: orix, EDAX and MTEX, py4DSTEM, spreadsheets, pictures.
+
+The suffix of the file chooses: `.ang` (EDAX OIM, MTEX), `.h5` (orix), `.npy` (py4DSTEM), `.csv` (a
+table of grains, `grains.py`), `.png`, `.svg`, `.pdf` (`figure`). The first two
+are written by orix, from the `CrystalMap` that `to_orix` makes. docs/maps.md states the frames.
+
+orix knows each point group in one setting only, two-fold axes of 2/m along z. A cell in another
+one (monoclinic with unique axis b, rhombohedral axes, -31m) is handed over as an equivalent cell in
+orix's setting, `standard_cell`: the same lattice and atoms on other axes, and the rotations to go
+with them. Crystals without an inversion centre get the point group of their Laue group and no space
+group, because that is what their orientations are known modulo.
+
+Shapes: `ny nx` scan positions, flattened row by row in a `CrystalMap`.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxstem.crystal.setting import quiet_orix
+from jaxstem.errors import InputError
+from jaxstem.files.map_file import read_map
+from jaxstem.files.orientation_map import PROPERTIES, OrientationMap
+from jaxstem.maps.drawing import FIGURE_SUFFIXES, figure
+from jaxstem.runtime.paths import atomic_path, check_target
+
+_SUFFIXES = (".ang", ".h5", ".npy", ".csv", *FIGURE_SUFFIXES)
+
+
+def export_map(
+    map_file: str | Path, out: str | Path, grain_deg: float = 5.0, overwrite: bool = False
+) -> None:
+    """Write a map that `jaxstem map` made in the format that the suffix of `out` names.
+
+    grain_deg [degrees]: misorientation of neighbours that bounds a grain in a `.csv`. Raises
+    InputError for another suffix, where `out` exists and `overwrite` is False or is the map itself,
+    for a map without any orientation (`.ang`, `.csv`) or of one column (`.ang`), and as `read_map`
+    does.
+    """
+    out, map_file = Path(out), Path(map_file)
+    suffix = out.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise InputError(f"{out}: give a name that ends in one of {', '.join(_SUFFIXES)}.")
+    if out.exists() and map_file.exists() and out.samefile(map_file):
+        raise InputError(f"{out} is the map itself; give the exported file another name.")
+    check_target(out, overwrite)
+    orientation_map = read_map(map_file)
+    if suffix in (".ang", ".csv") and not (orientation_map.phase >= 0).any():
+        raise InputError(f"{map_file} has no orientation at any position; there is none to export.")
+    if suffix == ".ang" and orientation_map.phase.shape[1] < 2:
+        raise InputError(f"{map_file} has a single column, which {suffix} cannot hold; choose .h5.")
+    if suffix in FIGURE_SUFFIXES:
+        return figure(orientation_map, out, overwrite)
+    with atomic_path(out, overwrite) as temporary:
+        if suffix == ".npy":
+            with open(temporary, "wb") as file:
+                np.save(file, py4dstem_matrices(orientation_map))
+        elif suffix == ".csv":
+            _write_grains(temporary, orientation_map, grain_deg)
+        else:
+            _write_by_orix(temporary, orientation_map)
+
+
+def _write_by_orix(path: Path, orientation_map: OrientationMap) -> None:
+    """`.ang` or orix's HDF5, by the suffix of the path."""
+    converted = orientation_map.to_orix()
+    with quiet_orix():
+        from orix.io.plugins import ang, orix_hdf5
+
+        if path.suffix.lower() == ".h5":
+            return orix_hdf5.file_writer(path, converted)
+        if converted.scan_unit == "nm":  # the format counts in µm
+            converted._x, converted._y = converted._x / 1e3, converted._y / 1e3
+            converted.scan_unit = "um"
+        for name in PROPERTIES:  # and has no word for "not known"
+            converted.prop[name] = np.nan_to_num(converted.prop[name])
+        ang.file_writer(
+            path,
+            converted,
+            image_quality_prop="n_disks",
+            confidence_index_prop="confidence",
+            detector_signal_prop="score",
+            extra_prop=["phase_confidence", "confidence_mod180", "thickness"],
+        )
+
+
+def _write_grains(path: Path, orientation_map: OrientationMap, grain_deg: float) -> None:
+    from jaxstem.maps.grains import find_grains, summary
+
+    table = summary(orientation_map, find_grains(orientation_map, grain_deg))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+
+
+def py4dstem_matrices(orientation_map: OrientationMap) -> Float[np.ndarray, "phases ny nx 2 3 3"]:
+    """Orientation matrices for py4DSTEM: for each phase what its `OrientationMap.matrix` holds.
+
+    Of two matches the first is the answer and the second the runner-up, each with the phase that it
+    is of; zeros, as py4DSTEM has them, where there is none.
+    """
+    phase = np.stack([orientation_map.phase, orientation_map.second_phase], axis=-1)
+    matrix = np.stack([orientation_map.orientation, orientation_map.second_orientation], axis=-3)
+    known = np.isfinite(matrix).all((-1, -2))
+    own = np.arange(len(orientation_map.crystals))[:, None, None, None] == phase
+    return np.where((own & known)[..., None, None], matrix, 0.0)

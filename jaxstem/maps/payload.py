@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Arrays and pictures as text within a page.
+
+Arrays travel as base64 of zlib-compressed little-endian numbers, quantised to 16 bits, pictures as
+PNG in data URIs.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib.figure import Figure
+from PIL import Image
+
+ABSENT = 65535
+"""Where a 16-bit number is not known."""
+
+
+def to_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def pack(values: np.ndarray, kind: type) -> str:
+    little = np.ascontiguousarray(values, np.dtype(kind).newbyteorder("<"))
+    return to_base64(zlib.compress(little.tobytes(), 9))
+
+
+def pack_16(values: np.ndarray, unit: float) -> str:
+    """Multiples of `unit` as 16-bit numbers; `ABSENT` where not finite."""
+    finite = np.isfinite(values)
+    scaled = np.round(np.where(finite, values, 0) / unit)
+    return pack(np.where(finite, np.clip(scaled, 0, ABSENT - 1), ABSENT), np.uint16)
+
+
+def hex_colour(colour: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * c):02x}" for c in colour[:3])
+
+
+def figure_uri(picture: Figure) -> str:
+    buffer = io.BytesIO()
+    picture.savefig(buffer, format="png", dpi=160)
+    return image_uri(np.asarray(Image.open(buffer).convert("RGB")))
+
+
+def image_uri(rgb: Int[np.ndarray, "height width 3"]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG")
+    return "data:image/png;base64," + to_base64(buffer.getvalue())
+
+
+def grey_png(grey: Int[np.ndarray, "height width"]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "PNG")
+    return buffer.getvalue()

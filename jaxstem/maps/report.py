@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A map as one web page: each position with its pattern, its answer and the predicted disks.
+
+`write_report` fills `data/report.html`, a page of plain HTML, CSS and JavaScript, with the map's
+arrays and pictures. The file needs nothing else: no server, no network, no other file.
+
+What it holds, and how much of it:
+
+- maps, as pictures of one pixel a position, at most `most_drawn` positions along a side (of larger
+  scans every other one, or every third, …), and the numbers of each of these positions;
+- of at most `most_kept` of them, on a regular grid of rows and columns, the measured pattern (of a
+  raw scan), the measured disks and those predicted for the best and the second-best answer;
+- pole figures and densities in the IPF, histograms, colour keys, how the map was made.
+
+Predicted disks are those of two-beam theory averaged over the illumination cone
+(`likelihood.two_beam_intensity`): at the thickness that the map states, or where it states none
+averaged over the thicknesses that verification considers. Patterns are shown in the lab frame: qx
+down and qy to the right, as the axes x and y of the maps.
+
+Arrays travel as base64 of zlib-compressed little-endian numbers, quantised to 16 bits (angles to
+0.006°), patterns as 8-bit grey PNGs of square roots of counts, which is where counting noise is
+equally large everywhere.
+
+Shapes: `ny nx` positions drawn, `kept` positions with patterns and disks, `K` disks predicted.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.spatial.transform import Rotation
+
+from jaxstem.crystal.cell import Crystal, reflections, symmetry_operations
+from jaxstem.crystal.scattering import electron_wavelength
+from jaxstem.errors import InputError
+from jaxstem.files.map_file import read_map
+from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap
+from jaxstem.files.units import in_metres
+from jaxstem.maps.colours import (
+    AMBIGUOUS_COLOUR,
+    LAB_X,
+    LAB_Y,
+    LAB_Z,
+    NO_CRYSTAL_COLOUR,
+    UNASSIGNED_COLOUR,
+    draw_key,
+    phase_colours,
+    rgb_map,
+)
+from jaxstem.maps.drawing import thinned
+from jaxstem.maps.grains import bunge_angles, nearest_equivalents
+from jaxstem.maps.measured import PATTERNS_AN_IMAGE, measured_patterns, packed_disks
+from jaxstem.maps.payload import ABSENT, figure_uri, hex_colour, image_uri, pack, pack_16, to_base64
+from jaxstem.maps.predicted import U_ISO, ReportConfig, predict
+from jaxstem.maps.texture import texture_plots, zone_axes
+from jaxstem.runtime.paths import atomic_path, check_target
+from jaxstem.verification.config import LikelihoodConfig
+from jaxstem.version import __version__
+
+_UNITS = {"k_max": "k_max (1/Å)", "voltage_kv": "voltage (kV)"}
+
+_MOST_IN_TEXTURE = 1000
+
+
+def write_report(
+    map_file: str | Path,
+    out: str | Path,
+    scan: str | Path | None = None,
+    overwrite: bool = False,
+    calibration: Mapping[str, Any] | None = None,
+    config: ReportConfig | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Write the page for a map that `jaxstem map` made, with what was measured if `scan` is given.
+
+    `scan` is raw (patterns and disks are shown) or disks, as `jaxstem map` takes them, and entries
+    of `calibration` replace those of its file, as in `read_cube`; `progress`: show a bar while
+    disks are found (None: on a terminal). Raises InputError where
+    `out` exists and `overwrite` is False, for a map that does not state its voltage or k_max, for a
+    scan of another shape than the map, and as `read_map` and the readers of scans do.
+    """
+    config = config or ReportConfig()
+    out = Path(out)
+    for given in (Path(map_file), *([Path(scan)] if scan else [])):
+        if out.exists() and given.exists() and out.samefile(given):
+            raise InputError(f"{out} is {given} itself; give the report another name.")
+    check_target(out, overwrite)
+    whole = read_map(map_file)
+    for name in ("voltage_kv", "k_max"):
+        if not isinstance(whole.attributes.get(name), int | float):
+            raise InputError(f"{map_file} does not state its {name}; make it with 'jaxstem map'.")
+    every = max(1, math.ceil(max(whole.phase.shape) / config.most_drawn))
+    drawn = thinned(whole, every)
+    apart = _grid_step(drawn.phase.shape, config.most_kept)
+    kept = thinned(drawn, apart)
+    measured, patterns = None, None
+    if scan is not None:
+        measured, patterns = measured_patterns(
+            scan, whole.phase.shape, every * apart, calibration or {}, config, progress
+        )
+    data = {
+        "about": _about(whole, map_file, scan),
+        "shape": drawn.phase.shape,
+        "every": every,
+        "apart": apart,
+        "step_nm": _step_nm(drawn),
+        "k_max": whole.attributes["k_max"],
+        "disk_radius": _disk_radius(whole),
+        "phases": [_phase(c, whole.attributes["k_max"]) for c in whole.crystals],
+        "maps": _pictures(drawn),
+        "numbers": _numbers(drawn),
+        "predicted": [_packed_predictions(kept, which, config) for which in ("", "second_")],
+        "absent": ABSENT,
+        "per_image": PATTERNS_AN_IMAGE,
+        "measured": measured and packed_disks(measured),
+        "patterns": patterns
+        and {
+            "images": [to_base64(image) for image in patterns.images],
+            "side": patterns.side,
+            "frame": pack(patterns.frame, np.float32),
+        },
+        "figures": _figures(drawn),
+    }
+    page = resources.files("jaxstem").joinpath("data/report.html").read_text(encoding="utf-8")
+    # "<" would let a name in the data end the script element
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    page = page.replace("{{title}}", html.escape(Path(map_file).name)).replace("{{data}}", text)
+    with atomic_path(out, overwrite) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _grid_step(shape: tuple[int, int], most: int) -> int:
+    """Of how many rows and columns each the first is taken, so that at most `most` are."""
+    step = 1
+    while math.prod(-(-n // step) for n in shape) > most:
+        step += 1
+    return step
+
+
+def _step_nm(orientation_map: OrientationMap) -> float | None:
+    length = in_metres(orientation_map.scan_step, orientation_map.scan_units)
+    return None if length is None else 1e9 * length
+
+
+def _disk_radius(orientation_map: OrientationMap) -> float:
+    """Radius [1/Å] of a disk: the convergence semi-angle by the wavelength."""
+    wavelength = electron_wavelength(1e3 * orientation_map.attributes["voltage_kv"])
+    return 1e-3 * LikelihoodConfig().semi_angle / wavelength
+
+
+def _numbers(drawn: OrientationMap) -> dict[str, dict]:
+    """The numbers of each position: arrays of 16 bits with their unit, phases of 8."""
+    shape = drawn.phase.shape
+    zone = np.full(shape, ABSENT)
+    zone_angle, apart = np.full(shape, np.nan), np.full(shape, np.nan)
+    for index, unit_cell in enumerate(drawn.crystals):
+        own = drawn.phase == index
+        _, zone[own], zone_angle[own] = zone_axes(drawn.orientation[own], unit_cell)
+        both = own & (drawn.second_phase == index)
+        if both.any():
+            first, second = (
+                Rotation.from_matrix(matrix[both]).as_quat()
+                for matrix in (drawn.orientation, drawn.second_orientation)
+            )
+            symmetry = symmetry_operations(unit_cell)
+            apart[both] = nearest_equivalents(first, second, symmetry)[1]
+    sixteen = {
+        "confidence": (drawn.confidence, 2e-5),
+        "confidence_mod180": (drawn.confidence_mod180, 2e-5),
+        "phase_confidence": (drawn.phase_confidence, 2e-5),
+        "score": (drawn.score, 2e-5),
+        "second_score": (drawn.second_score, 2e-5),
+        "thickness": (drawn.thickness, 0.1),
+        "n_disks": (drawn.n_disks, 1),
+        "zone_angle": (zone_angle, 0.005),
+        "second_angle": (apart, 0.005),
+        "zone": (np.where(zone == ABSENT, np.nan, zone), 1),
+    }
+    for prefix, matrix in (("", drawn.orientation), ("second_", drawn.second_orientation)):
+        known = np.isfinite(matrix).all((-1, -2))
+        euler = np.full((*shape, 3), np.nan)
+        euler[known] = bunge_angles(matrix[known])
+        for axis, name in enumerate(("phi1", "Phi", "phi2")):
+            sixteen[prefix + name] = (euler[..., axis], 0.0055)
+    packed = {
+        name: {"data": pack_16(*values), "unit": values[1]} for name, values in sixteen.items()
+    }
+    for name in ("phase", "second_phase"):
+        packed[name] = {"data": pack(getattr(drawn, name), np.int8)}
+    return packed
+
+
+def _phase(unit_cell: Crystal, k_max: float) -> dict:
+    found = reflections(unit_cell, k_max, U_ISO)
+    names, _, _ = zone_axes(np.zeros((0, 3, 3)), unit_cell)
+    key = Figure(figsize=(2.6, 2.3), facecolor="white")
+    draw_key(key.add_axes((0.21, 0.13, 0.58, 0.62)), unit_cell)
+    return {
+        "name": unit_cell.name,
+        "group": unit_cell.laue_group,
+        "zones": names,
+        "g": pack(found.g, np.float32),
+        "hkl": pack(found.hkl, np.int8),
+        "key": figure_uri(key),
+    }
+
+
+def _pictures(drawn: OrientationMap) -> list[dict]:
+    """Each map as a PNG of one pixel a position, with its title and what its colours mean."""
+    assigned = drawn.phase >= 0
+    colours = phase_colours(drawn)
+    special = {
+        "unassigned": (drawn.phase == UNASSIGNED, UNASSIGNED_COLOUR),
+        "no crystal": (drawn.phase == NO_CRYSTAL, NO_CRYSTAL_COLOUR),
+    }
+    unknown = (0.85, 0.85, 0.85)
+
+    def picture(name, title, rgb, swatches=(), scale=None):
+        for pixels, colour in special.values():
+            rgb[pixels] = colour
+        others = [(label, colour) for label, (pixels, colour) in special.items() if pixels.any()]
+        return {
+            "name": name,
+            "title": title,
+            "image": image_uri(np.uint8(np.round(255 * rgb))),
+            "swatches": [(label, hex_colour(colour)) for label, colour in [*swatches, *others]],
+            "scale": scale,
+        }
+
+    def scalar(name, title, values, low, high, label, cmap="viridis", over=()):
+        known = np.isfinite(values) & assigned
+        where = np.clip((np.where(known, values, low) - low) / max(high - low, 1e-9), 0, 1)
+        rgb = np.where(known[..., None], matplotlib.colormaps[cmap](where)[..., :3], unknown)
+        swatches = [("not known", unknown)] if (assigned & ~known).any() else []
+        for text, pixels, colour in over:
+            rgb[pixels] = colour
+            swatches += [(text, colour)] if pixels.any() else []
+        stops = [hex_colour(colour) for colour in matplotlib.colormaps[cmap](np.linspace(0, 1, 17))]
+        ticks = [f"{x:g}" for x in (low, (low + high) / 2, high)]
+        scale = {"stops": stops, "ticks": ticks, "label": label}
+        return picture(name, title, rgb, swatches, scale)
+
+    pictures = [
+        picture(f"ipf-{letter}", title, rgb_map(drawn, axis))
+        for letter, title, axis in (
+            ("z", "IPF out of plane (z)", LAB_Z),
+            ("x", "IPF in plane (x, down)", LAB_X),
+            ("y", "IPF in plane (y, right)", LAB_Y),
+        )
+    ]
+    of_phase = np.array([*colours, NO_CRYSTAL_COLOUR, UNASSIGNED_COLOUR])
+    share = [
+        f"{n} {100 * np.mean(drawn.phase == i):.1f} %" for i, n in enumerate(drawn.phase_names)
+    ]
+    swatches = list(zip(share, colours, strict=True))
+    pictures.append(picture("phase", "Phase", of_phase[drawn.phase], swatches))
+    ambiguous = [("ambiguous by 180°", drawn.ambiguous_180, AMBIGUOUS_COLOUR)]
+    label = "probability of < 5° error"
+    pictures.append(
+        scalar("confidence", "Confidence", drawn.confidence, 0, 1, label, over=ambiguous)
+    )
+    pictures.append(scalar("score", "Score", drawn.score, 0, 1, "cosine score"))
+    if np.isfinite(drawn.thickness).any():
+        low, high = np.nanpercentile(drawn.thickness, [0, 100]).round(-1)
+        title = "Thickness"
+        pictures.append(scalar("thickness", title, drawn.thickness, low, high, "Å", "cividis"))
+    return pictures
+
+
+def _packed_predictions(kept: OrientationMap, which: str, config: ReportConfig) -> dict:
+    """Predicted disks of the best ("") or second-best ("second_") answer of the kept positions."""
+    phase = getattr(kept, f"{which}phase").ravel()
+    orientation = getattr(kept, f"{which}orientation").reshape(-1, 3, 3)
+    reflection = np.full((len(phase), config.n_predicted), ABSENT)
+    strength = np.zeros((len(phase), config.n_predicted), int)
+    for index, unit_cell in enumerate(kept.crystals):
+        own = (phase == index) & np.isfinite(orientation).all((-1, -2))
+        found = predict(
+            orientation[own],
+            kept.thickness.ravel()[own],
+            unit_cell,
+            kept.attributes["voltage_kv"],
+            kept.attributes["k_max"],
+            config,
+        )
+        n_disks = found.reflection.shape[1]
+        reflection[own, :n_disks], strength[own, :n_disks] = found
+    return {
+        "size": config.n_predicted,
+        "reflection": pack(reflection, np.uint16),
+        "strength": pack(strength, np.uint8),
+    }
+
+
+def _figures(drawn: OrientationMap) -> list[dict]:
+    figures = [{"title": "Scores and confidences", "image": figure_uri(_histograms(drawn))}]
+    for index, unit_cell in enumerate(drawn.crystals):
+        own = drawn.orientation[drawn.phase == index]
+        if len(own):
+            picture = texture_plots(
+                own[:: -(-len(own) // _MOST_IN_TEXTURE)].astype(float),
+                unit_cell,
+                drawn.attributes["k_max"],
+            )
+            title = f"{unit_cell.name}: pole figures, lab frame; density in the IPF for z"
+            figures.append({"title": title, "image": figure_uri(picture)})
+    return figures
+
+
+def _histograms(drawn: OrientationMap) -> Figure:
+    picture = Figure(figsize=(8, 2.6), facecolor="white", layout="constrained")
+    of_phase = [drawn.phase == index for index in range(len(drawn.crystals))]
+    for axes, values, label in zip(
+        picture.subplots(1, 2),
+        (drawn.score, drawn.confidence),
+        ("cosine score", "confidence (probability of < 5° error)"),
+        strict=True,
+    ):
+        shown = [values[own & np.isfinite(values)] for own in of_phase]
+        axes.hist(
+            shown,
+            bins=np.linspace(0, 1, 41),
+            stacked=True,
+            color=phase_colours(drawn),
+            label=drawn.phase_names,
+        )
+        axes.set_xlabel(label)
+        axes.set_ylabel("positions")
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(shown) > 1:
+            axes.legend(frameon=False, fontsize=9)
+    return picture
+
+
+def _about(whole: OrientationMap, map_file, scan) -> list[tuple[str, str]]:
+    """How map and report were made, as rows of a table."""
+    ny, nx = whole.phase.shape
+    step = f", step {whole.scan_step:g} {whole.scan_units}" if _step_nm(whole) else ""
+    counts = {
+        "assigned": whole.phase >= 0,
+        "no crystal": whole.phase == NO_CRYSTAL,
+        "unassigned": whole.phase == UNASSIGNED,
+        "ambiguous by 180°": whole.ambiguous_180,
+    }
+    versions = [f"{name} {metadata.version(name)}" for name in ("orix", "matplotlib", "jax")]
+    return [
+        ("map", f"{Path(map_file).name}: {ny} × {nx} positions{step}"),
+        ("positions", ", ".join(f"{100 * np.mean(x):.1f} % {name}" for name, x in counts.items())),
+        *(
+            (_UNITS.get(name, name.replace("_", " ")), f"{x}")
+            for name, x in whole.attributes.items()
+        ),
+        *([("patterns from", str(scan))] if scan else []),
+        ("report by", f"jaxstem {__version__}, {', '.join(versions)}"),
+    ]

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A trained model: what inference needs, as one value in memory and one folder on disk.
+
+A model knows one crystal or several, its phases. The network's outputs are the cells of their
+orientation grids, phase 0's first, and a last one for "no crystal".
+
+The folder holds `model.json` (network, crystals, microscope, how it was trained and how well it
+does), `grid.npy` (orientation cells of all phases as quaternions) and `weights.msgpack` (Flax's
+serialisation, float16 where that loses nothing that matters). It has no paths and no machine in it,
+so it can be copied anywhere. `model.json` holds a fingerprint of the weights: a folder in which
+they were damaged or exchanged is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstem.crystal.cell import Crystal, symmetry_operations
+from jaxstem.diffraction.material import Material
+from jaxstem.errors import InputError
+from jaxstem.network.templates import MatchConfig
+from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
+
+_FORMAT, _VERSION = "jaxstem-model", 3
+
+MODEL_FILES = ("model.json", "grid.npy", "weights.msgpack")
+
+NEVER = -1e4
+"""The "no crystal" logit of a network that was not trained to give one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network with its parameters, for one or more materials; `record` says how it was trained,
+    `matching` which templates it corrects.
+
+    The materials share voltage and k_max (`check_materials`).
+    """
+
+    config: ModelConfig
+    materials: tuple[Material, ...]
+    params: Any
+    record: dict[str, Any] = field(default_factory=dict)
+    matching: MatchConfig = MatchConfig()
+
+    @property
+    def network(self) -> OrientationTransformer:
+        """The Flax module that `params` belong to."""
+        return build_network(self.config, self.materials)
+
+    @property
+    def phase_names(self) -> tuple[str, ...]:
+        """Names of the crystals, in the order of the phases."""
+        return tuple(m.crystal.name for m in self.materials)
+
+    @property
+    def voltage_kv(self) -> float:
+        """Accelerating voltage [kV]."""
+        return self.materials[0].voltage_kv
+
+    @property
+    def wavelength(self) -> float:
+        """Electron wavelength [Å]."""
+        return self.materials[0].wavelength
+
+    @property
+    def k_max(self) -> float:
+        """Radius [1/Å] beyond which disks are not used."""
+        return self.materials[0].k_max
+
+    @property
+    def k_min(self) -> float:
+        """Radius [1/Å] inside which a disk is the direct beam, whatever the phase."""
+        return min(m.k_min for m in self.materials)
+
+
+def build_network(config: ModelConfig, materials: Sequence[Material]) -> OrientationTransformer:
+    """The network of `config` for some materials.
+
+    Its outputs: each phase's cells and one for no crystal; or nine numbers, and a logit for each
+    phase where there are several.
+    """
+    if config.head == "grid":
+        n_out = sum(len(m.grid) for m in materials) + 1
+    else:
+        n_out = 9 + (len(materials) if len(materials) > 1 else 0)
+    return OrientationTransformer(config, materials[0].k_max, n_out)
+
+
+def save_model(folder: str | Path, model: Model) -> None:
+    """Write the three files of a model into `folder`, each under a temporary name first."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "network": dataclasses.asdict(model.config),
+        "matching": dataclasses.asdict(model.matching),
+        "voltage_kv": model.voltage_kv,
+        "k_max": model.k_max,
+        "phases": [
+            {"crystal": m.crystal.to_dict(), "u_iso": m.u_iso, "n_cells": len(m.grid)}
+            for m in model.materials
+        ],
+        "record": model.record,
+    }
+    half = jax.tree.map(lambda x: np.asarray(x, np.float16), model.params)
+    weights = flax.serialization.msgpack_serialize(half)
+    description["fingerprint"] = _fingerprint(description, weights)
+    _replace(folder / "weights.msgpack", weights)
+    with (folder / "grid.npy.part").open("wb") as file:
+        np.save(file, np.concatenate([m.grid for m in model.materials]).astype(np.float32))
+    (folder / "grid.npy.part").replace(folder / "grid.npy")
+    _replace(folder / "model.json", (json.dumps(description, indent=1) + "\n").encode())
+
+
+def load_model(name: str | Path) -> Model:
+    """A model from its folder, or a packaged one by its name ("cu", "cu-cu2o").
+
+    It knows its phases (`phase_names`), voltage [kV] and `k_max` [1/Å]; `record` says how it was
+    trained. Raises InputError when there is no such model, or the folder is not a readable model.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        if str(name) not in packaged_models():
+            raise InputError(
+                f"{name}: is neither a model folder nor a packaged model; train one with "
+                f"`jaxstem train`, or name one of: {', '.join(packaged_models()) or 'none'}."
+            )
+        folder = Path(str(resources.files("jaxstem") / "models" / str(name)))
+    try:
+        description = json.loads((folder / "model.json").read_text())
+        if description.get("format") != _FORMAT:
+            raise ValueError("model.json is not jaxstem's")
+        if description["version"] > _VERSION:
+            raise InputError(f"{folder}: was made by a newer jaxstem; upgrade jaxstem to use it.")
+        grid = np.load(folder / "grid.npy")
+        weights = (folder / "weights.msgpack").read_bytes()
+        known = description.get("fingerprint")
+        if known and known != _fingerprint(description, weights):
+            raise ValueError("weights.msgpack does not fit the network in model.json")
+        half = flax.serialization.msgpack_restore(weights)
+        params = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), half))
+        config = ModelConfig(**description["network"])
+        if description["version"] == 1:
+            description["phases"] = [
+                {k: description[k] for k in ("crystal", "u_iso")} | {"n_cells": len(grid)}
+            ]
+            params = _with_no_crystal(params) if config.head == "grid" else params
+        if description["version"] < 3 and config.corrects_templates:
+            params = _with_trust(params)
+        model = Model(
+            config,
+            _read_materials(description, grid),
+            params,
+            description["record"],
+            MatchConfig(**description.get("matching", {})),
+        )
+        if not known:  # tracing takes longer than all else here
+            _check_shapes(model)
+        return model
+    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{folder}: is not a complete jaxstem model ({error}); "
+            "train it again or copy the whole folder."
+        ) from None
+
+
+def _fingerprint(description: dict[str, Any], weights: bytes) -> str:
+    """Of the weights and all that decides their shapes (sha256)."""
+    shaping = [description["network"], [phase["n_cells"] for phase in description["phases"]]]
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode() + weights).hexdigest()
+
+
+def _check_shapes(model: Model) -> None:
+    expected = jax.eval_shape(lambda: init_params(model.network, jax.random.key(0)))
+    shapes = jax.tree.map(lambda x: x.shape, (model.params, expected))
+    if shapes[0] != shapes[1]:
+        raise ValueError("weights.msgpack does not fit the network in model.json")
+
+
+def _read_materials(description: dict[str, Any], grid: np.ndarray) -> tuple[Material, ...]:
+    ends = np.cumsum([phase["n_cells"] for phase in description["phases"]])
+    if ends[-1] != len(grid):
+        raise ValueError("grid.npy does not fit the phases in model.json")
+    found = [Crystal.from_dict(phase["crystal"]) for phase in description["phases"]]
+    return tuple(
+        Material(
+            crystal,
+            float(description["voltage_kv"]),
+            float(description["k_max"]),
+            float(phase["u_iso"]),
+            symmetry_operations(crystal, laue=True),
+            cells,
+        )
+        for crystal, phase, cells in zip(
+            found, description["phases"], np.split(grid, ends[:-1]), strict=True
+        )
+    )
+
+
+def _with_no_crystal(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a version 1 grid head with one more logit, for no crystal: always `NEVER`."""
+    last = params["Dense_1"]
+    return params | {
+        "Dense_1": {
+            "kernel": jnp.pad(last["kernel"], ((0, 0), (0, 1))),
+            "bias": jnp.append(last["bias"], NEVER),
+        }
+    }
+
+
+def _with_trust(params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of a grid head that was trained without templates, to which they are then added:
+    that makes better candidates than either alone.
+    """
+    width = params["Dense_1"]["kernel"].shape[0]
+    return params | {"trust": {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)}}
+
+
+def packaged_models() -> list[str]:
+    """Names of the models that ship with jaxstem."""
+    root = resources.files("jaxstem") / "models"
+    return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+
+
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    part.replace(path)

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What programs run on and in: devices and processes, compiled programs, disk cache, files.
+
+Nothing here knows of crystals or electrons, so that the physics above stays free of machines.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "cache": [
+            "cache_home",
+            "cached",
+            "content_key",
+            "default_cache",
+            "keep",
+            "processor",
+            "recall",
+            "written_by",
+        ],
+        "parallel": [
+            "all_agree",
+            "first_says",
+            "is_first",
+            "keep_freed_memory",
+            "make_mesh",
+            "pmap",
+            "replicate",
+            "REPLICATED",
+            "sample_index",
+            "SHARDED",
+            "start_cluster",
+            "stop_requests",
+        ],
+        "paths": ["atomic_path", "check_target"],
+        "programs": ["cached_pmap"],
+        "reductions": [
+            "filled",
+            "fold",
+            "LANES",
+            "largest_of_rows",
+            "log_of_rows",
+            "MOST_OF_TWO",
+            "radius",
+            "totals",
+            "totals_of_rows",
+            "turned",
+        ],
+        "rows": ["map_rows", "map_rows_where", "packed"],
+    },
+)

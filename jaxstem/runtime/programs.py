@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compiled programs that the next run loads instead of tracing, lowering and compiling them again.
+
+jax keeps what it compiled under a hash of the lowered program, so a program must be traced and
+lowered, which takes seconds, before it is found. Here it is kept under a hash of what it is made
+from (`kept.py`): jaxstem's code, the settings, the shapes of the arguments, the devices.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+
+from jaxstem.runtime import parallel
+from jaxstem.runtime.cache import content_key, keep, recall, written_by
+
+
+def cached_pmap(
+    step: Callable[..., Any],
+    mesh: Mesh,
+    in_specs: Any,
+    out_specs: Any,
+    content: dict[str, Any],
+    folder: Path | None,
+) -> Callable[..., Any]:
+    """`parallel.pmap` of `step`, loaded from `folder` where an earlier run left it compiled.
+
+    `content` says, in what JSON can hold, all that decides the program but the code, the devices
+    and the shapes of its arguments. Nothing is kept where `folder` is None, where several processes
+    share the mesh, or where jax cannot store the program.
+    """
+    if folder is None or mesh.is_multi_process:
+        return parallel.pmap(step, mesh, in_specs, out_specs)
+    everywhere = {
+        "code": written_by(),
+        "devices": [f"{device.id} {device.device_kind}" for device in mesh.devices.flat],
+        "platform": mesh.devices.flat[0].client.platform_version,
+        "environment": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(("JAX_", "XLA_")) and "CACHE" not in name
+        },
+        "jax": {
+            name: str(value) for name, value in jax.config.values.items() if "cache" not in name
+        },
+        # what a context manager such as `jax.enable_x64` sets is not among the values above
+        "numbers": [str(jax.config.jax_enable_x64), str(jax.config.jax_default_matmul_precision)],
+    }
+    known: dict[tuple, Callable[..., Any]] = {}
+
+    def call(*arguments: Any) -> Any:
+        shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arguments))
+        if shapes in known:
+            return known[shapes](*arguments)
+        key = content_key({**content, **everywhere, "shapes": shapes})
+        path = Path(folder) / f"program-{key[:32]}.bin"
+        found = _recalled(path, mesh, arguments)
+        if not found:
+            program = parallel.pmap(_renamed(step, key), mesh, in_specs, out_specs)
+            found = _made(program, path, mesh, arguments)
+        known[shapes], answer = found
+        return answer
+
+    return call
+
+
+def _renamed(step: Callable[..., Any], key: str) -> Callable[..., Any]:
+    """The same under a name of its own, by which jax does not find it in its own cache: what it has
+    from there it can store in part only.
+    """
+
+    def named(*arguments: Any) -> Any:
+        return step(*arguments)
+
+    named.__name__ = f"{step.__name__}_{key[:32]}"
+    return named
+
+
+Ran = tuple[Callable[..., Any], Any]
+"""A program and its first answer."""
+
+
+def _recalled(path: Path, mesh: Mesh, arguments: tuple) -> Ran | None:
+    stored = recall(path)
+    try:
+        return _loaded(stored, mesh, arguments) if stored else None
+    except Exception:  # made by what cannot be told apart, or damaged: compiled anew
+        return None
+
+
+def _loaded(stored: tuple, mesh: Mesh, arguments: tuple) -> Ran:
+    devices = list(mesh.devices.flat)
+    if any(b"lapack_" in part for part in stored if isinstance(part, bytes)):
+        # jax looks LAPACK's routines up when a program that calls them is lowered, as this one is
+        # not: it would call nothing, and the process would die
+        jax.jit(jnp.linalg.eigh).lower(jax.ShapeDtypeStruct((1, 1), jnp.float32))
+    program = serialize_executable.deserialize_and_load(
+        *stored, backend=devices[0].client, execution_devices=devices
+    )
+    return program, jax.block_until_ready(program(*arguments))
+
+
+def _made(program: Callable[..., Any], path: Path, mesh: Mesh, arguments: tuple) -> Ran:
+    compiled = program.lower(*arguments).compile()
+    try:
+        stored = serialize_executable.serialize(compiled)
+        found = _loaded(stored, mesh, arguments)
+    except Exception:
+        return compiled, compiled(*arguments)
+    keep(path, stored)
+    return found

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Training from CIFs alone.
+
+Patterns are simulated on the device within the jitted step, sharded over the devices; around it
+stands one straight loop with checkpoints.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "acquisition": [
+            "acquire",
+            "Acquisition",
+            "add_false_disks",
+            "CLEAN",
+            "count_electrons",
+            "cut_weak",
+            "damp",
+            "draw",
+            "jitter_positions",
+            "keep_strongest",
+            "miscalibrate",
+            "miss_disks",
+            "overlap",
+            "scatter_intensities",
+        ],
+        "checkpoint": ["checksum", "open_checkpoints", "restore_newest", "save"],
+        "config": ["preset_config", "TrainConfig"],
+        "library": [
+            "build_library",
+            "Library",
+            "library_key",
+            "LibraryConfig",
+            "sample_pattern",
+            "TwoBeam",
+            "zone_axis_orientations",
+        ],
+        "loop": ["seconds_per_step", "Stopped", "train"],
+        "patterns": [
+            "draw_crystal",
+            "draw_position",
+            "EXTRA_DISKS",
+            "make_sources",
+            "MOST_IN_VACUUM",
+            "simulate_batch",
+            "Sources",
+            "TrainingBatch",
+            "with_prior",
+        ],
+        "step": [
+            "apply_with_dropout",
+            "GROUP",
+            "in_groups",
+            "init_state",
+            "learning_rate_schedule",
+            "LENGTHS",
+            "make_optimiser",
+            "make_train_step",
+            "TrainState",
+        ],
+        "validation": ["make_validation"],
+    },
+)

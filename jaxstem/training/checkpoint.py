@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checkpoints of a training run through orbax: the newest few, written while training goes on.
+
+Orbax writes under a temporary name and renames when all is there, so that a killed process leaves
+either a whole checkpoint or none; on a cluster all processes take part, in one shared folder. With
+the state goes a checksum of its numbers, since a file can be damaged later; a checkpoint that does
+not pass is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxstem.errors import InputError
+from jaxstem.runtime import parallel
+
+KEEP = 2
+
+
+def open_checkpoints(folder: str | Path) -> ocp.CheckpointManager:
+    """The checkpoint manager of `folder` (made if missing); keeps the newest two steps.
+
+    What a killed process left unfinished is removed.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=KEEP, create=True, cleanup_tmp_directories=True
+    )
+    return ocp.CheckpointManager(
+        Path(folder).absolute(), options=options, item_names=("state", "notes")
+    )
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Any, notes: dict[str, Any]) -> None:
+    """Write the pytree `state` (arrays) and `notes` (JSON) as the checkpoint of `step`.
+
+    Returns as soon as the numbers are copied; the files are written in the background.
+    """
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            notes=ocp.args.JsonSave(notes | {"checksum": checksum(state)}),
+        ),
+    )
+
+
+def restore_newest(manager: ocp.CheckpointManager, like: Any) -> tuple[Any, dict[str, Any]] | None:
+    """State, shaped and placed as the pytree `like`, and notes of the newest sound checkpoint.
+
+    None if there is no checkpoint at all. A damaged one is passed over with a warning, and removed
+    once a sound one is found.
+    Raises InputError when all are damaged.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    damaged = {}
+    for step in steps:
+        found, problem = _restore(manager, step, like)
+        if parallel.all_agree(problem is None):
+            for other, reason in damaged.items():
+                if parallel.is_first():
+                    warnings.warn(
+                        f"{manager.directory / str(other)} is damaged ({reason}); the checkpoint "
+                        f"of step {step} takes its place.",
+                        stacklevel=2,
+                    )
+                manager.delete(other)
+            return found
+        damaged[step] = problem or "as another process sees it"
+    if not steps:
+        return None
+    raise InputError(
+        f"{manager.directory}: no checkpoint there can be read (the newest: {damaged[steps[0]]}); "
+        "start the run anew with --overwrite, or train into another folder."
+    )
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: Any):
+    """State and notes, and what is wrong with them (None: nothing)."""
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    arguments = ocp.args.Composite(
+        state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
+    )
+    try:
+        found = manager.restore(step, args=arguments)
+        state, notes = found["state"], found["notes"]
+        stated = notes.pop("checksum")
+    except Exception as error:  # noqa: BLE001  orbax and tensorstore raise what they like
+        return None, (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    if stated != checksum(state):
+        return None, "its checksum is wrong"
+    return (state, notes), None
+
+
+def checksum(state: Any) -> int:
+    """CRC-32 of the numbers of a pytree, leaf after leaf."""
+    total = 0
+    for leaf in jax.tree.leaves(state):
+        total = zlib.crc32(np.ascontiguousarray(leaf), total)
+    return total
