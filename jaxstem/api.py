@@ -23,12 +23,13 @@ from jaxtyping import Num
 
 from jaxstem.crystal.cell import Crystal, read_cif
 from jaxstem.detection.config import DetectConfig
-from jaxstem.detection.opening import open_scan
+from jaxstem.detection.opening import open_cube, open_scan
+from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions
 from jaxstem.detection.scan import detect_in_cube, progress_bar
 from jaxstem.diffraction.material import check_materials, make_material
-from jaxstem.errors import InputError
+from jaxstem.diffraction.settings import Microscope, Specimen
+from jaxstem.errors import InputError, require_between
 from jaxstem.files.cube import Cube, cube_from_array
-from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.scan import DiskScan, DiskSource, source_of
 from jaxstem.inference.config import InferConfig
@@ -52,6 +53,7 @@ CIFs = str | Path | Crystal | Sequence[str | Path | Crystal]
 def detect_disks(
     patterns: Patterns,
     *,
+    options: ReadOptions | None = None,
     pixel_size: float | None = None,
     voltage_kv: float | None = None,
     scan_shape: tuple[int, int] | None = None,
@@ -65,6 +67,8 @@ def detect_disks(
     Args:
         patterns: A file, or an array (ny, nx, height, width) of counts, of any real type;
             an `np.memmap` is read a few rows at a time, as files are.
+        options: How the scan is opened, where its file does not say; the next three, if given,
+            replace theirs.
         pixel_size: Of the detector in 1/Å (no 2π), instead of the file's; an array needs it.
         voltage_kv: Accelerating voltage in kV, instead of the file's.
         scan_shape: (ny, nx), for files of formats that do not state it.
@@ -82,14 +86,22 @@ def detect_disks(
         InputError: For a file that cannot be read, patterns that cannot be used or show no disk,
             and where the pixel size is not known.
     """
-    config = dataclasses.replace(config or DetectConfig(), **_stated(pixel_size=pixel_size))
+    stated = _stated(pixel_size=pixel_size, voltage_kv=voltage_kv, scan_shape=scan_shape)
+    options = dataclasses.replace(options or ReadOptions(), **stated)
+    config = options.detection(config or DetectConfig())
+    config = dataclasses.replace(config, **_stated(pixel_size=options.pixel_size))
     if isinstance(patterns, str | Path):
-        cube = read_cube(patterns, scan_shape, _pixel_size_entries(pixel_size), voltage_kv)
-    elif isinstance(patterns, Cube):
-        cube = dataclasses.replace(patterns, **_stated(voltage_kv=voltage_kv))
+        cube = open_cube(patterns, options)
     else:
-        patterns = patterns if isinstance(patterns, np.ndarray) else np.asarray(patterns)
-        cube = cube_from_array(patterns, pixel_size, scan_step, scan_units, voltage_kv)
+        options.refuse(("scan_shape",), "An array has its shape")
+        cube = patterns
+        if not isinstance(patterns, Cube):
+            array = patterns if isinstance(patterns, np.ndarray) else np.asarray(patterns)
+            cube = cube_from_array(array, options.pixel_size, scan_step, scan_units)
+        calibration = cube.calibration | options.entries()
+        cube = dataclasses.replace(
+            cube, calibration=calibration, **_stated(voltage_kv=options.voltage_kv)
+        )
     if config.pixel_size is None and cube.pixel_size is None and not cube.pixel_units:
         raise InputError(f"{cube.source} states no detector pixel size; give pixel_size in 1/Å.")
     with progress_bar(cube, progress) as advance:
@@ -101,14 +113,17 @@ def train(
     out: str | Path,
     *,
     voltage_kv: float = 300.0,
-    k_max: float = 2.0,
+    k_max: float = Microscope.k_max,
+    semiangle_mrad: float = Microscope.semi_angle_mrad,
+    precession_deg: float = Microscope.precession_deg,
+    thickness: tuple[float, float] = Specimen.thickness,
     minutes: float = 15.0,
     steps: int | None = None,
     preset: str = "default",
     seed: int = 0,
     batch: int | None = None,
     spacing_deg: float | None = None,
-    u_iso: float = 0.0064,
+    u_iso: float = Specimen.u_iso,
     overwrite: bool = False,
     progress: bool | None = None,
 ) -> Model:
@@ -119,6 +134,9 @@ def train(
         out: Folder for the model. The same call resumes an unfinished run there.
         voltage_kv: Accelerating voltage in kV.
         k_max: Largest scattering vector in 1/Å (no 2π); disks beyond it are not used.
+        semiangle_mrad: Convergence semi-angle of the probe in mrad.
+        precession_deg: Half-angle of the cone of a precessing beam in degrees.
+        thickness: Lowest and highest thickness of the specimen in Å.
         minutes: Time to train for.
         steps: Training steps, instead of `minutes`.
         preset: "default", or "paper": the network and schedule of arXiv 2602.12420.
@@ -159,10 +177,12 @@ def train(
         seed=seed,
     )
     names = [x.name if isinstance(x, Crystal) else str(x) for x in cells]
+    microscope = Microscope(voltage_kv, semiangle_mrad, precession_deg, k_max)
+    specimen = Specimen(thickness, u_iso)
     materials = []
     for name, crystal in zip(names, crystals, strict=True):
         try:
-            materials.append(make_material(crystal, voltage_kv, k_max, spacing_deg, u_iso))
+            materials.append(make_material(crystal, microscope, specimen, spacing_deg))
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     try:
@@ -185,8 +205,9 @@ def map_orientations(
     model: str | Path | Model,
     *,
     refine: str = "fast",
-    semiangle_mrad: float = 1.5,
+    semiangle_mrad: float | None = None,
     least_confidence: float = 0.0,
+    options: ReadOptions | None = None,
     pixel_size: float | None = None,
     voltage_kv: float | None = None,
     scan_shape: tuple[int, int] | None = None,
@@ -204,8 +225,10 @@ def map_orientations(
         refine: How candidates are verified and polished: "fast", by two-beam theory; "full", by
             Bloch waves too, which tells the thickness; "exact", by fits of these to intensities
             that are right to a per cent or two; "none", not at all.
-        semiangle_mrad: Convergence semi-angle of the probe in mrad.
+        semiangle_mrad: Convergence semi-angle of the probe in mrad (None: the model's).
         least_confidence: Leave positions unassigned whose answer is less likely right than this.
+        options: How the scan is opened, where its file does not say; the next three, if given,
+            replace theirs.
         pixel_size: Of the detector in 1/Å (no 2π), instead of the file's; an array needs it.
         voltage_kv: Accelerating voltage in kV, instead of what the scan states.
         scan_shape: (ny, nx), for files of formats that do not state it.
@@ -222,43 +245,48 @@ def map_orientations(
         InputError: For a scan or model that cannot be used, and where the scan's voltage is not
             the model's.
     """
-    config = infer_config(refine, semiangle_mrad, batch, precision)
     loaded = model if isinstance(model, Model) else load_model(model)
+    config = infer_config(loaded, refine, semiangle_mrad, batch, precision)
+    stated = _stated(pixel_size=pixel_size, voltage_kv=voltage_kv, scan_shape=scan_shape)
+    options = dataclasses.replace(options or ReadOptions(), **stated)
     if isinstance(scan, DiskScan | DiskSource):
-        if pixel_size is not None or scan_shape is not None:
-            raise InputError(f"{scan.source} holds calibrated disks; give no pixel size or shape.")
-        disks = scan
+        options.refuse((*OF_PATTERNS, *OF_PIXELS, "scan_shape"), f"{scan.source} is disks in 1/Å")
+        source = scan if isinstance(scan, DiskSource) else source_of(scan)
     elif isinstance(scan, str | Path):
-        changes = _pixel_size_entries(pixel_size)
-        disks = open_scan(scan, DetectConfig(), progress, scan_shape, changes, voltage_kv)
+        source = open_scan(scan, options, progress)
     else:
-        disks = detect_disks(scan, pixel_size=pixel_size, voltage_kv=voltage_kv, progress=progress)
+        source = source_of(detect_disks(scan, options=options, progress=progress))
+    if options.voltage_kv is not None:
+        source = dataclasses.replace(source, voltage_kv=options.voltage_kv)
     return map_scan(
-        disks if isinstance(disks, DiskSource) else source_of(disks),
+        source,
         loaded,
         config,
         least_confidence=least_confidence,
-        voltage_kv=voltage_kv,
+        options=options,
         attributes={"model": ", ".join(model.phase_names) if loaded is model else str(model)},
         progress=progress,
     )
 
 
 def infer_config(
+    model: Model,
     refine: str = "fast",
-    semiangle_mrad: float = 1.5,
+    semiangle_mrad: float | None = None,
     batch: int | None = None,
     precision: str = "float32",
 ) -> InferConfig:
-    """How answers are made, from the settings that users choose; as in `map_orientations`."""
+    """How a model's answers are made, from the settings that users choose (`map_orientations`)."""
     _require("refine", refine, REFINE)
     _require("precision", precision, PRECISION)
-    cache = default_cache()
-    config = InferConfig(refine=refine, batch=batch, precision=precision, cache=cache)
-    likelihood = dataclasses.replace(config.rules.likelihood, semi_angle=semiangle_mrad)
-    return dataclasses.replace(
-        config, score=dataclasses.replace(config.rules, likelihood=likelihood)
-    )
+    if batch is not None:
+        require_between("batch", batch, 1, 10**6)
+    microscope = model.microscope
+    if semiangle_mrad is not None:
+        microscope = dataclasses.replace(microscope, semi_angle_mrad=semiangle_mrad)
+    config = InferConfig(refine=refine, batch=batch, precision=precision, cache=default_cache())
+    score = config.scoring.under(microscope, model.specimen)
+    return dataclasses.replace(config, score=score)
 
 
 def check_model_folder(out: Path) -> None:
@@ -267,15 +295,10 @@ def check_model_folder(out: Path) -> None:
         raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; give the name of a folder for the model.")
-    # a run that was killed in its first moments leaves run.json.part alone
-    if out.is_dir() and any(path.name != "run.json.part" for path in out.iterdir()):
+    # a run that was killed in its first moments leaves an unfinished run.json alone
+    if out.is_dir() and any(not path.name.startswith(".run-") for path in out.iterdir()):
         if not any((out / name).exists() for name in ("run.json", "model.json")):
             raise InputError(f"{out} holds other files; give a new folder for the model.")
-
-
-def _pixel_size_entries(pixel_size: float | None) -> dict[str, Any]:
-    """The calibration's entries for a pixel size in 1/Å."""
-    return {} if pixel_size is None else {"Q_pixel_size": pixel_size, "Q_pixel_units": "A^-1"}
 
 
 def _stated(**values: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from jaxstem.detection.reading import ReadOptions
 from jaxstem.errors import InputError
-from jaxstem.files.map_file import MAP_DATASETS, MapHeader, map_writer
+from jaxstem.files.map_file import MapHeader, map_writer
+from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
 from jaxstem.files.scan import DiskScan, DiskSource, no_disk_at_all, source_of
 from jaxstem.inference.config import InferConfig
@@ -61,7 +63,7 @@ def map_scan(
     config: InferConfig | None = None,
     *,
     least_confidence: float = 0.0,
-    voltage_kv: float | None = None,
+    options: ReadOptions | None = None,
     attributes: dict[str, Any] | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,
@@ -69,17 +71,16 @@ def map_scan(
     """The orientation map (ny, nx) of a scan by a model of one or more phases.
 
     Positions with too few disks, and those whose confidence is known and below `least_confidence`,
-    are unassigned: phase -1, orientation NaN; those without a crystal have phase -2. `voltage_kv`
-    [kV] is the scan's accelerating voltage where its file does not state it, or states a wrong one.
-    `attributes` are stored beside those that say how the map was made; `mesh` (of this process's
-    devices; all of them) and `progress` are `stream_answers`'s. Of several processes each gets the
-    whole map. Raises InputError when the scan's voltage is not the model's, and as the scan's
-    source does.
+    are unassigned: phase -1, orientation NaN; those without a crystal have phase -2. `options`, how
+    the scan was opened, are stored in the map for those that open it again, and `attributes` beside
+    those that say how the map was made; `mesh` (of this process's devices; all of them) and
+    `progress` are `stream_answers`'s. Of several processes each gets the whole map. Raises
+    InputError when the scan's voltage is not the model's, and as the scan's source does.
     """
     config = config or InferConfig()
     source = scan if isinstance(scan, DiskSource) else source_of(scan)
-    check_voltage(source, model, voltage_kv)
-    header = map_header(source, model, config, least_confidence, attributes)
+    check_voltage(source, model)
+    header = map_header(source, model, config, least_confidence, options, attributes)
     found = list(map_blocks(source, model, config, least_confidence, mesh, progress))
     found.sort(key=lambda block: block[0])
     arrays = {name: np.concatenate([block[name] for _, block in found]) for name in found[0][1]}
@@ -90,6 +91,7 @@ def map_scan(
         scan_step=header.scan_step,
         scan_units=header.scan_units,
         attributes=header.attributes,
+        settings=header.settings,
     )
 
 
@@ -100,7 +102,7 @@ def map_to_file(
     config: InferConfig | None = None,
     *,
     least_confidence: float = 0.0,
-    voltage_kv: float | None = None,
+    options: ReadOptions | None = None,
     attributes: dict[str, Any] | None = None,
     overwrite: bool = False,
     mesh: Mesh | None = None,
@@ -113,8 +115,8 @@ def map_to_file(
     written.
     """
     config = config or InferConfig()
-    check_voltage(source, model, voltage_kv)
-    header = map_header(source, model, config, least_confidence, attributes)
+    check_voltage(source, model)
+    header = map_header(source, model, config, least_confidence, options, attributes)
     were_empty: set[bool] = set()
 
     def read(start: int, stop: int) -> DiskScan:
@@ -152,10 +154,11 @@ def map_header(
     model: Model,
     config: InferConfig,
     least_confidence: float,
+    options: ReadOptions | None,
     attributes: dict[str, Any] | None,
 ) -> MapHeader:
     """What a map says about itself."""
-    crystals = tuple(m.crystal for m in model.materials)
+    crystals, likelihood = tuple(m.crystal for m in model.materials), config.scoring.likelihood
     return MapHeader(
         scan_shape=source.scan_shape,
         phase_names=model.phase_names,
@@ -172,6 +175,11 @@ def map_header(
             "symmetry": "Laue group",
             "symmetry_groups": ", ".join(crystal.laue_group for crystal in crystals),
             **(attributes or {}),
+        },
+        settings={
+            "microscope": asdict(replace(model.microscope, semi_angle_mrad=likelihood.semi_angle)),
+            "specimen": asdict(replace(model.specimen, thickness=likelihood.thickness)),
+            "read_options": (options or ReadOptions()).given(),
         },
     )
 
@@ -237,9 +245,8 @@ def shared(blocks: Iterator[Block], most_rows: int, n_columns: int) -> Iterator[
             failure, row, block = error, 0, {}
         n_rows = len(block["phase"]) if block else 0
         filled = {}
-        for name, (_, dtype) in MAP_DATASETS.items():
-            shape = (most_rows, n_columns, *((3, 3) if "orientation" in name else ()))
-            filled[name] = np.zeros(shape, dtype)
+        for name, dataset in MAP_DATASETS.items():
+            filled[name] = np.zeros(dataset.shape(most_rows, n_columns), dataset.dtype)
             if block:
                 filled[name][:n_rows] = block[name]
         state = np.array([row, n_rows, failure is not None], np.int32)
@@ -254,15 +261,12 @@ def shared(blocks: Iterator[Block], most_rows: int, n_columns: int) -> Iterator[
         more = bool(states[:, 1].any())
 
 
-def check_voltage(
-    scan: DiskScan | DiskSource, model: Model, voltage_kv: float | None = None
-) -> None:
+def check_voltage(scan: DiskScan | DiskSource, model: Model) -> None:
     """Raise InputError when the scan was taken at another voltage than the model's, by over 1 %.
 
-    The scan's voltage is `voltage_kv` [kV] or else what its file states; nothing known passes.
+    Nothing known of the scan's voltage passes.
     """
-    taken_at = scan.voltage_kv if voltage_kv is None else voltage_kv
-    trained_for = model.voltage_kv
+    taken_at, trained_for = scan.voltage_kv, model.voltage_kv
     if taken_at is None or abs(taken_at - trained_for) <= VOLTAGE_TOLERANCE * trained_for:
         return
     raise InputError(

@@ -3,14 +3,16 @@
 numbers, and a copper material with a coarse grid that the tests of the network share.
 """
 
+import datetime
 import os
 import sys
 import tempfile
 import zlib
-from pathlib import Path
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from helpers import FIXTURES
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -27,12 +29,39 @@ os.environ["NUMBA_CACHE_DIR"] = os.path.join(
     os.environ.get("PYTEST_XDIST_WORKER", "alone"),
 )
 
-FIXTURES = Path(__file__).parent / "fixtures"
+
+TURNS = 7
+"""Into so many lots the slow tests are cut, of which `--slow turn` runs one each day."""
 
 
-@pytest.fixture(scope="module")
-def quick_compile():
-    """Compile without optimisation: these tests run each program for milliseconds."""
+def pytest_addoption(parser):
+    parser.addoption(
+        "--slow",
+        choices=["none", "turn", "all"],
+        default="none",
+        help="tests marked slow: none of them (default), those whose turn it is today, alone, or "
+        "all, with the others",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what `--slow` does not ask for."""
+    asked, today = config.getoption("--slow"), datetime.date.today().toordinal() % TURNS
+    turn = lambda item: zlib.crc32(item.nodeid.encode()) % TURNS  # noqa: E731
+    wanted = {
+        "none": lambda item: not item.get_closest_marker("slow"),
+        "turn": lambda item: item.get_closest_marker("slow") and turn(item) == today,
+        "all": lambda item: True,
+    }[asked]
+    left_out = [item for item in items if not wanted(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if wanted(item)]
+
+
+@contextmanager
+def without_optimisation():
+    """XLA compiles in a fraction of the time what runs for milliseconds only."""
     import jax
 
     name = "jax_disable_most_optimizations"
@@ -40,6 +69,13 @@ def quick_compile():
     jax.config.update(name, True)
     yield
     jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """Compile without optimisation: these tests run each program for milliseconds."""
+    with without_optimisation():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +124,9 @@ def crystals():
 def copper(crystals):
     """Cu at 300 kV up to 1.5 1/Å on a 12° grid (357 cells)."""
     from jaxstem.diffraction.material import make_material
+    from jaxstem.diffraction.settings import Microscope, Specimen
 
-    return make_material(crystals["Cu"], 300.0, 1.5, 12.0, 0.0)
+    return make_material(crystals["Cu"], Microscope(300.0, k_max=1.5), Specimen(u_iso=0.0), 12.0)
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +134,11 @@ def tables(copper):
     """What verification tabulates for each cell of the copper grid."""
     from jaxstem.verification.candidates import candidate_tables
 
-    return candidate_tables(
-        copper.grid,
-        copper.operations,
-        copper.reflectors(),
-        copper.wavelength,
-        copper.crystal.lattice,
-    )
+    reflectors, lattice = copper.reflectors(), copper.crystal.lattice
+    with without_optimisation():
+        return candidate_tables(
+            copper.grid, copper.operations, reflectors, copper.wavelength, lattice
+        )
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
+from helpers import ROOT
 
 import jaxstem
 from jaxstem import api
@@ -31,7 +32,6 @@ from jaxstem.network.model import Model, build_network
 from jaxstem.network.transformer import init_params
 from jaxstem.training import loop
 
-ROOT = Path(__file__).resolve().parents[1]
 CUBE = ROOT / "experiments/data/cu_random_cube.h5"
 NOTEBOOKS = ROOT / "experiments/notebooks"
 SHAPE = (2, 5)

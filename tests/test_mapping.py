@@ -17,12 +17,15 @@ import h5py
 import jax
 import numpy as np
 import pytest
+from helpers import FIXTURES
 
 from jaxstem.crystal.cell import read_cif
 from jaxstem.detection.opening import open_scan
 from jaxstem.diffraction.material import make_material
+from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
-from jaxstem.files.map_file import MAP_DATASETS, read_map, write_map
+from jaxstem.files.map_file import read_map, write_map
+from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.files.packed import write_packed
 from jaxstem.files.scan import DiskScan, source_of
@@ -43,7 +46,7 @@ SHAPE = (9, 5)
 def tiny_model():
     """An untrained network, the same in every process."""
     copper = make_material(
-        read_cif(Path(__file__).parent / "fixtures" / "Cu.cif"), 300.0, 1.5, 16.0, 0.0
+        read_cif(FIXTURES / "Cu.cif"), Microscope(300.0, k_max=1.5), Specimen(u_iso=0.0), 16.0
     )
     config = ModelConfig(
         width=16, blocks=1, heads=2, feedforward=32, n_disks=12, spacing_deg=16.0, templates=False
@@ -111,7 +114,7 @@ def in_memory(model, table, one_device):
 
 def datasets(path):
     with h5py.File(path) as file:
-        locations = [location for location, _ in MAP_DATASETS.values()]
+        locations = [dataset.location for dataset in MAP_DATASETS.values()]
         return {name: file[name][()] for name in [*locations, "ambiguous_180"]}
 
 

@@ -15,7 +15,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from jaxstem.runtime.cache import default_cache
+from jaxstem.runtime.cache import default_cache, entries, limit, trouble
 from jaxstem.version import __version__
 
 _GIBIBYTE, _MEGABYTE = 2**30, 10**6
@@ -24,13 +24,9 @@ _INSTALL_GPU = "python -m pip install -r requirements-gpu.txt"
 
 
 def examine() -> dict[str, Any]:
-    """Versions, devices, caches and packaged models; sizes in bytes."""
+    """Versions, devices, what the cache holds, and packaged models; sizes in bytes."""
     versions = {name: _version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     devices, error = _devices()
-    caches = {
-        "compiled programs": _cache(os.environ.get("JAX_COMPILATION_CACHE_DIR")),
-        "libraries, templates": _cache(str(default_cache())),
-    }
     facts = {
         "versions": {"jaxstem": __version__, "python": platform.python_version(), **versions},
         "platform": platform.platform(),
@@ -39,7 +35,7 @@ def examine() -> dict[str, Any]:
         "devices": devices,
         "device_error": error,
         "gpu_present": _gpu_present(),
-        "caches": caches,
+        "cache": _cache(),
         "models": _models(),
     }
     return facts | {"advice": advice(facts)}
@@ -60,10 +56,8 @@ def advice(facts: dict[str, Any]) -> str:
         if facts["gpu_present"] == "NVIDIA":
             return f"An NVIDIA GPU is idle: {_INSTALL_GPU}"
         return "An AMD GPU is idle: install jax for ROCm (https://docs.jax.dev/installation)."
-    for name, cache in facts["caches"].items():
-        folder = cache["folder"]
-        if folder and not cache["writable"]:
-            return f"{folder} cannot be written, so {name} are made anew: set {_variable(name)}."
+    if facts["cache"]["trouble"]:
+        return f"{facts['cache']['trouble']}, so programs are compiled anew: set JAXSTEM_CACHE."
     if not accelerated:
         return "All is well; there is no accelerator, and jaxstem computes on the processor."
     return "All is well."
@@ -78,9 +72,12 @@ def to_text(facts: dict[str, Any]) -> str:
     for device in facts["devices"]:
         name = f"{device['platform']} {device['id']}: {device['kind']}"
         rows.append(("device", f"{name}, {_gigabytes(device['memory'])}"))
-    for name, cache in facts["caches"].items():
-        size = f"{cache['files']} files, {cache['bytes'] / _MEGABYTE:.1f} MB"
-        rows.append((name, f"{cache['folder']} ({size})" if cache["folder"] else "not kept"))
+    cache = facts["cache"]
+    most = f", at most {cache['limit'] / _MEGABYTE:.0f} MB"
+    rows.append(("cache", f"{cache['folder']}{most}" if cache["folder"] else "off"))
+    for kind, held in cache["kinds"].items():
+        size = f"{held['files']} files, {held['bytes'] / _MEGABYTE:.1f} MB in {held['folder']}"
+        rows.append((f"  {kind}", size))
     for name, model in facts["models"].items():
         serves = f"{', '.join(model['phases'])}, {model['voltage_kv']:g} kV"
         rows.append(("model", f"{name}: {serves}, k_max {model['k_max']:g} 1/Å"))
@@ -134,30 +131,23 @@ def _memory() -> int | None:
         return None
 
 
-def _cache(folder: str | None) -> dict[str, Any]:
-    """Where a cache lies, how much is in it, and whether more could be put there."""
-    kept = folder is not None and os.environ.get("JAX_ENABLE_COMPILATION_CACHE") != "false"
-    files, size = 0, 0
-    for root, _, names in os.walk(folder or os.devnull):
-        for name in names:
-            try:
-                size += os.path.getsize(os.path.join(root, name))
-                files += 1
-            except OSError:
-                continue
-    there = Path(folder or os.devnull)
-    while not there.exists() and there != there.parent:
-        there = there.parent
+def _cache() -> dict[str, Any]:
+    """Where the cache lies, what of each kind is in it, and why no more could be put there."""
+    folder = default_cache()
+    wrong = trouble(folder) if folder else None
+    if folder and not wrong and not os.access(folder, os.W_OK):
+        wrong = f"{folder} cannot be written"
+    kinds: dict[str, dict[str, Any]] = {}
+    for entry in entries(folder) if folder else []:
+        held = kinds.setdefault(entry.kind, {"folder": entry.path.parent, "files": 0, "bytes": 0})
+        held["files"] += 1
+        held["bytes"] += entry.size
     return {
-        "folder": folder if kept else None,
-        "files": files,
-        "bytes": size,
-        "writable": os.access(there, os.W_OK),
+        "folder": folder,
+        "limit": limit(),
+        "trouble": wrong,
+        "kinds": dict(sorted(kinds.items())),
     }
-
-
-def _variable(cache: str) -> str:
-    return "JAX_COMPILATION_CACHE_DIR" if cache == "compiled programs" else "XDG_CACHE_HOME"
 
 
 def _models() -> dict[str, dict[str, Any]]:

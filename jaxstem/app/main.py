@@ -30,7 +30,7 @@ from jaxstem.app.commands.report import report
 from jaxstem.app.commands.train import train
 from jaxstem.app.console import CommandLine, command_line, complain, expanded
 from jaxstem.errors import InputError
-from jaxstem.runtime.cache import cache_home, processor
+from jaxstem.runtime.cache import bound, default_cache, jax_folder
 from jaxstem.version import __version__
 
 _DESCRIPTION = "4D-STEM orientation maps. Example: jaxstem map scan.h5 --model cu --out map.h5"
@@ -70,8 +70,8 @@ def run() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code, 2 for unusable input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    settle_jax()
     try:
+        settle_jax()
         if arguments == ["--version"]:
             print(f"jaxstem {__version__}", flush=True)
             return 0
@@ -100,12 +100,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 def settle_jax() -> None:
     """Choose, before jax is imported, where it keeps compiled programs, and quiet its notices.
 
-    Programs are kept in $XDG_CACHE_HOME/jaxstem (~/.cache/jaxstem), apart for each kind of
-    processor, because a home folder may be shared by machines that cannot run each other's code.
-    The environment variables that jax itself knows (JAX_COMPILATION_CACHE_DIR and so on) win.
+    That is within jaxstem's cache (`runtime/cache.py`), which is brought to its size here, since
+    jax does not bound its part. The environment variables that jax itself knows
+    (JAX_COMPILATION_CACHE_DIR and so on) win, but not over JAXSTEM_CACHE=off.
     """
-    compiled = cache_home() / f"compiled-{processor()}"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+    folder = default_cache()
+    if folder is None:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+    elif compiled := jax_folder():
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(compiled))
+        bound(folder)
     # small programs are many, and compiling them anew takes longer than all else at the start
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

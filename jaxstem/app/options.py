@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxstem.errors import InputError
-
 if TYPE_CHECKING:
-    from jaxstem.detection.config import DetectConfig
-    from jaxstem.files.scan import DiskSource
-
+    from jaxstem.detection.config import Correlation
+    from jaxstem.detection.reading import ReadOptions
 
 OF_FILE = "(default: what the file states)"
 
@@ -30,12 +26,14 @@ class Reading:
         pixel_size: Size of a detector pixel in 1/Å.
         calibration: Pixel size and ellipse that `jaxstem calibrate` found.
         rotation_deg: From detector to scan axes, turning qx towards qy.
+        flip: Exchange qx and qy before that; needs --rotation-deg.
         scan_shape: Rows and columns of the scan.
         mask: Detector pixels to leave out: an image or .npy in which they are not 0.
         origin: Row and column of the direct beam, where it cannot be seen.
         radius: Radius of the disks in detector pixels.
         probe: The beam in vacuum, an image or .npy: the template that disks are compared with.
         gain: Stored numbers per electron, where the scatter of the counts does not tell.
+        voltage_kv: The scan's accelerating voltage in kV, if its file states none or a wrong one.
     """
 
     pixel_size: Annotated[
@@ -47,6 +45,7 @@ class Reading:
     rotation_deg: Annotated[
         float | None, tyro.conf.arg(metavar="DEG", help_behavior_hint=OF_FILE)
     ] = None
+    flip: Annotated[bool | None, tyro.conf.arg(help_behavior_hint=OF_FILE)] = None
     scan_shape: Annotated[
         tuple[int, int] | None, tyro.conf.arg(metavar="ROWS COLUMNS", help_behavior_hint=OF_FILE)
     ] = None
@@ -66,50 +65,43 @@ class Reading:
     gain: Annotated[
         float | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: from the counts)")
     ] = None
+    voltage_kv: Annotated[float | None, tyro.conf.arg(metavar="KV", help_behavior_hint=OF_FILE)] = (
+        None
+    )
 
-    def changes(self) -> dict[str, Any]:
-        """Entries that replace those of a file's calibration. Raises InputError."""
-        entries: dict[str, Any] = {}
+    def options(self) -> ReadOptions:
+        """The same for `open_scan`, what files hold in the place of their names. Raises InputError
+        for files and numbers that cannot be used.
+        """
+        from jaxstem.detection.calibration import read_calibration
+        from jaxstem.detection.config import read_mask, read_probe
+        from jaxstem.detection.reading import ReadOptions
+
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.calibration:
-            from jaxstem.detection.calibration import read_calibration
+            values["calibration"] = read_calibration(self.calibration).entries()
+        values["mask"] = read_mask(self.mask) if self.mask else None
+        values["probe"] = read_probe(self.probe) if self.probe else None
+        return ReadOptions(**values)
 
-            entries |= read_calibration(self.calibration).entries()
-        if self.pixel_size is not None:
-            require_between("--pixel-size", self.pixel_size, 1e-6, 10.0, "1/Å")
-            entries |= {"Q_pixel_size": self.pixel_size, "Q_pixel_units": "A^-1"}
-        if self.rotation_deg is not None:
-            require_between("--rotation-deg", self.rotation_deg, -360.0, 360.0, "degrees")
-            entries["QR_rotation"] = math.radians(self.rotation_deg)
-        return entries
 
-    def detection(self, **settings: Any) -> DetectConfig:
-        """How disks are found in raw patterns. Raises InputError."""
-        from jaxstem.detection.config import DetectConfig, read_mask, read_probe
+DiskMethod = Literal["likelihood", "correlation"]
 
-        mask = read_mask(self.mask) if self.mask else None
-        probe = read_probe(self.probe) if self.probe else None
-        if self.gain is not None:
-            require_between("--gain", self.gain, 1e-6, 1e6)
-        given = {"origin": self.origin, "radius": self.radius, "gain": self.gain}
-        return DetectConfig(mask=mask, probe=probe, **given, **settings)
 
-    def opened(
-        self,
-        scan: Path,
-        voltage_kv: float | None = None,
-        progress: bool | None = None,
-        disk_method: DiskMethod = "likelihood",
-    ) -> DiskSource:
-        """The disks of a scan, taken at `voltage_kv` [kV] if not None. Raises InputError."""
-        from jaxstem.detection.opening import open_scan
+@dataclass(frozen=True)
+class ReadingAny(Reading):
+    """How a scan is read, be it of disks or of raw patterns.
 
-        config, changes = self.detection(method=disk_method), self.changes()
-        return open_scan(scan, config, progress, self.scan_shape, changes, voltage_kv)
+    Attributes:
+        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
+    """
+
+    disk_method: DiskMethod = "likelihood"
 
 
 ReadingOptions = Annotated[Reading, tyro.conf.arg(name="")]
-
-DiskMethod = Literal["likelihood", "correlation"]
+ReadingAnyOptions = Annotated[ReadingAny, tyro.conf.arg(name="")]
+AS_STATED, ANY_AS_STATED = Reading(), ReadingAny()
 
 
 @dataclass(frozen=True)
@@ -133,7 +125,7 @@ class Correlating:
     min_intensity: Annotated[float, tyro.conf.arg(metavar="I")] = 0.0
     min_relative_intensity: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.0
 
-    def settings(self):
+    def settings(self) -> Correlation:
         """The same for `DetectConfig.correlation`."""
         from jaxstem.detection.config import Correlation
 
@@ -142,10 +134,4 @@ class Correlating:
 
 
 CorrelatingOptions = Annotated[Correlating, tyro.conf.arg(name="")]
-
-
-def require_between(option: str, value: float, low: float, high: float, unit: str = "") -> None:
-    if not low <= value <= high:
-        raise InputError(
-            f"{option} {value:g}: give a number from {low:g} to {high:g} {unit}".rstrip() + "."
-        )
+AS_USUAL = Correlating()

@@ -22,12 +22,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "structure_factors",
             "symmetry_operations",
         ],
-        "scattering": [
-            "ELECTRON_REST_ENERGY",
-            "electron_wavelength",
-            "lobato_factor",
-            "lobato_parameters",
-        ],
+        "electron": ["ELECTRON_REST_ENERGY", "electron_wavelength"],
+        "scattering": ["lobato_factor", "lobato_parameters"],
         "setting": ["orix_group", "ORIX_NAMES", "quiet_orix", "setting_rotation"],
     },
 )

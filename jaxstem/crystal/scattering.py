@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How strongly one atom scatters electrons, and how long the electron's wave is.
+"""How strongly one atom scatters electrons.
 
 The electron scattering factor f_e(g) of a neutral atom is a smooth, isotropic function of the
 length g = 2 sin(theta) / lambda of the scattering vector (1/Å, without 2 pi). It is given in Å,
@@ -18,10 +18,6 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxstem.errors import InputError
-
-_PLANCK_TIMES_LIGHT_SPEED = 12398.419843320026  # eV Å
-
-ELECTRON_REST_ENERGY = 510998.95  # eV
 
 
 @functools.cache
@@ -49,16 +45,3 @@ def lobato_factor(number: int, g: Float[np.ndarray, "..."]) -> Float[np.ndarray,
         ) from None
     b_g2 = b * np.square(np.asarray(g, dtype=float))[..., None]
     return np.sum(a * (2 + b_g2) / (1 + b_g2) ** 2, axis=-1)
-
-
-def electron_wavelength(energy_ev: float) -> float:
-    """Relativistic de Broglie wavelength (Å) of an electron of kinetic energy `energy_ev` (eV).
-
-    lambda = h c / sqrt(E (E + 2 m c²)), with the CODATA 2018 values of h c and m c².
-    Raises InputError unless the energy is a positive, finite number.
-    """
-    if not (np.isfinite(energy_ev) and energy_ev > 0):
-        raise InputError(f"The beam energy is {energy_ev} eV: give a positive number.")
-    return float(
-        _PLANCK_TIMES_LIGHT_SPEED / np.sqrt(energy_ev * (energy_ev + 2 * ELECTRON_REST_ENERGY))
-    )

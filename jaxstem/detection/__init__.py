@@ -63,9 +63,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "significance",
             "spread",
         ],
-        "opening": ["open_scan", "read_scan"],
+        "opening": ["open_cube", "open_disks", "open_scan", "read_scan"],
         "origin": ["smooth_origin"],
         "plan": ["make_plan"],
+        "reading": ["OF_PATTERNS", "OF_PIXELS", "option", "ReadOptions", "stored"],
         "ring_fit": [
             "Calibration",
             "fit_rings",

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jaxstem.detection.config import DEFAULT, DetectConfig
+from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions
 from jaxstem.detection.scan import detect_in_cube, progress_bar
 from jaxstem.errors import InputError
 from jaxstem.files.csv import read_csv
+from jaxstem.files.cube import Cube
 from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.emd import bragg_source, holds_disks
 from jaxstem.files.formats import READERS, format_of
@@ -21,41 +24,63 @@ from jaxstem.files.scan import DiskScan, DiskSource, no_disk_at_all, source_of
 
 def open_scan(
     path: str | Path,
-    config: DetectConfig = DEFAULT,
+    options: ReadOptions | None = None,
     progress: bool | None = None,
-    scan_shape: tuple[int, int] | None = None,
-    calibration: Mapping | None = None,
-    voltage_kv: float | None = None,
+    *,
+    config: DetectConfig = DEFAULT,
+    **stated: Any,
 ) -> DiskSource:
     """The calibrated disks of a file, read when asked for: Bragg vectors, a packed table, CSV,
     pyxem's vectors, or raw patterns, in which disks are found first.
 
-    `progress`: show a bar while finding them (None: on a terminal). `scan_shape`, `calibration` and
-    `voltage_kv` as in `read_cube`; a calibration, or a pixel size in `config`, replaces what Bragg
-    vectors say too. Raises InputError as the readers do, and for a calibration of disks that are
-    in 1/Å already.
+    `options` say what the file does not; `stated` are options by their names (`voltage_kv=300.0`),
+    which win. `progress`: show a bar while disks are found (None: on a terminal); `config`: how
+    they are found, besides what the options say. Raises InputError as the readers do, and for
+    options that cannot matter to this file.
     """
-    changes = dict(calibration or {})
-    if config.pixel_size is not None:
-        changes |= {"Q_pixel_size": float(config.pixel_size), "Q_pixel_units": "A^-1"}
-    read = _calibrated_already(path)
-    if read is not None:
-        if changes:
-            raise InputError(
-                f"{path} holds disks in 1/Å already; calibrate the scan that they were found in."
-            )
-        source = read(path)
-        return source if voltage_kv is None else replace(source, voltage_kv=voltage_kv)
-    if format_of(path) is None and holds_disks(path):
-        return bragg_source(path, changes, voltage_kv)
-    cube = read_cube(path, scan_shape, changes, voltage_kv)
+    options = replace(options or ReadOptions(), **stated)
+    listed = open_disks(path, options)
+    if listed is not None:
+        return listed
+    cube = open_cube(path, options)
     with progress_bar(cube, progress) as advance:
-        return source_of(detect_in_cube(cube, config, progress=advance))
+        return source_of(detect_in_cube(cube, options.detection(config), progress=advance))
 
 
-def _calibrated_already(path: str | Path) -> Callable[[str | Path], DiskSource] | None:
+def open_disks(path: str | Path, options: ReadOptions) -> DiskSource | None:
+    """The calibrated disks of a file that lists them; None for raw patterns.
+
+    Raises InputError as `open_scan` does.
+    """
+    path = Path(path)
+    read = _calibrated_already(path)
+    if read is None and (format_of(path) is not None or not holds_disks(path)):
+        return None
+    options.refuse(OF_PATTERNS, f"{path} lists disks that were found already")
+    if read is not None:
+        options.refuse(OF_PIXELS, f"{path} holds disks in 1/Å already")
+        source = read(path)
+        if options.voltage_kv is not None:
+            source = replace(source, voltage_kv=options.voltage_kv)
+    else:
+        source = bragg_source(path, options.entries(), options.voltage_kv)
+    if options.scan_shape not in (None, tuple(source.scan_shape)):
+        (rows, columns), given = source.scan_shape, options.scan_shape
+        raise InputError(
+            f"{path} holds {rows} × {columns} positions, not {given[0]} × {given[1]}; leave out "
+            "--scan-shape."
+        )
+    return source
+
+
+def open_cube(path: str | Path, options: ReadOptions) -> Cube:
+    """The raw patterns of a file. Raises InputError as `read_cube` does."""
+    return read_cube(path, options.scan_shape, options.entries(), options.voltage_kv)
+
+
+def _calibrated_already(path: Path) -> Callable[[Path], DiskSource] | None:
     """The reader of a file whose disks are in 1/Å, None for another file."""
-    suffix = Path(path).suffix.lower()
+    suffix = path.suffix.lower()
     if suffix == ".csv":
         return lambda path: source_of(read_csv(path))
     if suffix == ".hspy":
@@ -67,17 +92,17 @@ def _calibrated_already(path: str | Path) -> Callable[[str | Path], DiskSource] 
 
 def read_scan(
     path: str | Path,
-    config: DetectConfig = DEFAULT,
+    options: ReadOptions | None = None,
     progress: bool | None = None,
-    scan_shape: tuple[int, int] | None = None,
-    calibration: Mapping | None = None,
-    voltage_kv: float | None = None,
+    *,
+    config: DetectConfig = DEFAULT,
+    **stated: Any,
 ) -> DiskScan:
-    """All calibrated disks of a file that `open_scan` opens, in memory.
+    """All calibrated disks of a file that `open_scan` opens, in memory; arguments as there.
 
     Raises InputError as `open_scan` does, for disks that cannot be used, and where there are none.
     """
-    source = open_scan(path, config, progress, scan_shape, calibration, voltage_kv)
+    source = open_scan(path, options, progress, config=config, **stated)
     scan = source.read(0, source.scan_shape[0])
     if not len(scan.qx):
         raise no_disk_at_all(source)

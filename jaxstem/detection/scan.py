@@ -251,6 +251,8 @@ def write_bragg(
     calibration.setdefault("Q_pixel_units", "pixels")
     calibration |= {"R_pixel_size": cube.scan_step, "R_pixel_units": cube.scan_units}
     calibration.setdefault("QR_flip", False)
+    if cube.voltage_kv is not None:
+        calibration["accelerating_voltage_kV"] = float(cube.voltage_kv)
     for axis, name in enumerate(("qx0", "qy0")):
         origin = detections.origin[..., axis]
         calibration[f"{name}_mean"] = float(origin.mean())

@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "phases_space",
         ],
         "propagation": ["cone_steps", "propagate", "propagate_absorbing", "propagate_cone"],
+        "settings": ["Microscope", "Specimen"],
         "two_beam": [
             "cos_turns",
             "expected_intensity",

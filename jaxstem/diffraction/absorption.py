@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Complex, Float, Int
 
 from jaxstem.crystal.cell import Crystal, debye_waller, reciprocal_lattice
-from jaxstem.crystal.scattering import ELECTRON_REST_ENERGY, electron_wavelength, lobato_factor
+from jaxstem.crystal.electron import ELECTRON_REST_ENERGY, electron_wavelength
+from jaxstem.crystal.scattering import lobato_factor
 
 
 def absorptive_factor(

@@ -62,7 +62,7 @@ import numpy as np
 from jaxtyping import Array, Complex, Float, Int
 
 from jaxstem.crystal.cell import Crystal, reciprocal_lattice, reflections, structure_factors
-from jaxstem.crystal.scattering import ELECTRON_REST_ENERGY, electron_wavelength
+from jaxstem.crystal.electron import ELECTRON_REST_ENERGY, electron_wavelength
 from jaxstem.diffraction.absorption import absorptive_factors
 from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.diffraction.illumination import Tilts, tilted

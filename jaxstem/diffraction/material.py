@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,27 +14,27 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 from jaxstem.crystal.cell import Crystal, reflections, symmetry_operations
-from jaxstem.crystal.scattering import ELECTRON_REST_ENERGY, electron_wavelength
+from jaxstem.crystal.electron import ELECTRON_REST_ENERGY, electron_wavelength
 from jaxstem.diffraction.geometry import Reflectors
+from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
 from jaxstem.orientation import grids, rotations
 from jaxstem.orientation.space import OrientationSpace, joint_space, orientation_space
 
 
 def material_content(material: Material) -> dict[str, Any]:
-    """What decides how a material diffracts."""
+    """What decides how a material diffracts; its name does not."""
     return {
-        "crystal": material.crystal.to_dict(),
-        "voltage_kv": material.voltage_kv,
-        "k_max": material.k_max,
-        "u_iso": material.u_iso,
+        "crystal": material.crystal.to_dict() | {"name": None},
+        "microscope": asdict(material.microscope),
+        "specimen": asdict(material.specimen),
     }
 
 
 def grid_content(material: Material) -> dict[str, Any]:
-    """What decides the patterns at the orientations of its grid."""
-    grid = hashlib.sha256(np.asarray(material.grid).tobytes()).hexdigest()
-    return material_content(material) | {"grid": grid}
+    """What decides the patterns at the orientations of its grid, and which orientations are one."""
+    both = np.asarray(material.grid).tobytes() + np.asarray(material.operations).tobytes()
+    return material_content(material) | {"grid": hashlib.sha256(both).hexdigest()}
 
 
 MOST_CELLS = 8_000
@@ -47,21 +47,34 @@ _LABEL_WIDTH = 0.55
 class Material:
     """A crystal as the microscope sees it: reflections, symmetry, orientation grid.
 
-    voltage_kv: accelerating voltage [kV]; k_max [1/Å]; u_iso: mean square displacement [Å^2];
     operations: (n, 3, 3) proper operations of the Laue group; grid: (m, 4) quaternions.
     """
 
     crystal: Crystal
-    voltage_kv: float
-    k_max: float
-    u_iso: float
+    microscope: Microscope
+    specimen: Specimen
     operations: Float[np.ndarray, "n 3 3"]
     grid: Float[np.ndarray, "m 4"]
 
     @property
+    def voltage_kv(self) -> float:
+        """Accelerating voltage [kV]."""
+        return self.microscope.voltage_kv
+
+    @property
     def wavelength(self) -> float:
         """Electron wavelength [Å]."""
-        return electron_wavelength(self.voltage_kv * 1e3)
+        return self.microscope.wavelength
+
+    @property
+    def k_max(self) -> float:
+        """Radius [1/Å] beyond which disks are not used."""
+        return self.microscope.k_max
+
+    @property
+    def u_iso(self) -> float:
+        """Mean square displacement of the atoms [Å²]."""
+        return self.specimen.u_iso
 
     def reflectors(self) -> Reflectors:
         """Reflections up to k_max as device arrays."""
@@ -105,29 +118,27 @@ def inverse_extinction(
 
 
 def make_material(
-    crystal: Crystal, voltage_kv: float, k_max: float, spacing_deg: float, u_iso: float
+    crystal: Crystal, microscope: Microscope, specimen: Specimen, spacing_deg: float
 ) -> Material:
     """The material of a crystal, its grid about `spacing_deg` degrees apart.
 
     A crystal of low symmetry has more orientations to tell apart: its grid is coarsened to at most
     `MOST_CELLS` cells, between which refinement finds its way.
 
-    Raises InputError when k_max [1/Å] lies below the first reflection or the voltage is not
-    positive.
+    Raises InputError when the microscope's k_max lies below the first reflection.
     """
-    electron_wavelength(voltage_kv * 1e3)
-    reflections(crystal, k_max)
+    reflections(crystal, microscope.k_max)
     operations = symmetry_operations(crystal, laue=True)
     finest = np.rad2deg(grids.volume_spacing(MOST_CELLS, len(operations)))
     grid = grids.so3_grid(operations, max(spacing_deg, finest))
     quaternions = np.asarray(rotations.matrix_to_quaternion(jnp.asarray(grid)), np.float32)
-    return Material(crystal, voltage_kv, k_max, u_iso, operations, quaternions)
+    return Material(crystal, microscope, specimen, operations, quaternions)
 
 
 def check_materials(materials: Sequence[Material]) -> None:
     """Raise InputError unless the materials can be the phases of one model.
 
-    There must be one at least, names must differ, voltage and k_max must not.
+    There must be one at least, names must differ, the microscope must not.
     """
     if not materials:
         raise InputError("a model needs one crystal at least; name its CIF.")
@@ -137,8 +148,10 @@ def check_materials(materials: Sequence[Material]) -> None:
             f"{count} phases are called {name}; give their CIFs names that differ, for phases are "
             "named after them."
         )
-    if len({(m.voltage_kv, m.k_max) for m in materials}) > 1:
-        raise InputError("the phases differ in voltage or k_max; make them all with the same.")
+    if len({m.microscope for m in materials}) > 1:
+        raise InputError(
+            "the phases differ in voltage, k_max or beam; make them all for one microscope."
+        )
 
 
 def phases_space(materials: Sequence[Material]) -> OrientationSpace:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -59,3 +60,24 @@ def numeric_array(dataset: h5py.Dataset, path: str | Path, every: int = 1) -> np
     # strided reads of HDF5 are slow: whole rows are read, one after the other
     rows = [dataset[row][::every] for row in range(0, len(dataset), every)]
     return np.stack(rows) if rows else dataset[:0, ::every]
+
+
+def write_settings(group: h5py.Group, settings: Mapping[str, Any]) -> None:
+    """Store what `read_settings` gives back: numbers, strings and tuples as attributes, arrays as
+    datasets, mappings as groups; None is left out.
+    """
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            write_settings(group.create_group(name), value)
+        elif isinstance(value, np.ndarray):
+            group.create_dataset(name, data=value, compression="gzip")
+        elif value is not None:
+            group.attrs[name] = value
+
+
+def read_settings(group: h5py.Group) -> dict[str, Any]:
+    """What `write_settings` stored: plain values, tuples as lists, arrays, mappings."""
+    values: dict[str, Any] = {name: plain_value(value) for name, value in group.attrs.items()}
+    for name, node in group.items():
+        values[name] = read_settings(node) if isinstance(node, h5py.Group) else node[()]
+    return values

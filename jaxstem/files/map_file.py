@@ -7,34 +7,28 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
 from jaxstem.crystal.cell import Crystal
 from jaxstem.errors import InputError
-from jaxstem.files.hdf5 import is_number, numeric_array, open_hdf5, plain_value
+from jaxstem.files.hdf5 import (
+    is_number,
+    numeric_array,
+    open_hdf5,
+    plain_value,
+    read_settings,
+    write_settings,
+)
+from jaxstem.files.map_schema import DERIVED, MAP_DATASETS
 from jaxstem.files.orientation_map import NO_CRYSTAL, OrientationMap, ambiguous_by_180
 from jaxstem.runtime.paths import atomic_path
 from jaxstem.version import __version__
 
 _MAP_FORMAT = "jaxstem-map"
 MAP_VERSION = 1
-
-# where each array of an OrientationMap lives in the file, and as what
-MAP_DATASETS = {
-    "orientation": ("orientation", np.float32),
-    "phase": ("phase", np.int16),
-    "confidence": ("confidence", np.float32),
-    "confidence_mod180": ("confidence_mod180", np.float32),
-    "phase_confidence": ("phase_confidence", np.float32),
-    "score": ("score", np.float32),
-    "second_orientation": ("second/orientation", np.float32),
-    "second_phase": ("second/phase", np.int16),
-    "second_score": ("second/score", np.float32),
-    "thickness": ("thickness", np.float32),
-    "n_disks": ("n_disks", np.int32),
-}
 
 
 def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False) -> None:
@@ -44,7 +38,8 @@ def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False)
     ValueError for a map whose arrays do not fit together.
     """
     arrays = {
-        name: np.asarray(getattr(result, name), dtype) for name, (_, dtype) in MAP_DATASETS.items()
+        name: np.asarray(getattr(result, name), dataset.dtype)
+        for name, dataset in MAP_DATASETS.items()
     }
     problem = _map_problem(arrays, result.phase_names)
     if problem or len(result.crystals) != len(result.phase_names):
@@ -56,6 +51,7 @@ def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False)
         result.scan_step,
         result.scan_units,
         result.attributes,
+        result.settings,
     )
     with map_writer(path, about, overwrite) as write:
         write(0, arrays)
@@ -70,7 +66,8 @@ class MapHeader:
     crystals: tuple[Crystal, ...]
     scan_step: float
     scan_units: str
-    attributes: dict
+    attributes: dict[str, Any]
+    settings: dict[str, dict[str, Any]]
 
 
 @contextmanager
@@ -89,27 +86,25 @@ def map_writer(
         file.attrs.update({"scan_step": header.scan_step, "scan_units": header.scan_units})
         stored = {
             name: file.create_dataset(
-                location,
-                (*header.scan_shape, *((3, 3) if "orientation" in name else ())),
-                dtype,
+                dataset.location, dataset.shape(*header.scan_shape), dataset.dtype
             )
-            for name, (location, dtype) in MAP_DATASETS.items()
+            for name, dataset in (MAP_DATASETS | DERIVED).items()
         }
-        ambiguous = file.create_dataset("ambiguous_180", header.scan_shape, bool)
         names = list(header.phase_names)
         file.create_dataset("phase_names", data=names, dtype=h5py.string_dtype())
         for number, crystal in enumerate(header.crystals):
             group = file.create_group(f"phases/{number}")
             for key, value in crystal.to_dict().items():
                 group[key] = value
+        write_settings(file.create_group("settings"), header.settings)
 
         def write(first_row: int, arrays: Mapping[str, np.ndarray]) -> None:
             rows = slice(first_row, first_row + len(arrays["phase"]))
-            for name, dataset in stored.items():
-                dataset[rows] = arrays[name]
-            ambiguous[rows] = ambiguous_by_180(
+            ambiguous = ambiguous_by_180(
                 arrays["phase"], arrays["confidence"], arrays["confidence_mod180"]
             )
+            for name, values in {**arrays, "ambiguous_180": ambiguous}.items():
+                stored[name][rows] = values
 
         yield write
 
@@ -130,21 +125,24 @@ def read_map(path: str | Path, every: int = 1) -> OrientationMap:
                 f"{path} is a jaxstem map of layout version {version}, and this jaxstem reads "
                 f"version {MAP_VERSION}; update jaxstem."
             )
-        locations = [location for location, _ in MAP_DATASETS.values()]
+        locations = [dataset.location for dataset in MAP_DATASETS.values()]
         missing = [x for x in [*locations, "phase_names", "phases"] if x not in file]
         if missing:
             raise InputError(
                 f"{path} lacks '{missing[0]}' of a jaxstem map; make it again with 'jaxstem map'."
             )
         arrays = {
-            name: numeric_array(file[location], path, every).astype(dtype, copy=False)
-            for name, (location, dtype) in MAP_DATASETS.items()
+            name: numeric_array(file[dataset.location], path, every).astype(
+                dataset.dtype, copy=False
+            )
+            for name, dataset in MAP_DATASETS.items()
         }
         phase_names = tuple(plain_value(name) for name in file["phase_names"][()])
         crystals = tuple(
             Crystal.from_dict({key: plain_value(value[()]) for key, value in group.items()})
             for group in (file[f"phases/{number}"] for number in range(len(phase_names)))
         )
+        settings = read_settings(file["settings"]) if "settings" in file else {}
     scan_step = attributes.pop("scan_step", 1.0)
     problem = _map_problem(arrays, phase_names)
     if not is_number(scan_step):
@@ -158,6 +156,7 @@ def read_map(path: str | Path, every: int = 1) -> OrientationMap:
         scan_step=every * float(scan_step),
         scan_units=str(attributes.pop("scan_units", "pixels")),
         attributes=attributes,
+        settings=settings,
     )
 
 
@@ -167,7 +166,7 @@ def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) ->
     if len(scan_shape) != 2:
         return f"'phase' has {len(scan_shape)} axes instead of the scan's two"
     for name, values in arrays.items():
-        expected = scan_shape + ((3, 3) if "orientation" in name else ())
+        expected = MAP_DATASETS[name].shape(*scan_shape)
         if values.shape != expected:
             return f"'{name}' has shape {values.shape} instead of {expected}"
     for name in ("phase", "second_phase"):

@@ -38,7 +38,8 @@ class OrientationMap:
     turn by 180 degrees about the beam too; phase_confidence: that the phase is right. All three are
     that of "no crystal" where this is the answer, and NaN where not known. score: cosine score in
     0…1. second_*: the runner-up. thickness [Å]: NaN where nothing tells it. n_disks: disks used.
-    attributes: how the map was made (command, model, jaxstem_version, ...), numbers or strings.
+    attributes: how the map was made (command, model, jaxstem_version, ...), numbers or strings;
+    settings: "microscope", "specimen" and "read_options" as mappings of plain values.
     """
 
     orientation: Float[np.ndarray, "ny nx 3 3"]
@@ -57,6 +58,7 @@ class OrientationMap:
     scan_step: float = 1.0
     scan_units: str = "pixels"
     attributes: dict = field(default_factory=dict)
+    settings: dict[str, dict] = field(default_factory=dict)
 
     @property
     def ambiguous_180(self) -> Bool[np.ndarray, "ny nx"]:

@@ -9,7 +9,7 @@ import unicodedata
 
 import numpy as np
 
-from jaxstem.crystal.scattering import electron_wavelength
+from jaxstem.crystal.electron import electron_wavelength
 from jaxstem.files.hdf5 import is_number
 
 _RECIPROCAL_UNITS = {"A^-1": 1.0, "Å^-1": 1.0, "1/A": 1.0, "1/Å": 1.0, "nm^-1": 0.1, "1/nm": 0.1}

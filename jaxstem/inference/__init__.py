@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """From a scan's disks to answers with confidence.
 
-Network, candidates and verification of a batch are one jitted step, sharded over the devices; a scan
-of any size streams through it.
+Network, candidates and verification of a batch are one jitted step, sharded over the devices, and a
+scan of any size streams through it.
 """
 
 import lazy_loader
@@ -23,11 +23,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lengths": ["choose_lengths", "ladder", "length_of"],
         "ranked_cells": ["likeliest_cells", "RankedCells"],
         "step": [
-            "cached_tables",
             "cells_near",
             "joint_operations",
             "make_predict",
-            "phase_tables",
+            "phase_table",
             "predict_content",
             "scorer",
         ],

@@ -67,7 +67,7 @@ class InferConfig:
         return self.likelihood_weight * log_likelihood + weight * prior
 
     @property
-    def rules(self) -> ScoreConfig:
+    def scoring(self) -> ScoreConfig:
         """How candidates are found and verified."""
         usual = {"none": UNVERIFIED, "fast": ScoreConfig(), "full": THOROUGH, "exact": EXACT}
         return self.score or usual[self.refine]

@@ -32,11 +32,11 @@ from jaxstem.network.templates import Templates, cached_templates
 from jaxstem.orientation import rotations
 from jaxstem.orientation.space import OrientationSpace, half_angle_cosine, nearest_cells
 from jaxstem.runtime import parallel
-from jaxstem.runtime.cache import cached, written_by
+from jaxstem.runtime.cache import cached
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.rows import map_rows
 from jaxstem.verification.candidates import CandidateTables, candidate_tables, modes
-from jaxstem.verification.ranking import Ranked
+from jaxstem.verification.ranking import Forward, Ranked
 from jaxstem.verification.refinement import verify, verify_dynamically
 from jaxstem.verification.search import pattern_of
 
@@ -94,29 +94,40 @@ def _mode_tables(material: Material, n_neighbours: int = 15) -> CandidateTables:
     return CandidateTables(cells, None, None, neighbours, offsets, None, None)
 
 
-def phase_tables(model: Model, refine: str) -> list[CandidateTables]:
-    """What is tabulated of each phase's grid for this kind of refinement."""
-    if refine == "none":
-        return [_mode_tables(m) for m in model.materials]
-    n_siblings = 2 if refine in BY_BLOCH_WAVES else 0
-    return [
-        candidate_tables(
-            m.grid,
-            m.operations,
-            m.reflectors(),
-            m.wavelength,
-            m.crystal.lattice,
+def phase_table(material: Material, refine: str, cache: Path | None) -> CandidateTables:
+    """What is tabulated of a phase's grid for this kind of refinement, from the folder `cache`
+    where an earlier run left it.
+    """
+    modes_only, n_siblings = refine == "none", 2 if refine in BY_BLOCH_WAVES else 0
+
+    def make() -> CandidateTables:
+        if modes_only:
+            return _mode_tables(material)
+        return candidate_tables(
+            material.grid,
+            material.operations,
+            material.reflectors(),
+            material.wavelength,
+            material.crystal.lattice,
             n_siblings=n_siblings,
         )
-        for m in model.materials
-    ]
+
+    content = {
+        "material": grid_content(material),
+        "modes_only": modes_only,
+        "n_siblings": n_siblings,
+    }
+    like = CandidateTables(*CandidateTables._fields)._replace(reflections=Forward(*Forward._fields))
+    return cached(cache, "candidates", content, make, like)
 
 
 def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
-    """What decides the program of `make_predict`, and the tables that it takes, besides the code
-    and the shapes of its arguments; in what JSON can hold.
+    """What decides the program of `make_predict` besides the environment and the shapes of its
+    arguments; in what JSON can hold.
     """
-    settings = replace(config, score=config.rules, lengths=None, least=None, cache=None)
+    settings = replace(
+        config, score=config.scoring, lengths=None, batch=None, least=None, cache=None
+    )
     return {
         "materials": list(map(grid_content, model.materials)),
         "network": repr(model.network),
@@ -124,20 +135,11 @@ def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
     }
 
 
-def cached_tables(
-    model: Model, config: InferConfig, content: dict[str, Any]
-) -> list[CandidateTables]:
-    """`phase_tables`, from the folder `config.cache` where an earlier run left them."""
-    content = {"code": written_by(), **content}
-    make = lambda: jax.device_get(phase_tables(model, config.refine))  # noqa: E731
-    return cached(config.cache, "candidates", content, make)
-
-
 def scorer(
     model: Model, precision: str = "float32", cache: Path | None = None
 ) -> tuple[Callable[[Any, Templates | None, Disks], Float[Array, "B n_out"]], Templates | None]:
     """A function (params, templates, disks (B, K)) to the output of the model's head, with the
-    network in this precision, and the templates that it corrects (`kept_templates` in `cache`);
+    network in this precision, and the templates that it corrects (`cached_templates` in `cache`);
     None where it stands alone.
     """
     network = model.network
@@ -163,12 +165,11 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     for each K.
     """
     scores, made = scorer(model, config.precision, config.cache)
-    rules, matrix = config.rules, model.config.head == "matrix"
+    scoring, matrix = config.scoring, model.config.head == "matrix"
     space = phases_space(model.materials) if matrix else None
     operations = joint_operations(model.materials)
     # as an argument, for a program that holds tables as constants is slow to compile and to load
-    content = predict_content(model, config)
-    phases = cached_tables(model, config, content)
+    phases = [phase_table(m, config.refine, config.cache) for m in model.materials]
     tables = parallel.replicate((phases, made), mesh)
 
     dynamical = (
@@ -180,7 +181,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     def verified(disks: Disks, exposed: Exposure, log_probability, phases) -> Answer:
         """Answers for a batch; `at_once` of its patterns are looked at in turn on a CPU."""
         on_cpu = jax.default_backend() == "cpu"
-        prepare_one = lambda row: pattern_of(*row, exposed.limit, rules.measured_power)  # noqa: E731
+        prepare_one = lambda row: pattern_of(*row, exposed.limit, scoring.measured_power)  # noqa: E731
         patterns = jax.vmap(prepare_one)((disks, *exposed[:3]))
         ranked = verify(
             patterns,
@@ -189,7 +190,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             operations,
             model.wavelength,
             model.k_max,
-            rules,
+            scoring,
             config.log_odds,
             config.chunk if on_cpu else None,
         )
@@ -198,7 +199,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             pattern, ranked, no_crystal = row
             if dynamical is not None:
                 ranked = verify_dynamically(
-                    pattern, ranked, dynamical, operations, model.k_min, model.k_max, rules
+                    pattern, ranked, dynamical, operations, model.k_min, model.k_max, scoring
                 )
             return summarise(ranked, no_crystal, operations, config)
 
@@ -210,7 +211,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     def network_alone(output, log_probability, phases) -> Answer:
         ends = np.cumsum([len(tables.cells) for tables in phases])
         found = [
-            modes(part, tables, rules.n_modes)[1:]
+            modes(part, tables, scoring.n_modes)[1:]
             for part, tables in zip(jnp.split(log_probability[:-1], ends[:-1]), phases, strict=True)
         ]
         phase = np.concatenate([np.full(len(r), p) for p, (r, _) in enumerate(found)])
@@ -250,5 +251,6 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     specs = (replicated, *[sharded] * 4, replicated)
+    content = predict_content(model, config)
     program = cached_pmap(step, mesh, specs, sharded, content, config.cache)
     return lambda params, disks, exposed: program((params, tables), disks, *exposed)

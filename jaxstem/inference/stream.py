@@ -27,7 +27,8 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from jaxstem.diffraction.geometry import Disks
-from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
+from jaxstem.files.map_schema import MAP_DATASETS, unassigned
+from jaxstem.files.orientation_map import NO_CRYSTAL
 from jaxstem.files.scan import DiskScan, DiskSource, joined, pad_disks, source_of
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.exposure import MIN_DISKS, Exposure, count_disks, looks_empty, scan_exposure
@@ -165,20 +166,10 @@ def unanswered(number: int, first: int, scan: DiskScan, model: Model, exposed: E
     n = len(scan.offsets) - 1
     counts = count_disks(scan, model.k_min, model.k_max)
     empty = looks_empty(scan, model.k_min, exposed)
-    no_rotation, unknown = np.full((2, n, 3, 3), np.nan, np.float32), np.full(n, np.nan, np.float32)
-    confidence = np.where(empty, np.nan, 0.0).astype(np.float32)
-    answer = Answer(
-        orientation=no_rotation[0],
-        phase=np.where(empty, NO_CRYSTAL, UNASSIGNED).astype(np.int32),
-        score=unknown.copy(),
-        confidence=confidence.copy(),
-        confidence_mod180=confidence.copy(),
-        phase_confidence=confidence.copy(),
-        second_orientation=no_rotation[1],
-        second_phase=np.full(n, UNASSIGNED, np.int32),
-        second_score=unknown.copy(),
-        thickness=unknown.copy(),
-    )
+    answer = Answer(**{name: unassigned(n, MAP_DATASETS[name]) for name in Answer._fields})
+    for confidence in (answer.confidence, answer.confidence_mod180, answer.phase_confidence):
+        confidence[~empty] = 0.0
+    answer.phase[empty] = NO_CRYSTAL
     return Piece(number, first, answer, counts, int((counts >= MIN_DISKS).sum()))
 
 

@@ -28,13 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "drawing": ["draw", "figure", "scale_bar", "thinned"],
         "evaluation": ["check_table", "evaluate_maps", "paired", "to_markdown", "write_table"],
         "export": ["export_map", "py4dstem_matrices"],
-        "grains": [
-            "bunge_angles",
-            "find_grains",
-            "mean_orientations",
-            "nearest_equivalents",
-            "summary",
-        ],
+        "grains": ["bunge_angles", "find_grains", "mean_orientations", "summary"],
         "measured": ["measured_patterns", "packed_disks", "Patterns", "thinned_cube"],
         "metrics": [
             "candidate_coverage",
@@ -64,7 +58,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "pack_16",
             "to_base64",
         ],
-        "predicted": ["predict", "Predicted", "ReportConfig", "U_ISO"],
+        "predicted": ["predict", "Predicted", "ReportConfig"],
         "report": ["write_report"],
         "texture": ["multiples_of_random", "texture_plots", "zone_axes"],
     },

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Affine2D, ScaledTranslation
 
 from jaxstem.errors import InputError
-from jaxstem.files.map_file import MAP_DATASETS
+from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap
 from jaxstem.files.units import METRES, in_metres
 from jaxstem.maps.colours import (
@@ -51,8 +51,8 @@ def figure(orientation_map: OrientationMap, path: str | Path, overwrite: bool = 
     phases, keys, scale bar.
 
     Each position covers a whole number of dots, about 300 an inch. Of a map with more than
-    `_MOST_DRAWN` positions along a side every other one is drawn, or every third, and so on. Text in
-    SVG and PDF is outlines and embedded TrueType. Appears whole under its name or not at all.
+    `_MOST_DRAWN` positions along a side every other one is drawn, or every third, and so on. Text
+    in SVG and PDF is outlines and embedded TrueType. Appears whole under its name or not at all.
     Raises InputError for another suffix, and when the file exists and `overwrite` is False.
     """
     suffix = Path(path).suffix.lower()

@@ -27,10 +27,9 @@ from jaxstem.crystal.cell import symmetry_operations
 from jaxstem.errors import InputError
 from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.units import in_metres
+from jaxstem.orientation.symmetry import nearest_equivalents
 
 _NO_GRAIN = -1
-
-CHUNK = 65536
 
 _ROUNDS = 4
 """Of choosing equivalents and averaging; the choice hardly ever changes after the first."""
@@ -75,29 +74,6 @@ def find_grains(
     order = np.argsort(np.argsort(start))
     grain[known] = order[grain[known]]
     return grain
-
-
-def nearest_equivalents(
-    quaternion: Float[np.ndarray, "m 4"],
-    reference: Float[np.ndarray, "m 4"],
-    symmetry: Float[np.ndarray, "n 3 3"],
-) -> tuple[Float[np.ndarray, "m 4"], Float[np.ndarray, " m"]]:
-    """Of each orientation (quaternion, scalar last, as SciPy has it) the symmetric equivalent that
-    is nearest to its reference, and the angle [degrees] between the two.
-    """
-    turns = Rotation.from_matrix(symmetry)
-    # the scalar part of O q r* is the product of O* with q r*
-    inverse = turns.inv().as_quat().T
-    nearest, cosine = np.empty_like(quaternion), np.empty(len(quaternion))
-    for start in range(0, len(quaternion), CHUNK):
-        part = slice(start, start + CHUNK)
-        orientation = Rotation.from_quat(quaternion[part])
-        between = orientation * Rotation.from_quat(reference[part]).inv()
-        closeness = np.abs(between.as_quat() @ inverse)
-        best = closeness.argmax(axis=1)
-        nearest[part] = (turns[best] * orientation).as_quat()
-        cosine[part] = closeness[np.arange(len(best)), best]
-    return nearest, np.rad2deg(2 * np.arccos(np.minimum(cosine, 1.0)))
 
 
 def mean_orientations(

@@ -7,21 +7,20 @@ large everywhere. Shapes: `m` positions with patterns and disks.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Num
 
-from jaxstem.detection.config import DetectConfig
-from jaxstem.detection.opening import open_scan
+from jaxstem.detection.opening import open_cube, open_disks
+from jaxstem.detection.reading import ReadOptions
 from jaxstem.detection.scan import calibrated, find_disks, progress_bar
 from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube
-from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.emd import calibrate_disks
 from jaxstem.files.scan import DiskScan, DiskSource, joined, source_of
 from jaxstem.maps.payload import grey_png, pack, pack_16
@@ -64,37 +63,45 @@ def measured_patterns(
     scan: str | Path,
     shape: tuple[int, int],
     every: int,
-    calibration: Mapping[str, Any],
+    options: ReadOptions,
     config: ReportConfig,
     progress: bool | None,
 ) -> tuple[DiskScan, Patterns | None]:
-    """Measured disks, and patterns of a raw scan, at each `every`-th row and column."""
-    opened = _opened(scan, shape, calibration)
+    """Measured disks, and patterns of a raw scan, at each `every`-th row and column.
+
+    The disks are those that `open_scan` gives: of a file with patterns and lists those of its
+    lists. Raises InputError as `open_scan` does, and for a scan that is not of `shape`.
+    """
+    listed = open_disks(scan, options)
+    cube = _patterns_of(scan, shape, options)
+    opened = listed if listed is not None else cube
     if tuple(opened.scan_shape) != tuple(shape):
         raise InputError(
             f"{scan} has {' × '.join(map(str, opened.scan_shape))} positions and the map "
             f"{' × '.join(map(str, shape))}; give the scan that was mapped."
         )
-    if isinstance(opened, DiskSource):
-        return _thinned_disks(opened, every), None
-    cube = thinned_cube(opened, every)
-    with progress_bar(cube, progress) as advance:
-        detections = find_disks(cube, DetectConfig(), progress=advance)
-    disks = calibrated(detections)
-    return disks, _patterns(cube, detections.origin, config)
+    thin = None if cube is None else thinned_cube(cube, every)
+    if listed is None:
+        with progress_bar(thin, progress) as advance:
+            detections = find_disks(thin, options.detection(), progress=advance)
+        return calibrated(detections), _patterns(thin, detections.origin, config)
+    disks = _thinned_disks(listed, every)
+    if thin is None:
+        return disks, None
+    origin = [np.broadcast_to(thin.calibration[name], thin.scan_shape) for name in ("qx0", "qy0")]
+    return disks, _patterns(thin, np.stack(origin, axis=-1), config)
 
 
-def _opened(
-    scan: str | Path, shape: tuple[int, int], calibration: Mapping[str, Any]
-) -> Cube | DiskSource:
-    """The patterns of a file if it has any, else its disks."""
-    # some formats do not state the scan's shape, and others refuse to be told
-    for given in (None, shape):
-        try:
-            return read_cube(scan, given, calibration)
-        except InputError:
-            pass
-    return open_scan(scan, calibration=calibration)
+def _patterns_of(scan: str | Path, shape: tuple[int, int], options: ReadOptions) -> Cube | None:
+    """The patterns of a file; None where it has lists of disks alone.
+
+    Some formats do not state the scan's shape, which is then the map's; others refuse to be told.
+    """
+    with contextlib.suppress(InputError):
+        return open_cube(scan, options)
+    with contextlib.suppress(InputError):
+        return open_cube(scan, replace(options, scan_shape=shape))
+    return None if open_disks(scan, options) is not None else open_cube(scan, options)
 
 
 def thinned_cube(cube: Cube, every: int) -> Cube:

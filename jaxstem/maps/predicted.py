@@ -18,16 +18,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxstem.crystal.cell import Crystal, reflections
-from jaxstem.crystal.scattering import electron_wavelength
 from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.diffraction.material import inverse_extinction
+from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.diffraction.two_beam import two_beam_intensity
 from jaxstem.maps.payload import ABSENT
 from jaxstem.maps.texture import CHUNK
 from jaxstem.verification.config import LikelihoodConfig
-
-U_ISO = 0.0064
-"""Mean square displacement [Å²] of `jaxstem train`; a map does not state its model's."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +56,19 @@ def predict(
     orientation: Float[np.ndarray, "kept 3 3"],
     thickness: Float[np.ndarray, " kept"],
     unit_cell: Crystal,
-    voltage_kv: float,
-    k_max: float,
+    microscope: Microscope,
+    specimen: Specimen,
     config: ReportConfig,
 ) -> Predicted:
     """The disks of two-beam theory for orientations of one crystal.
 
-    `thickness` [Å], NaN: averaged over those of `LikelihoodConfig`; `k_max` [1/Å].
+    `thickness` [Å], NaN: averaged over the specimen's as verification does.
     """
-    found = reflections(unit_cell, k_max, U_ISO)
+    found = reflections(unit_cell, microscope.k_max, specimen.u_iso)
     g = jnp.asarray(found.g, jnp.float32)
-    inverse = inverse_extinction(unit_cell, found.structure_factor, voltage_kv)
+    inverse = inverse_extinction(unit_cell, found.structure_factor, microscope.voltage_kv)
     inverse = jnp.asarray(inverse, jnp.float32)
-    wavelength = electron_wavelength(1e3 * voltage_kv)
-    several = np.asarray(LikelihoodConfig().thicknesses())
+    several = np.asarray(LikelihoodConfig(thickness=specimen.thickness).thicknesses())
     thicknesses = np.where(np.isnan(thickness)[:, None], several, thickness[:, None])
     n_disks = min(config.n_predicted, len(g))
     index, value = [], []
@@ -84,7 +80,8 @@ def predict(
             jnp.asarray(np.pad(thicknesses[part], [*room, (0, 0)]), jnp.float32),
             g,
             inverse,
-            wavelength,
+            microscope.wavelength,
+            microscope.semi_angle_mrad,
             n_disks,
         )
         value.append(np.asarray(top)[: len(orientation[part])])
@@ -97,10 +94,9 @@ def predict(
 
 
 @jax.jit(static_argnames="n_disks")
-def _strongest(orientation, thickness, g, inverse, wavelength, n_disks):
+def _strongest(orientation, thickness, g, inverse, wavelength, semi_angle, n_disks):
     g_lab = jnp.einsum("...ji,nj->...ni", orientation, g, precision="highest")
     s = excitation_error(g_lab, wavelength)
     q = jnp.hypot(g_lab[..., 0], g_lab[..., 1])
-    semi_angle = LikelihoodConfig().semi_angle
     at = lambda t: two_beam_intensity(s, inverse, q, t[:, None], semi_angle)  # noqa: E731
     return jax.lax.top_k(jax.lax.map(at, thickness.T).mean(axis=0), n_disks)

@@ -29,10 +29,9 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping
+from dataclasses import fields
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -40,7 +39,8 @@ from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
 from jaxstem.crystal.cell import Crystal, reflections, symmetry_operations
-from jaxstem.crystal.scattering import electron_wavelength
+from jaxstem.detection.reading import ReadOptions, stored
+from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
 from jaxstem.files.map_file import read_map
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap
@@ -57,13 +57,13 @@ from jaxstem.maps.colours import (
     rgb_map,
 )
 from jaxstem.maps.drawing import thinned
-from jaxstem.maps.grains import bunge_angles, nearest_equivalents
+from jaxstem.maps.grains import bunge_angles
 from jaxstem.maps.measured import PATTERNS_AN_IMAGE, measured_patterns, packed_disks
 from jaxstem.maps.payload import ABSENT, figure_uri, hex_colour, image_uri, pack, pack_16, to_base64
-from jaxstem.maps.predicted import U_ISO, ReportConfig, predict
+from jaxstem.maps.predicted import ReportConfig, predict
 from jaxstem.maps.texture import texture_plots, zone_axes
+from jaxstem.orientation.symmetry import nearest_equivalents
 from jaxstem.runtime.paths import atomic_path, check_target
-from jaxstem.verification.config import LikelihoodConfig
 from jaxstem.version import __version__
 
 _UNITS = {"k_max": "k_max (1/Å)", "voltage_kv": "voltage (kV)"}
@@ -76,17 +76,18 @@ def write_report(
     out: str | Path,
     scan: str | Path | None = None,
     overwrite: bool = False,
-    calibration: Mapping[str, Any] | None = None,
+    options: ReadOptions | None = None,
     config: ReportConfig | None = None,
     progress: bool | None = None,
 ) -> None:
     """Write the page for a map that `jaxstem map` made, with what was measured if `scan` is given.
 
-    `scan` is raw (patterns and disks are shown) or disks, as `jaxstem map` takes them, and entries
-    of `calibration` replace those of its file, as in `read_cube`; `progress`: show a bar while
-    disks are found (None: on a terminal). Raises InputError where
-    `out` exists and `overwrite` is False, for a map that does not state its voltage or k_max, for a
-    scan of another shape than the map, and as `read_map` and the readers of scans do.
+    `scan` is raw (patterns and disks are shown) or disks, as `jaxstem map` takes them. It is opened
+    as it was for the map, and where `options` say something else, as these do; `progress`: show a
+    bar while disks are found (None: on a terminal). Raises InputError where `out` exists and
+    `overwrite` is False, for options without a scan to which they matter, for a map that does not
+    state its voltage or k_max, for a scan of another shape than the map, and as `read_map` and the
+    readers of scans do.
     """
     config = config or ReportConfig()
     out = Path(out)
@@ -94,10 +95,12 @@ def write_report(
         if out.exists() and given.exists() and out.samefile(given):
             raise InputError(f"{out} is {given} itself; give the report another name.")
     check_target(out, overwrite)
+    options = options or ReadOptions()
+    if scan is None:
+        every_option = tuple(field.name for field in fields(ReadOptions))
+        options.refuse(every_option, "No scan is named whose reading could be changed")
     whole = read_map(map_file)
-    for name in ("voltage_kv", "k_max"):
-        if not isinstance(whole.attributes.get(name), int | float):
-            raise InputError(f"{map_file} does not state its {name}; make it with 'jaxstem map'.")
+    microscope, specimen, mapped_with = _settings(whole, map_file)
     every = max(1, math.ceil(max(whole.phase.shape) / config.most_drawn))
     drawn = thinned(whole, every)
     apart = _grid_step(drawn.phase.shape, config.most_kept)
@@ -105,7 +108,7 @@ def write_report(
     measured, patterns = None, None
     if scan is not None:
         measured, patterns = measured_patterns(
-            scan, whole.phase.shape, every * apart, calibration or {}, config, progress
+            scan, whole.phase.shape, every * apart, options.over(mapped_with), config, progress
         )
     data = {
         "about": _about(whole, map_file, scan),
@@ -113,12 +116,15 @@ def write_report(
         "every": every,
         "apart": apart,
         "step_nm": _step_nm(drawn),
-        "k_max": whole.attributes["k_max"],
-        "disk_radius": _disk_radius(whole),
-        "phases": [_phase(c, whole.attributes["k_max"]) for c in whole.crystals],
+        "k_max": microscope.k_max,
+        "disk_radius": microscope.disk_radius,
+        "phases": [_phase(c, microscope.k_max, specimen.u_iso) for c in whole.crystals],
         "maps": _pictures(drawn),
         "numbers": _numbers(drawn),
-        "predicted": [_packed_predictions(kept, which, config) for which in ("", "second_")],
+        "predicted": [
+            _packed_predictions(kept, which, microscope, specimen, config)
+            for which in ("", "second_")
+        ],
         "absent": ABSENT,
         "per_image": PATTERNS_AN_IMAGE,
         "measured": measured and packed_disks(measured),
@@ -151,10 +157,22 @@ def _step_nm(orientation_map: OrientationMap) -> float | None:
     return None if length is None else 1e9 * length
 
 
-def _disk_radius(orientation_map: OrientationMap) -> float:
-    """Radius [1/Å] of a disk: the convergence semi-angle by the wavelength."""
-    wavelength = electron_wavelength(1e3 * orientation_map.attributes["voltage_kv"])
-    return 1e-3 * LikelihoodConfig().semi_angle / wavelength
+def _settings(
+    whole: OrientationMap, map_file: str | Path
+) -> tuple[Microscope, Specimen, ReadOptions]:
+    """What the map was made with; of a map of before settings travelled, the usual ones."""
+    for name in ("voltage_kv", "k_max"):
+        if not isinstance(whole.attributes.get(name), int | float):
+            raise InputError(f"{map_file} does not state its {name}; make it with 'jaxstem map'.")
+    known = {name: whole.attributes[name] for name in ("voltage_kv", "k_max")}
+    specimen = dict(whole.settings.get("specimen", {}))
+    if "thickness" in specimen:
+        specimen["thickness"] = tuple(specimen["thickness"])
+    return (
+        Microscope(**known | whole.settings.get("microscope", {})),
+        Specimen(**specimen),
+        stored(whole.settings.get("read_options", {})),
+    )
 
 
 def _numbers(drawn: OrientationMap) -> dict[str, dict]:
@@ -199,8 +217,8 @@ def _numbers(drawn: OrientationMap) -> dict[str, dict]:
     return packed
 
 
-def _phase(unit_cell: Crystal, k_max: float) -> dict:
-    found = reflections(unit_cell, k_max, U_ISO)
+def _phase(unit_cell: Crystal, k_max: float, u_iso: float) -> dict:
+    found = reflections(unit_cell, k_max, u_iso)
     names, _, _ = zone_axes(np.zeros((0, 3, 3)), unit_cell)
     key = Figure(figsize=(2.6, 2.3), facecolor="white")
     draw_key(key.add_axes((0.21, 0.13, 0.58, 0.62)), unit_cell)
@@ -276,7 +294,13 @@ def _pictures(drawn: OrientationMap) -> list[dict]:
     return pictures
 
 
-def _packed_predictions(kept: OrientationMap, which: str, config: ReportConfig) -> dict:
+def _packed_predictions(
+    kept: OrientationMap,
+    which: str,
+    microscope: Microscope,
+    specimen: Specimen,
+    config: ReportConfig,
+) -> dict:
     """Predicted disks of the best ("") or second-best ("second_") answer of the kept positions."""
     phase = getattr(kept, f"{which}phase").ravel()
     orientation = getattr(kept, f"{which}orientation").reshape(-1, 3, 3)
@@ -288,8 +312,8 @@ def _packed_predictions(kept: OrientationMap, which: str, config: ReportConfig) 
             orientation[own],
             kept.thickness.ravel()[own],
             unit_cell,
-            kept.attributes["voltage_kv"],
-            kept.attributes["k_max"],
+            microscope,
+            specimen,
             config,
         )
         n_disks = found.reflection.shape[1]

@@ -42,8 +42,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "matching": [
             "match",
-            "Matcher",
             "matcher",
+            "Matcher",
             "matching_material",
             "matching_model",
             "MatchingModel",

@@ -59,8 +59,8 @@ def embedding(
 ) -> Float[Array, " n_harmonics"]:
     """Coefficients, in the lab frame, of functions on the sphere that the crystal's symmetry keeps.
 
-    For each degree l of `_DEGREES` the 2l + 1 coefficients of Σ_O P_l(v · (O R)^T `_SEED`), as a unit
-    vector: by the addition theorem those of the averaged spherical harmonic Y_l (H.-J. Bunge,
+    For each degree l of `_DEGREES` the 2l + 1 coefficients of Σ_O P_l(v · (O R)^T `_SEED`), as a
+    unit vector: by the addition theorem those of the averaged spherical harmonic Y_l (H.-J. Bunge,
     Texture Analysis in Materials Science, 1982, section 14.2). Their length does not depend on R.
     """
     directions = jnp.asarray(_SEED, orientation.dtype) @ (operations @ orientation)

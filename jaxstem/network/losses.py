@@ -193,8 +193,8 @@ def winner_takes_all(
     """Angle [rad] of the best of several rotations, and cross-entropy [nat] of saying which.
 
     As many quaternions and logits as `HYPOTHESES`. The winner alone learns, but for a share
-    `_LOSERS` of all (C. Rupprecht et al., Learning in an uncertain world, arXiv 1612.00197), so that
-    each can specialise on one of the rivals that regression averages.
+    `_LOSERS` of all (C. Rupprecht et al., Learning in an uncertain world, arXiv 1612.00197), so
+    that each can specialise on one of the rivals that regression averages.
     """
     rotations, logits, rest = hypotheses(output)
     angle = jax.vmap(symmetry.geodesic_angle, in_axes=(None, 0))

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from jaxstem.crystal.cell import Crystal
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import Material, check_materials, make_material
+from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.network.model import Model
 from jaxstem.network.templates import MatchConfig, Raster, Templates, make_templates, rasterise
 from jaxstem.network.transformer import ModelConfig
@@ -123,9 +124,9 @@ class MatchingModel(Model):
 def matching_model(
     crystals: Sequence[Crystal],
     voltage_kv: float,
-    k_max: float = 2.0,
+    k_max: float = Microscope.k_max,
     spacing_deg: float = ModelConfig.spacing_deg,
-    u_iso: float = 0.0064,
+    u_iso: float = Specimen.u_iso,
     config: MatchConfig | None = None,
 ) -> MatchingModel:
     """What `predict_scan` and `map_scan` need to map by matching, from crystals alone.
@@ -136,8 +137,9 @@ def matching_model(
     reflection of one, or the voltage is not positive.
     """
     config = config or MatchConfig()
+    microscope, specimen = Microscope(voltage_kv, k_max=k_max), Specimen(u_iso=u_iso)
     materials = tuple(
-        matching_material(crystal, voltage_kv, k_max, spacing_deg, u_iso, len(crystals))
+        matching_material(crystal, microscope, specimen, spacing_deg, len(crystals))
         for crystal in crystals
     )
     check_materials(materials)
@@ -152,16 +154,15 @@ def matching_model(
 
 def matching_material(
     crystal: Crystal,
-    voltage_kv: float,
-    k_max: float,
+    microscope: Microscope,
+    specimen: Specimen,
     spacing_deg: float,
-    u_iso: float,
     n_phases: int = 1,
 ) -> Material:
     """A material whose grid keeps `spacing_deg` [degrees] where a network's would be coarsened,
     up to its share of `MOST_TEMPLATES` cells among `n_phases` phases.
     """
-    coarse = make_material(crystal, voltage_kv, k_max, spacing_deg, u_iso)
+    coarse = make_material(crystal, microscope, specimen, spacing_deg)
     n_cells = MOST_TEMPLATES // n_phases
     finest = np.rad2deg(grids.volume_spacing(n_cells, len(coarse.operations)))
     if np.rad2deg(coarse.spacing) < 1.01 * max(spacing_deg, finest):

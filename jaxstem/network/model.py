@@ -29,9 +29,11 @@ import numpy as np
 
 from jaxstem.crystal.cell import Crystal, symmetry_operations
 from jaxstem.diffraction.material import Material
+from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
 from jaxstem.network.templates import MatchConfig
 from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
+from jaxstem.runtime.paths import atomic_path, replace_file
 
 _FORMAT, _VERSION = "jaxstem-model", 3
 
@@ -46,7 +48,7 @@ class Model:
     """A network with its parameters, for one or more materials; `record` says how it was trained,
     `matching` which templates it corrects.
 
-    The materials share voltage and k_max (`check_materials`).
+    The materials share the microscope (`check_materials`).
     """
 
     config: ModelConfig
@@ -66,19 +68,29 @@ class Model:
         return tuple(m.crystal.name for m in self.materials)
 
     @property
+    def microscope(self) -> Microscope:
+        """The microscope that the model is for."""
+        return self.materials[0].microscope
+
+    @property
+    def specimen(self) -> Specimen:
+        """The specimens that the model is for."""
+        return self.materials[0].specimen
+
+    @property
     def voltage_kv(self) -> float:
         """Accelerating voltage [kV]."""
-        return self.materials[0].voltage_kv
+        return self.microscope.voltage_kv
 
     @property
     def wavelength(self) -> float:
         """Electron wavelength [Å]."""
-        return self.materials[0].wavelength
+        return self.microscope.wavelength
 
     @property
     def k_max(self) -> float:
         """Radius [1/Å] beyond which disks are not used."""
-        return self.materials[0].k_max
+        return self.microscope.k_max
 
     @property
     def k_min(self) -> float:
@@ -110,6 +122,8 @@ def save_model(folder: str | Path, model: Model) -> None:
         "matching": dataclasses.asdict(model.matching),
         "voltage_kv": model.voltage_kv,
         "k_max": model.k_max,
+        "microscope": dataclasses.asdict(model.microscope),
+        "specimen": dataclasses.asdict(model.specimen),
         "phases": [
             {"crystal": m.crystal.to_dict(), "u_iso": m.u_iso, "n_cells": len(m.grid)}
             for m in model.materials
@@ -119,11 +133,10 @@ def save_model(folder: str | Path, model: Model) -> None:
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), model.params)
     weights = flax.serialization.msgpack_serialize(half)
     description["fingerprint"] = _fingerprint(description, weights)
-    _replace(folder / "weights.msgpack", weights)
-    with (folder / "grid.npy.part").open("wb") as file:
-        np.save(file, np.concatenate([m.grid for m in model.materials]).astype(np.float32))
-    (folder / "grid.npy.part").replace(folder / "grid.npy")
-    _replace(folder / "model.json", (json.dumps(description, indent=1) + "\n").encode())
+    replace_file(folder / "weights.msgpack", weights)
+    with atomic_path(folder / "grid.npy", overwrite=True) as part:
+        np.save(part, np.concatenate([m.grid for m in model.materials]).astype(np.float32))
+    replace_file(folder / "model.json", json.dumps(description, indent=1) + "\n")
 
 
 def load_model(name: str | Path) -> Model:
@@ -198,12 +211,18 @@ def _read_materials(description: dict[str, Any], grid: np.ndarray) -> tuple[Mate
     if ends[-1] != len(grid):
         raise ValueError("grid.npy does not fit the phases in model.json")
     found = [Crystal.from_dict(phase["crystal"]) for phase in description["phases"]]
+    # models of before these settings travelled are for the usual beam and thicknesses
+    beam = description.get("microscope", {})
+    known = {name: float(description[name]) for name in ("voltage_kv", "k_max")}
+    microscope = Microscope(**beam | known)
+    specimen = description.get("specimen", {})
+    if "thickness" in specimen:
+        specimen = specimen | {"thickness": tuple(specimen["thickness"])}
     return tuple(
         Material(
             crystal,
-            float(description["voltage_kv"]),
-            float(description["k_max"]),
-            float(phase["u_iso"]),
+            microscope,
+            Specimen(**specimen | {"u_iso": float(phase["u_iso"])}),
             symmetry_operations(crystal, laue=True),
             cells,
         )
@@ -236,9 +255,3 @@ def packaged_models() -> list[str]:
     """Names of the models that ship with jaxstem."""
     root = resources.files("jaxstem") / "models"
     return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    part.replace(path)

@@ -171,24 +171,18 @@ def make_templates(materials: Sequence[Material], config: MatchConfig) -> Templa
     return Templates(jnp.concatenate(log_rate, axis=1), jnp.concatenate(log_weight))
 
 
-_TEMPLATES_VERSION = 1
-"""Counts up when templates of the same content come out differently."""
-
-
 def cached_templates(
     materials: Sequence[Material], config: MatchConfig, cache: Path | None
 ) -> Templates:
-    """`templates`, from the folder `cache` where an earlier run left them, 21 MB for a crystal of
-    3,700 cells up to 2 1/Å; made, and left there if that can be done, otherwise. None: made.
+    """`make_templates`, from the folder `cache` where an earlier run left them, 21 MB for a crystal
+    of 3,700 cells up to 2 1/Å.
     """
     content = {
-        "version": _TEMPLATES_VERSION,
         "materials": list(map(grid_content, materials)),
         "config": dataclasses.asdict(config),
     }
-    made = cached(
-        cache, "templates", content, lambda: jax.device_get(make_templates(materials, config))
-    )
+    make = lambda: make_templates(materials, config)  # noqa: E731
+    made = cached(cache, "templates", content, make, like=Templates(*Templates._fields))
     return jax.tree.map(jnp.asarray, made)
 
 

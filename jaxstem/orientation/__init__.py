@@ -40,6 +40,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "misorientation",
             "misorientation_mod_180",
             "misorientations",
+            "nearest_equivalents",
             "reduce_to_fundamental_zone",
         ],
     },

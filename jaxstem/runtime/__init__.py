@@ -10,14 +10,22 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "cache": [
-            "cache_home",
+            "bound",
             "cached",
+            "code",
             "content_key",
             "default_cache",
+            "entries",
+            "Entry",
+            "entry_path",
+            "environment",
+            "is_trusted",
+            "jax_folder",
             "keep",
+            "limit",
             "processor",
             "recall",
-            "written_by",
+            "trouble",
         ],
         "parallel": [
             "all_agree",
@@ -33,7 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "start_cluster",
             "stop_requests",
         ],
-        "paths": ["atomic_path", "check_target"],
+        "paths": ["atomic_path", "check_target", "replace_file"],
         "programs": ["cached_pmap"],
         "reductions": [
             "filled",

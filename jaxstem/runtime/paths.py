@@ -38,6 +38,17 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def replace_file(path: str | Path, content: bytes | str) -> None:
+    """Write a file that appears whole, in the place of one that is there. Raises InputError as
+    `atomic_path` does.
+    """
+    with atomic_path(path, overwrite=True) as temporary:
+        if isinstance(content, bytes):
+            temporary.write_bytes(content)
+        else:
+            temporary.write_text(content, encoding="utf-8")
+
+
 def check_target(path: str | Path, overwrite: bool = False) -> None:
     """Raise InputError where a file could not be written to `path`, as `atomic_path` says."""
     path = Path(path)

@@ -2,24 +2,27 @@
 """Compiled programs that the next run loads instead of tracing, lowering and compiling them again.
 
 jax keeps what it compiled under a hash of the lowered program, so a program must be traced and
-lowered, which takes seconds, before it is found. Here it is kept under a hash of what it is made
-from (`kept.py`): jaxstem's code, the settings, the shapes of the arguments, the devices.
+lowered before it is found: for a mapping program most of the time that a command takes. Here it is
+an entry of the cache (`cache.py`), under a hash of what it is made from. Small programs are left to
+jax.
 """
 
 from __future__ import annotations
 
-import os
+import pickle
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
 from jaxstem.runtime import parallel
-from jaxstem.runtime.cache import content_key, keep, recall, written_by
+from jaxstem.runtime.cache import entry_path, is_trusted, keep, recall
 
 
 def cached_pmap(
@@ -32,38 +35,26 @@ def cached_pmap(
 ) -> Callable[..., Any]:
     """`parallel.pmap` of `step`, loaded from `folder` where an earlier run left it compiled.
 
-    `content` says, in what JSON can hold, all that decides the program but the code, the devices
-    and the shapes of its arguments. Nothing is kept where `folder` is None, where several processes
-    share the mesh, or where jax cannot store the program.
+    `content` says, in what JSON can hold, all that decides the program but the environment, the
+    devices and the shapes of its arguments. Nothing is kept where `folder` is None or cannot be
+    trusted, where several processes share the mesh, or where jax cannot store the program.
     """
-    if folder is None or mesh.is_multi_process:
+    if folder is None or mesh.is_multi_process or not is_trusted(folder):
         return parallel.pmap(step, mesh, in_specs, out_specs)
-    everywhere = {
-        "code": written_by(),
-        "devices": [f"{device.id} {device.device_kind}" for device in mesh.devices.flat],
-        "platform": mesh.devices.flat[0].client.platform_version,
-        "environment": {
-            name: value
-            for name, value in os.environ.items()
-            if name.startswith(("JAX_", "XLA_")) and "CACHE" not in name
-        },
-        "jax": {
-            name: str(value) for name, value in jax.config.values.items() if "cache" not in name
-        },
-        # what a context manager such as `jax.enable_x64` sets is not among the values above
-        "numbers": [str(jax.config.jax_enable_x64), str(jax.config.jax_default_matmul_precision)],
-    }
+    devices = [
+        [device.id, device.device_kind, device.client.platform_version]
+        for device in mesh.devices.flat
+    ]
     known: dict[tuple, Callable[..., Any]] = {}
 
     def call(*arguments: Any) -> Any:
         shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arguments))
         if shapes in known:
             return known[shapes](*arguments)
-        key = content_key({**content, **everywhere, "shapes": shapes})
-        path = Path(folder) / f"program-{key[:32]}.bin"
+        path = entry_path(folder, "program", content | {"devices": devices, "shapes": shapes})
         found = _recalled(path, mesh, arguments)
         if not found:
-            program = parallel.pmap(_renamed(step, key), mesh, in_specs, out_specs)
+            program = parallel.pmap(_renamed(step), mesh, in_specs, out_specs)
             found = _made(program, path, mesh, arguments)
         known[shapes], answer = found
         return answer
@@ -71,7 +62,7 @@ def cached_pmap(
     return call
 
 
-def _renamed(step: Callable[..., Any], key: str) -> Callable[..., Any]:
+def _renamed(step: Callable[..., Any]) -> Callable[..., Any]:
     """The same under a name of its own, by which jax does not find it in its own cache: what it has
     from there it can store in part only.
     """
@@ -79,7 +70,7 @@ def _renamed(step: Callable[..., Any], key: str) -> Callable[..., Any]:
     def named(*arguments: Any) -> Any:
         return step(*arguments)
 
-    named.__name__ = f"{step.__name__}_{key[:32]}"
+    named.__name__ = f"{step.__name__}_{uuid.uuid4().hex}"
     return named
 
 
@@ -89,9 +80,11 @@ Ran = tuple[Callable[..., Any], Any]
 
 def _recalled(path: Path, mesh: Mesh, arguments: tuple) -> Ran | None:
     stored = recall(path)
+    if stored is None:
+        return None
     try:
-        return _loaded(stored, mesh, arguments) if stored else None
-    except Exception:  # made by what cannot be told apart, or damaged: compiled anew
+        return _loaded(pickle.loads(stored["program"].tobytes()), mesh, arguments)
+    except Exception:  # made by what cannot be told apart: compiled anew
         return None
 
 
@@ -114,5 +107,5 @@ def _made(program: Callable[..., Any], path: Path, mesh: Mesh, arguments: tuple)
         found = _loaded(stored, mesh, arguments)
     except Exception:
         return compiled, compiled(*arguments)
-    keep(path, stored)
+    keep(path, {"program": np.frombuffer(pickle.dumps(stored), np.uint8)})
     return found

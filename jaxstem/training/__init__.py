@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "library": [
             "build_library",
             "Library",
-            "library_key",
+            "library_content",
             "LibraryConfig",
             "sample_pattern",
             "TwoBeam",

@@ -30,7 +30,7 @@ class TrainConfig:
     steps: int = 0
     minutes: float = 15.0
     batch: int = 256
-    learning_rate_schedule: float = 1.5e-3
+    learning_rate: float = 1.5e-3
     warmup: float = 0.05
     weight_decay: float = 0.02
     clip: float = 1.0

@@ -7,8 +7,8 @@ group, and each training pattern picks an axis, a thickness and an in-plane angl
 cover every orientation: the sector of m-3m, for one, is the standard triangle and its mirror image.
 
 The illumination's convergence belongs to the pattern as much as the thickness does: in thick foils
-it fills the zeros of the rocking curves. A library can be kept in a file, named after a hash of
-everything that it depends on, and is then read instead of made.
+it fills the zeros of the rocking curves. A library can be kept for the next run (`cached`), and is
+then read instead of made.
 
 Two-beam patterns of random orientations (`TwoBeam`) need no library and are the cheaper, poorer
 alternative. Shapes: `M` zone axes, `T` thicknesses, `B` beams without the direct one.
@@ -17,12 +17,10 @@ alternative. Shapes: `M` zone axes, `T` thicknesses, `B` beams without the direc
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,32 +32,25 @@ from jaxstem.diffraction.geometry import Disks, Reflectors, strongest
 from jaxstem.diffraction.illumination import disk_tilts, ring_tilts
 from jaxstem.diffraction.material import Material, material_content
 from jaxstem.diffraction.propagation import cone_steps
+from jaxstem.diffraction.settings import Microscope
 from jaxstem.diffraction.two_beam import two_beam
-from jaxstem.errors import InputError
 from jaxstem.orientation import grids, rotations
-from jaxstem.runtime.cache import content_key
-from jaxstem.runtime.paths import atomic_path
-
-_CACHE_VERSION = 1
-"""Of the physics and the layout of stored libraries: to be raised when either changes."""
+from jaxstem.runtime.cache import cached
 
 
 @dataclass(frozen=True)
 class LibraryConfig:
-    """n_axes: zone axes; thickness: lowest and highest [Å], n_thicknesses between them spaced
-    evenly in the logarithm; n_beams, n_weak: strong beams and Bethe beams; beam_k_max: of the
-    beams that take part in scattering [1/Å]; convergence_mrad: semi-angle of the illumination;
-    precession_deg: angle of a precessing beam; absorption: share of the Einstein model's.
+    """n_axes: zone axes; n_thicknesses: over the specimen's range, spaced evenly in the logarithm;
+    n_beams, n_weak: strong beams and Bethe beams; beam_k_max: of the beams that take part in
+    scattering [1/Å]; absorption: share of the Einstein model's. Illumination and thicknesses are
+    those of the material.
     """
 
     n_axes: int = 12_000
-    thickness: tuple[float, float] = (30.0, 400.0)
     n_thicknesses: int = 16
     n_beams: int = 64
     n_weak: int = 200
     beam_k_max: float = 3.0
-    convergence_mrad: float = 1.5
-    precession_deg: float = 0.0
     absorption: float = 0.0
 
 
@@ -117,32 +108,18 @@ def build_library(
     doubles the time, precession takes 24 times as long. `progress` None shows a bar on a terminal
     only.
 
-    `cache` is a folder (`default_cache`), made where needed, that keeps the library for the next
-    time; None keeps nothing. A file there that cannot be read is made anew, with a warning; so is
-    one where the folder cannot be written.
+    `cache` is a folder (`default_cache`) that keeps the library for the next time; None keeps
+    nothing.
     """
-    if cache is None:
-        return _make_library(material, config, seed, progress)
-    path = Path(cache) / f"library-{library_key(material, config, seed)[:32]}.h5"
-    if path.exists():
-        try:
-            return _read_library(path)
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            warnings.warn(f"{path} is damaged ({error}); it is made anew.", stacklevel=2)
-    library = _make_library(material, config, seed, progress)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path, overwrite=True) as part:
-            _write_library(part, library)
-    except (OSError, InputError) as error:
-        warnings.warn(f"{path}: the library cannot be kept ({error}).", stacklevel=2)
-    return library
+    content = library_content(material, config, seed)
+    make = lambda: _make_library(material, config, seed, progress)  # noqa: E731
+    made = cached(cache, "library", content, make, like=Library(*Library._fields))
+    return jax.tree.map(jnp.asarray, made)
 
 
-def library_key(material: Material, config: LibraryConfig, seed: int) -> str:
-    """A hash (sha256) of everything that decides a library."""
-    about = {"library": dataclasses.asdict(config), "seed": seed}
-    return content_key({"version": _CACHE_VERSION, **material_content(material), **about})
+def library_content(material: Material, config: LibraryConfig, seed: int) -> dict[str, Any]:
+    """What decides a library besides the environment, in what JSON can hold."""
+    return material_content(material) | {"library": dataclasses.asdict(config), "seed": seed}
 
 
 def _make_library(
@@ -156,8 +133,8 @@ def _make_library(
         absorption=config.absorption,
     )
     orientation = zone_axis_orientations(jax.random.key(seed), material.operations, config.n_axes)
-    thickness = np.geomspace(*config.thickness, config.n_thicknesses)
-    ring, cone, n_steps = _illumination(config, thickness, material.k_max)
+    thickness = np.geomspace(*material.specimen.thickness, config.n_thicknesses)
+    ring, cone, n_steps = _illumination(material.microscope, thickness)
     parts = []
     chunk = 1_000
     at_once = None if jax.default_backend() == "cpu" else chunk // 4
@@ -182,38 +159,19 @@ def _make_library(
     return Library(orientation, qx, qy, inside, intensity)
 
 
-def _illumination(config: LibraryConfig, thickness: Float[np.ndarray, " T"], k_max: float):
+def _illumination(microscope: Microscope, thickness: Float[np.ndarray, " T"]):
     """Tilts of precession, tilts of the cone around each, and the cone's steps.
 
     Over the cone's radius the phase of a disk at `k_max` turns by as much as thickness times angle
     times k_max; each ring of the quadrature serves one turn or so (intensities of the thickest foil
     right to a tenth).
     """
-    ring = ring_tilts(config.precession_deg) if config.precession_deg else None
-    if not config.convergence_mrad:
+    ring = ring_tilts(microscope.precession_deg) if microscope.precession_deg else None
+    if not microscope.semi_angle_mrad:
         return ring, None, 1
-    turns = 1e-3 * config.convergence_mrad * np.max(thickness) * k_max
-    cone = disk_tilts(config.convergence_mrad, max(1, int(np.ceil(turns / 1.25))))
-    return ring, cone, cone_steps(thickness, cone, k_max)
-
-
-def _write_library(path: Path, library: Library) -> None:
-    with h5py.File(path, "w") as file:
-        for name, values in library._asdict().items():
-            file[name] = np.asarray(values)
-        file.attrs["complete"] = True
-
-
-def _read_library(path: Path) -> Library:
-    """Raises OSError, KeyError, ValueError or TypeError for what is no stored library."""
-    with h5py.File(path, "r") as file:
-        if not file.attrs["complete"]:
-            raise ValueError("it is not complete")
-        found = Library(*(jnp.asarray(file[name][()]) for name in Library._fields))
-    n_axes, _, n_beams = found.intensity.shape
-    if found.orientation.shape != (n_axes, 3, 3) or found.qx.shape != (n_axes, n_beams):
-        raise ValueError("its arrays do not fit together")
-    return found
+    turns = 1e-3 * microscope.semi_angle_mrad * np.max(thickness) * microscope.k_max
+    cone = disk_tilts(microscope.semi_angle_mrad, max(1, int(np.ceil(turns / 1.25))))
+    return ring, cone, cone_steps(thickness, cone, microscope.k_max)
 
 
 def sample_pattern(

@@ -28,6 +28,7 @@ from jaxstem.diffraction.material import Material, check_materials
 from jaxstem.errors import InputError
 from jaxstem.network.model import MODEL_FILES, Model, build_network, save_model
 from jaxstem.runtime import parallel
+from jaxstem.runtime.paths import replace_file
 from jaxstem.training import checkpoint
 from jaxstem.training.config import TrainConfig
 from jaxstem.training.patterns import make_sources
@@ -180,9 +181,8 @@ def _settings(materials: Sequence[Material], config: TrainConfig) -> dict[str, A
         json.dumps(
             {
                 "crystals": [m.crystal.name for m in materials],
-                "voltage_kv": materials[0].voltage_kv,
-                "k_max": materials[0].k_max,
-                "u_iso": [m.u_iso for m in materials],
+                "microscope": dataclasses.asdict(materials[0].microscope),
+                "specimens": [dataclasses.asdict(m.specimen) for m in materials],
                 "n_cells": [len(m.grid) for m in materials],
                 "config": dataclasses.asdict(config),
             }
@@ -227,9 +227,7 @@ def _keep_rows(path: Path, step: int) -> None:
             return False
 
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(line + "\n" for line in lines if sound(line)))
-    part.replace(path)
+    replace_file(path, "".join(line + "\n" for line in lines if sound(line)))
 
 
 def _append_row(path: Path, row: dict[str, Any]) -> None:
@@ -238,6 +236,4 @@ def _append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    replace_file(path, json.dumps(content, indent=1) + "\n")

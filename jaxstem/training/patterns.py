@@ -37,7 +37,7 @@ class Sources(NamedTuple):
     """
 
     phases: tuple[Library | TwoBeam, ...]
-    make_templates: Templates | None
+    templates: Templates | None
 
 
 class TrainingBatch(NamedTuple):
@@ -130,7 +130,7 @@ def make_sources(
             TwoBeam(
                 m.reflectors(),
                 jnp.asarray(m.wavelength, jnp.float32),
-                jnp.log(jnp.asarray(config.library.thickness, jnp.float32)),
+                jnp.log(jnp.asarray(m.specimen.thickness, jnp.float32)),
             )
             for m in materials
         )

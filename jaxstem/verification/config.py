@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.diffraction.two_beam import LEAST_CONE
 
 
@@ -34,11 +35,11 @@ class LikelihoodConfig:
     detection: the most that a reflection can be certain to be found.
     """
 
-    thickness: tuple[float, float] = (20.0, 400.0)
+    thickness: tuple[float, float] = Specimen.thickness
     n_thicknesses: int = 16
     n_likely: int = 8
     shapes: tuple[float, ...] = (0.02, 0.035)
-    semi_angle: float = 1.5
+    semi_angle: float = Microscope.semi_angle_mrad
     n_reflections: int = 32
     steps: tuple[float, ...] = (0.6, 0.3, 0.15, 0.07)
     position_sigma: float = 0.012
@@ -70,7 +71,7 @@ class DynamicalConfig:
     theory and still be judged.
     """
 
-    thickness: tuple[float, float] = (20.0, 400.0)
+    thickness: tuple[float, float] = Specimen.thickness
     n_thicknesses: int = 64
     steps: tuple[float, ...] = (0.15, 0.08, 0.04)
     n_beams: int = 48
@@ -83,16 +84,18 @@ class DynamicalConfig:
 
 @dataclass(frozen=True)
 class FitConfig:
-    """n_candidates: the likeliest that are fitted; thickness: lowest, highest and step [Å] of the
-    survey; spacing, half_width: of its tilts [degrees]; softening: share of the strongest disk that
-    is added to intensities in survey and first fit, so that weak disks count little; rough_beams:
-    strong and Bethe beams there; n_starts: points of the survey that are fitted, at least `apart`
-    [degrees, Å] from each other, in `rough_steps`; n_fine: the best of them that are fitted on,
-    with `beams`, in `steps`; scatters: of ln I, that may be true, the first that of `climb`.
+    """n_candidates: the likeliest that are fitted; thickness: lowest and highest [Å];
+    thickness_step [Å], spacing, half_width [degrees]: of the coarse fit and its tilts; softening:
+    share of the strongest disk that is added to intensities in coarse and first fit, so that weak
+    disks count little; rough_beams: strong and Bethe beams there; n_starts: points of the coarse
+    fit that are fitted, at least `apart` [degrees, Å] from each other, in `rough_steps`; n_fine:
+    the best of them that are fitted on, with `beams`, in `steps`; scatters: of ln I, that may be
+    true, the first that of `climb_dynamically`.
     """
 
     n_candidates: int = 4
-    thickness: tuple[float, float, float] = (20.0, 400.0, 4.0)
+    thickness: tuple[float, float] = Specimen.thickness
+    thickness_step: float = 4.0
     spacing: float = 0.06
     half_width: float = 1.0
     softening: float = 0.1
@@ -151,6 +154,14 @@ class ScoreConfig:
     likelihood: LikelihoodConfig = LikelihoodConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
     fit: FitConfig | None = None
+
+    def under(self, microscope: Microscope, specimen: Specimen) -> ScoreConfig:
+        """The same for these settings: semi-angle of the probe, range of thicknesses."""
+        of = {"thickness": specimen.thickness}
+        likelihood = replace(self.likelihood, semi_angle=microscope.semi_angle_mrad, **of)
+        fit = self.fit and replace(self.fit, **of)
+        dynamical = replace(self.dynamical, **of)
+        return replace(self, likelihood=likelihood, dynamical=dynamical, fit=fit)
 
 
 THOROUGH = ScoreConfig(

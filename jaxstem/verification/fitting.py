@@ -7,7 +7,7 @@ thickness come from least squares (K. Levenberg, Q. Appl. Math. 2 (1944) 164; D.
 J. SIAM 11 (1963) 431) on the logarithms of intensities, with two numbers more: the incident beam,
 and the damping c of exp(-c q²). Intensities oscillate with tilt, the faster the thicker the
 crystal, so that a fit converges from within a twentieth of a degree only: it starts from the best
-points of a survey, all tilts within a degree or so on a lattice as fine as that, at all
+points of a coarse fit, all tilts within a degree or so on a lattice as fine as that, at all
 thicknesses, with weak disks counting little.
 
 How far intensities can be trusted is not known beforehand, and what decides is how much better one
@@ -138,7 +138,7 @@ def coarse_fit(
     orientation: Float[Array, "3 3"], scene: Scene, config: FitConfig
 ) -> tuple[Float[Array, "S 3 3"], Float[Array, " S"]]:
     """Where fits start: the best of all tilts around `orientation`, and of all thicknesses."""
-    thickness = np.arange(*config.thickness)
+    thickness = np.arange(*config.thickness, config.thickness_step)
     half = round(config.half_width / config.spacing)
     axis = np.deg2rad(config.spacing) * np.arange(-half, half + 1)
     tilts = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
@@ -182,7 +182,7 @@ def fit(
         tilt_x, tilt_y, thickness, offset, damping = origin + p * units
         vector = jnp.stack([tilt_x, tilt_y, jnp.zeros_like(tilt_x)])
         turned = start.orientation @ rotations.rotation_vector_to_matrix(vector)
-        thickness = jnp.clip(thickness, *config.thickness[:2])
+        thickness = jnp.clip(thickness, *config.thickness)
         return Fitted(turned, thickness, offset, damping, start.cost)
 
     def waves(p):

@@ -91,7 +91,7 @@ def climbed(
     too far behind the best of their pattern stay where they are; those that do not lie apart, and
     all of a pattern without disks, do not set out.
     """
-    shape, rules = found.apart.shape, config.likelihood
+    shape, statistics = found.apart.shape, config.likelihood
     everything = jax.tree.map(lambda *x: jnp.stack(x), *padded(forwards))
     flat = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)  # noqa: E731
     pattern = jnp.repeat(jnp.arange(shape[0]), shape[1])
@@ -100,17 +100,17 @@ def climbed(
         orientation, phase, pattern = row
         g, strength = jax.tree.map(lambda x: x[phase], everything)
         observed = jax.tree.map(lambda x: x[pattern], patterns.observed)
-        ascent = begin(orientation, observed, g, strength, wavelength, k_max, rules)
-        place = start(rules, orientation.dtype)
+        ascent = begin(orientation, observed, g, strength, wavelength, k_max, statistics)
+        place = start(statistics, orientation.dtype)
         for number in range(APPROACH):
-            place = step(ascent, place, number, rules)
+            place = step(ascent, place, number, statistics)
         return ascent, place
 
     def settle(row):
         ascent, place = row
-        for number in range(APPROACH, len(rules.steps)):
-            place = step(ascent, place, number, rules)
-        return verdict(ascent, place.tilt, rules)
+        for number in range(APPROACH, len(statistics.steps)):
+            place = step(ascent, place, number, statistics)
+        return verdict(ascent, place.tilt, statistics)
 
     rows = (*flat((found.candidates.orientation, found.candidates.phase)), pattern)
     going = (found.apart & patterns.observed.mask.any(axis=1)[:, None]).reshape(-1)
@@ -190,11 +190,11 @@ def verify_dynamically(
     bound the disks that count. Candidates that trail too far behind keep their orientation and are
     given no chance, and so are all of a pattern without disks.
     """
-    rules = config.dynamical
+    limits = config.dynamical
     lead = ranked.log_likelihood - ranked.log_likelihood.max()
     again = outdone(angles_between(ranked.orientation, ranked.phase, operations), lead)
     lead, chosen = jax.lax.top_k(
-        jnp.where(again, -jnp.inf, lead), min(rules.n_candidates, len(lead))
+        jnp.where(again, -jnp.inf, lead), min(limits.n_candidates, len(lead))
     )
     ranked = jax.tree.map(lambda x: x[chosen], ranked)
 
@@ -202,13 +202,13 @@ def verify_dynamically(
         orientation, phase, lead = args
         branches = [
             lambda r, tables=tables: climb_dynamically(
-                r, pattern.observed, tables, k_min, k_max, rules, config.likelihood
+                r, pattern.observed, tables, k_min, k_max, limits, config.likelihood
             )
             for tables in phases
         ]
         unknown = jnp.asarray(jnp.nan, orientation.dtype)
         lost = lambda r: Polished(r, jnp.full_like(unknown, UNLIKELY), unknown)  # noqa: E731
-        judged = (lead > -rules.behind) & pattern.observed.mask.any()
+        judged = (lead > -limits.behind) & pattern.observed.mask.any()
         which = jnp.where(judged, phase, len(phases))
         return jax.lax.switch(which, [*branches, lost], orientation)
 

@@ -5,22 +5,21 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions
-from jaxstem.app.options import DiskMethod, Reading, ReadingOptions
+from jaxstem.app.options import ANY_AS_STATED, ReadingAnyOptions
 
 
 def calibrate(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
     cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")],
-    disk_method: DiskMethod = "likelihood",
-    reading: ReadingOptions = Reading(),
+    reading: ReadingAnyOptions = ANY_AS_STATED,
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
@@ -30,7 +29,6 @@ def calibrate(
         scan: Raw patterns or Bragg disks in detector pixels.
         cif: The unit cells of the crystals that fill the scan.
         out: Calibration to write; its picture goes beside it (.png).
-        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
         reading: How the scan is read; --pixel-size is where the fit starts.
         overwrite: Replace FILE.json and FILE.png.
         output: What is said.
@@ -39,15 +37,12 @@ def calibrate(
     from jaxstem.detection.calibration import calibrate, summary
     from jaxstem.detection.opening import read_scan
 
+    options = reading.options()
+    options.refuse(("calibration", "flip"), "The calibration is what is looked for")
+    in_pixels = replace(options, pixel_size=None, rotation_deg=None)
     turn = None if reading.rotation_deg is None else math.radians(reading.rotation_deg)
     found = calibrate(
-        lambda entries: read_scan(
-            scan,
-            reading.detection(method=disk_method),
-            output.progress,
-            reading.scan_shape,
-            entries,
-        ),
+        lambda entries: read_scan(scan, in_pixels, output.progress, calibration=entries),
         [read_cif(path) for path in cif],
         out,
         reading.pixel_size,

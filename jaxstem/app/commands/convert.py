@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions
-from jaxstem.app.options import DiskMethod, Reading, ReadingOptions
+from jaxstem.app.options import ANY_AS_STATED, ReadingAnyOptions
 from jaxstem.app.summaries import disk_counts, disk_summary
 from jaxstem.errors import InputError
 
@@ -17,8 +17,7 @@ from jaxstem.errors import InputError
 def convert(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
     out: Annotated[Path, tyro.conf.arg(metavar="DISKS.h5")],
-    disk_method: DiskMethod = "likelihood",
-    reading: ReadingOptions = Reading(),
+    reading: ReadingAnyOptions = ANY_AS_STATED,
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
@@ -28,7 +27,6 @@ def convert(
         scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them, or raw patterns, in which
             disks are found first (formats: docs/file-formats.md).
         out: Packed table to write, or .csv (layouts: docs/file-formats.md).
-        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
         reading: How the scan is read.
         overwrite: Replace DISKS.h5.
         output: What is said.
@@ -39,7 +37,9 @@ def convert(
     if out.exists() and scan.exists() and out.samefile(scan):
         raise InputError(f"{out} is the scan itself; give the table another name.")
 
-    source = reading.opened(scan, None, output.progress, disk_method)
+    from jaxstem.detection.opening import open_scan
+
+    source = open_scan(scan, reading.options(), output.progress)
     if out.suffix.lower() == ".csv":
         from jaxstem.files.csv import write_csv
 

@@ -11,11 +11,10 @@ import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions
 from jaxstem.app.options import (
-    OF_FILE,
-    Correlating,
+    AS_STATED,
+    AS_USUAL,
     CorrelatingOptions,
     DiskMethod,
-    Reading,
     ReadingOptions,
 )
 from jaxstem.app.summaries import disk_counts, disk_summary
@@ -30,11 +29,8 @@ def detect(
         tyro.conf.arg(metavar="SIGMA", help_behavior_hint="(default: from --false-alarms)"),
     ] = None,
     false_alarms: Annotated[float, tyro.conf.arg(metavar="N")] = 0.02,
-    voltage_kv: Annotated[
-        float | None, tyro.conf.arg(metavar="KV", help_behavior_hint=OF_FILE)
-    ] = None,
-    correlating: CorrelatingOptions = Correlating(),
-    reading: ReadingOptions = Reading(),
+    correlating: CorrelatingOptions = AS_USUAL,
+    reading: ReadingOptions = AS_STATED,
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
@@ -47,7 +43,6 @@ def detect(
             may have any pattern (--probe).
         threshold: Least significance of a disk, in standard deviations of the background.
         false_alarms: Disks a pattern that counting noise alone may give.
-        voltage_kv: The accelerating voltage in kV, for detectors calibrated in mrad.
         correlating: How --method correlation finds them.
         reading: How the scan is read.
         overwrite: Replace BRAGG.h5.
@@ -56,16 +51,19 @@ def detect(
     from jaxstem.runtime.paths import atomic_path
 
     with atomic_path(out, overwrite) as temporary:
+        from jaxstem.detection.config import DetectConfig
+        from jaxstem.detection.opening import open_cube
         from jaxstem.detection.scan import find_disks, progress_bar, write_bragg
-        from jaxstem.files.cube_readers import read_cube
 
-        raw = read_cube(cube, reading.scan_shape, reading.changes(), voltage_kv)
-        config = reading.detection(
+        options = reading.options()
+        raw = open_cube(cube, options)
+        config = DetectConfig(
             method=method,
             correlation=correlating.settings(),
             threshold=threshold,
             false_alarms=false_alarms,
         )
+        config = options.detection(config)
         with progress_bar(raw, output.progress) as advance:
             found = find_disks(raw, config, progress=advance)
         write_bragg(temporary, found, overwrite=True)

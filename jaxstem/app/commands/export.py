@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions
-from jaxstem.app.options import require_between
+from jaxstem.errors import require_between
 
 
 def export(

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions, Stages, command_text
-from jaxstem.app.options import DiskMethod, Reading, ReadingOptions, require_between
+from jaxstem.app.options import ANY_AS_STATED, ReadingAnyOptions
 from jaxstem.app.summaries import map_counts, map_summary
-from jaxstem.errors import InputError
+from jaxstem.errors import InputError, require_between
 
 PICTURE = 1024
 """Positions along a side of a map's picture; of a larger scan only every other one is drawn, or
@@ -28,22 +28,19 @@ def map_command(
     method: Literal["network", "match"] = "network",
     cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")] = (),
     refine: Literal["none", "fast", "full", "exact"] = "fast",
-    semiangle_mrad: Annotated[float, tyro.conf.arg(metavar="MRAD")] = 1.5,
+    semiangle_mrad: Annotated[
+        float | None, tyro.conf.arg(metavar="MRAD", help_behavior_hint="(default: the model's)")
+    ] = None,
     figure: bool = True,
     report: Annotated[
         Path | None, tyro.conf.arg(metavar="REPORT.html", help_behavior_hint="(default: none)")
     ] = None,
     least_confidence: Annotated[float, tyro.conf.arg(metavar="P")] = 0.0,
-    voltage_kv: Annotated[
-        float | None,
-        tyro.conf.arg(metavar="KV", help_behavior_hint="(default: what the file states)"),
-    ] = None,
     batch: Annotated[
         int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: jaxstem's choice)")
     ] = None,
     precision: Literal["float32", "bfloat16"] = "float32",
-    disk_method: DiskMethod = "likelihood",
-    reading: ReadingOptions = Reading(),
+    reading: ReadingAnyOptions = ANY_AS_STATED,
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
@@ -65,19 +62,14 @@ def map_command(
         figure: Draw the picture.
         report: Write the map as a web page too, as `jaxstem report` does.
         least_confidence: Leave positions unassigned whose answer is less likely right than this.
-        voltage_kv: The scan's accelerating voltage in kV, if its file states none or a wrong one.
         batch: Patterns to work on at once.
         precision: Of the network; verification is always in float32.
-        disk_method: How disks are found in raw patterns: --method of `jaxstem detect`.
         reading: How the scan is read.
         overwrite: Replace MAP.h5, MAP.png and REPORT.html.
         output: What is said.
     """
     require_between("--batch", 1 if batch is None else batch, 1, 10**6)
     require_between("--least-confidence", least_confidence, 0.0, 1.0)
-    require_between("--semiangle-mrad", semiangle_mrad, 0.0, 20.0, "mrad")
-    if voltage_kv is not None:
-        require_between("--voltage-kv", voltage_kv, 1.0, 10_000.0, "kV")
     if (method == "match") != bool(cif) or (method == "network") != bool(model):
         raise InputError("Give either --model, or --method match with --cif and the unit cells.")
 
@@ -109,28 +101,29 @@ def map_command(
                 picture_file = files.enter_context(atomic_path(picture, overwrite))
         elif painter:
             painter.close()
-        disks = reading.opened(scan, voltage_kv, output.progress, disk_method)
 
         from jaxstem.api import infer_config
+        from jaxstem.detection.opening import open_scan
         from jaxstem.mapping import check_voltage, map_to_file
         from jaxstem.network.model import load_model
 
-        if method == "match":
-            stated = disks.voltage_kv if voltage_kv is None else voltage_kv
-            if stated is None:
+        options = reading.options()
+        # before the scan, in which to find disks may take minutes
+        loaded = load_model(model) if method == "network" else None
+        disks = open_scan(scan, options, output.progress)
+        if loaded is None:
+            if disks.voltage_kv is None:
                 raise InputError(f"{scan}: states no voltage; give --voltage-kv.")
-            loaded = _matching_model(cif, stated)
-        else:
-            loaded = load_model(model)
-        check_voltage(disks, loaded, voltage_kv)
+            loaded = _matching_model(cif, disks.voltage_kv)
+        check_voltage(disks, loaded)
         stages = Stages("start")
         found = map_to_file(
             map_file,
             disks,
             loaded,
-            infer_config(refine, semiangle_mrad, batch, precision),
+            infer_config(loaded, refine, semiangle_mrad, batch, precision),
             least_confidence=least_confidence,
-            voltage_kv=voltage_kv,
+            options=options,
             attributes={
                 "command": command_text(),
                 "method": method,
@@ -147,8 +140,7 @@ def map_command(
     if report:
         from jaxstem.maps.report import write_report
 
-        changes = reading.changes()
-        write_report(out, report, scan, overwrite, calibration=changes, progress=output.progress)
+        write_report(out, report, scan, overwrite, progress=output.progress)
         stages.end("report")
     output.tell(
         {"files": targets, **map_counts(found), "stages": stages.seconds},

@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions
-from jaxstem.app.options import Reading, ReadingOptions
+from jaxstem.app.options import ANY_AS_STATED, ReadingAnyOptions
 
 
 def report(
@@ -19,7 +19,7 @@ def report(
         Path | None,
         tyro.conf.arg(metavar="SCAN.h5", help_behavior_hint="(default: predictions alone)"),
     ] = None,
-    reading: ReadingOptions = Reading(),
+    reading: ReadingAnyOptions = ANY_AS_STATED,
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
@@ -29,7 +29,7 @@ def report(
         map_file: Map that `jaxstem map` wrote.
         out: Page to write.
         scan: What was mapped: the raw cube, to see its patterns, or its disks.
-        reading: How the scan is read.
+        reading: How the scan is read, where that differs from how it was mapped.
         overwrite: Replace REPORT.html.
         output: What is said.
     """
@@ -40,7 +40,7 @@ def report(
         out,
         scan,
         overwrite,
-        calibration=reading.changes(),
+        options=reading.options(),
         progress=output.progress,
     )
     size = out.stat().st_size

@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions, complain, warn
-from jaxstem.app.options import OF_PRESET, require_between
+from jaxstem.app.options import OF_PRESET
+from jaxstem.diffraction.settings import Microscope, Specimen
+from jaxstem.errors import require_between
 
 STOPPED = 143
 """Exit code of a run that SIGTERM ended early: 128 + 15, as shells report that signal."""
@@ -21,7 +23,12 @@ def train(
     cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")],
     voltage_kv: Annotated[float, tyro.conf.arg(metavar="KV")] = 300.0,
-    k_max: Annotated[float, tyro.conf.arg(metavar="K")] = 2.0,
+    k_max: Annotated[float, tyro.conf.arg(metavar="K")] = Microscope.k_max,
+    semiangle_mrad: Annotated[float, tyro.conf.arg(metavar="MRAD")] = Microscope.semi_angle_mrad,
+    precession_deg: Annotated[float, tyro.conf.arg(metavar="DEG")] = Microscope.precession_deg,
+    thickness: Annotated[
+        tuple[float, float], tyro.conf.arg(metavar="LOW HIGH")
+    ] = Specimen.thickness,
     minutes: Annotated[float, tyro.conf.arg(metavar="MIN")] = 15.0,
     steps: Annotated[
         int | None,
@@ -33,7 +40,7 @@ def train(
     spacing_deg: Annotated[
         float | None, tyro.conf.arg(metavar="DEG", help_behavior_hint=OF_PRESET)
     ] = None,
-    u_iso: Annotated[float, tyro.conf.arg(metavar="U")] = 0.0064,
+    u_iso: Annotated[float, tyro.conf.arg(metavar="U")] = Specimen.u_iso,
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
@@ -44,6 +51,9 @@ def train(
         out: Folder for the model. The same command resumes an unfinished run there.
         voltage_kv: Accelerating voltage in kV.
         k_max: Largest scattering vector in 1/Å; disks beyond it are not used.
+        semiangle_mrad: Convergence semi-angle of the probe in mrad.
+        precession_deg: Half-angle of the cone of a precessing beam in degrees.
+        thickness: Lowest and highest thickness of the specimen in Å.
         minutes: Time to train for.
         steps: Training steps, instead of --minutes.
         preset: The network and schedule: jaxstem's own, or those of arXiv 2602.12420.
@@ -54,9 +64,6 @@ def train(
         overwrite: Replace a model that is there.
         output: What is said.
     """
-    require_between("--voltage-kv", voltage_kv, 1.0, 10_000.0, "kV")
-    require_between("--k-max", k_max, 0.01, 10.0, "1/Å")
-    require_between("--u-iso", u_iso, 0.0, 1.0, "Å^2")
     require_between("--minutes", minutes, 0.01, 1e6, "minutes")
     require_between("--steps", 1 if steps is None else steps, 1, 10**9)
     require_between("--batch", 1 if batch is None else batch, 1, 10**6)
@@ -77,6 +84,9 @@ def train(
                 out,
                 voltage_kv=voltage_kv,
                 k_max=k_max,
+                semiangle_mrad=semiangle_mrad,
+                precession_deg=precession_deg,
+                thickness=thickness,
                 minutes=minutes,
                 steps=steps,
                 preset=preset,

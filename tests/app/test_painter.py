@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The process that draws beside the one that maps."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import crystal_in_setting, make_map
+from matplotlib.image import imread
+from scipy.spatial.transform import Rotation
+
+from jaxstem.app import painter
+from jaxstem.app.painter import Painter, paint
+from jaxstem.errors import InputError
+from jaxstem.files.map_file import write_map
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:orix.*"),
+]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A map file, and the picture that this process draws of it."""
+    folder = tmp_path_factory.mktemp("drawn")
+    orientation = Rotation.random(35).as_matrix().reshape(5, 7, 3, 3)
+    found = make_map(orientation, np.zeros((5, 7)), [crystal_in_setting("cubic")])
+    write_map(folder / "map.h5", found)
+    paint(folder / "map.h5", folder / "here.png", 1)
+    return folder / "map.h5", imread(folder / "here.png")
+
+
+@pytest.fixture
+def painted(drawn, tmp_path):
+    """These, and where another may draw."""
+    return *drawn, tmp_path / "there.png"
+
+
+def test_a_painter_draws_the_same_beside_this_process(painted, monkeypatch):
+    map_file, expected, picture = painted
+    monkeypatch.setattr(painter, "LOADED", "not loaded")
+    monkeypatch.setattr(painter, "paint", None)
+    with Painter() as beside:
+        process = beside._process
+        for _ in range(2):
+            beside.paint(map_file, picture, 1)
+            np.testing.assert_array_equal(imread(picture), expected)
+            picture.write_bytes(b"")
+    assert process.returncode is not None
+
+
+@pytest.mark.parametrize("trouble", ["killed", "no such file", "no process"])
+def test_what_a_painter_cannot_draw_is_drawn_here(painted, trouble, monkeypatch, tmp_path):
+    map_file, expected, picture = painted
+    monkeypatch.setattr(painter, "LOADED", "not loaded")
+    if trouble == "no process":
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "nothing"))
+    with Painter() as beside:
+        assert (beside._process is None) == (trouble == "no process")
+        if trouble == "killed":
+            beside._process.kill()
+        if trouble == "no such file":
+            with pytest.raises(InputError, match="gone.h5"):
+                beside.paint(tmp_path / "gone.h5", picture, 1)
+        else:
+            beside.paint(map_file, picture, 1)
+            np.testing.assert_array_equal(imread(picture), expected)
+
+
+def test_nothing_is_started_where_all_is_loaded():
+    assert Painter()._process is None
+
+
+def test_a_painter_ends_when_its_input_does():
+    """As it does when the process that started it is killed."""
+    command = [sys.executable, "-m", "jaxstem.app.painter"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, b"")

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A map of noise, which the tests of several files share."""
+
+import numpy as np
+import pytest
+
+from jaxstem.crystal.cell import Crystal
+from jaxstem.files.orientation_map import OrientationMap
+
+
+def make_random_map(rng, shape=(3, 5), n_phases=2):
+    """A map of noise, of the stored precision, with unassigned positions."""
+
+    def floats(*extra):
+        return rng.normal(size=(*shape, *extra)).astype(np.float32)
+
+    orientation = floats(3, 3)
+    phase = rng.integers(-2, n_phases, shape).astype(np.int16)
+    orientation[phase < 0] = np.nan
+    crystals = tuple(
+        Crystal(
+            name=f"phase {number} α",
+            lattice=rng.normal(size=(3, 3)),
+            positions=rng.uniform(size=(number + 1, 3)),
+            numbers=rng.integers(1, 99, number + 1),
+            occupancies=rng.uniform(size=number + 1),
+            point_group="-43m",
+            laue_group="m-3m",
+            space_group=216,
+        )
+        for number in range(n_phases)
+    )
+    return OrientationMap(
+        orientation=orientation,
+        phase=phase,
+        phase_names=tuple(crystal.name for crystal in crystals),
+        confidence=floats(),
+        confidence_mod180=floats(),
+        phase_confidence=floats(),
+        score=floats(),
+        second_orientation=floats(3, 3),
+        second_phase=rng.integers(-2, n_phases, shape).astype(np.int16),
+        second_score=floats(),
+        thickness=floats(),
+        n_disks=rng.integers(0, 30, shape).astype(np.int32),
+        crystals=crystals,
+        scan_step=float(rng.uniform(0.1, 50)),
+        scan_units="nm",
+        attributes={"command": "jaxstem map ü.h5", "model": "Cu", "steps": 7, "minutes": 1.5},
+        settings={
+            "microscope": {"voltage_kv": 300.0},
+            "read_options": {"flip": True, "scan_shape": [3, 5], "mask": np.eye(4, dtype=bool)},
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def random_map():
+    """Makes a map of noise from a generator, a scan shape and a number of phases."""
+    return make_random_map

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Data cubes in pieces and samples: every pattern once, from everywhere."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxstem.files.cube import chunks, cube_from_array, sample
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 6), columns=st.integers(1, 7), size=st.integers(1, 50))
+def test_chunks_hold_every_pattern_once(rows, columns, size):
+    data = np.arange(rows * columns * 64).reshape(rows, columns, 8, 8)
+    pieces = list(chunks(cube_from_array(data), size))
+    starts = [start for start, _ in pieces]
+    assert starts == np.cumsum([0, *(len(p) for _, p in pieces[:-1])]).tolist()
+    np.testing.assert_array_equal(np.concatenate([p for _, p in pieces]), data.reshape(-1, 8, 8))
+    assert max(len(p) for _, p in pieces) <= size
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), n=st.integers(1, 300))
+def test_samples_are_spread_over_the_scan(rows, columns, n):
+    number = np.arange(rows * columns).reshape(rows, columns, 1, 1)
+    data = np.broadcast_to(number, (rows, columns, 8, 8))
+    found = sample(cube_from_array(data), n)[:, 0, 0]
+    assert len(set(found)) == len(found)
+    assert min(n, rows * columns) / 3 <= len(found) <= 3 * n + columns
+    if rows >= 20 and n >= 100:
+        assert np.ptp(found // columns) > 0.8 * rows

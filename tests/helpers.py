@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Places and small makers that tests of several rooms share."""
+
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from jaxstem.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+EXPERIMENTS = ROOT / "experiments"
+
+
+def random_matrices(rng, n, dtype=np.float32):
+    """Rotation matrices (n, 3, 3), uniform."""
+    return Rotation.random(n, random_state=rng.integers(2**31)).as_matrix().astype(dtype)
+
+
+def turn_deg(vector):
+    """The rotation matrix of a rotation vector in degrees, float32."""
+    return Rotation.from_rotvec(np.deg2rad(vector)).as_matrix().astype(np.float32)
+
+
+def angle_deg(a, b, operations):
+    """Misorientation of orientations in degrees."""
+    from jaxstem.orientation.symmetry import misorientation
+
+    a, b, operations = (np.asarray(x, np.float32) for x in (a, b, operations))
+    return np.rad2deg(misorientation(a, b, operations))
+
+
+def log_probability_around(orientation, material, cells=None):
+    """Log-probabilities of a material's cells as a good network gives them: a peak as wide as the
+    training labels.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from jaxstem.orientation.rotations import quaternion_to_matrix
+    from jaxstem.orientation.symmetry import misorientation
+
+    cells = quaternion_to_matrix(jnp.asarray(material.grid)) if cells is None else cells
+    operations = jnp.asarray(material.operations, jnp.float32)
+    angle = misorientation(jnp.asarray(orientation), jnp.asarray(cells), operations)
+    return jax.nn.log_softmax(-0.5 * (angle / (0.55 * material.spacing)) ** 2)
+
+
+def thick_foil_disks(orientation, material, n_disks=16, cutoff=1e-3):
+    """The strongest disks of the model that verification assumes: averaged over thickness."""
+    from jaxstem.diffraction.geometry import excitation_error, strongest
+    from jaxstem.diffraction.two_beam import expected_intensity
+    from jaxstem.verification.config import ScoreConfig
+
+    reflectors = material.reflectors()
+    g_lab = reflectors.g @ orientation
+    intensity = expected_intensity(
+        excitation_error(g_lab, material.wavelength),
+        reflectors.inverse_extinction,
+        ScoreConfig().levels[-1].floor,
+    )
+    return strongest(g_lab[:, 0], g_lab[:, 1], intensity, n_disks, cutoff)
+
+
+def prepared_pattern(disks, power=0.25, limit=1e-3, incident_sigma=0.1):
+    """What verification makes of a pattern whose incident beam is 1, every disk above `limit`
+    being found; `power`: of the measured intensities.
+    """
+    import jax.numpy as jnp
+
+    from jaxstem.verification.config import Limit
+    from jaxstem.verification.search import pattern_of
+
+    limits = Limit(jnp.full(41, np.log(limit), jnp.float32), jnp.float32(-jnp.inf))
+    return pattern_of(disks, 1.0, jnp.float32(incident_sigma), False, limits, power)
+
+
+def reordered(observed, order):
+    """An observed pattern with its disks in another order."""
+    shuffled = {name: getattr(observed, name)[order] for name in ("qx", "qy", "log_share", "mask")}
+    return observed._replace(**shuffled)
+
+
+def lengthened(observed, n):
+    """With `n` more places of padding, filled with nonsense that the mask hides."""
+    import jax.numpy as jnp
+
+    add = lambda x, value: jnp.append(x, jnp.full(n, value, x.dtype))  # noqa: E731
+    return observed._replace(
+        qx=add(observed.qx, 0.7),
+        qy=add(observed.qy, -0.4),
+        log_share=add(observed.log_share, -1.0),
+        mask=add(observed.mask, False),
+    )
+
+
+def scan_of_lists(lists):
+    """A one-row scan at 300 kV from (n, 3) arrays of qx, qy [1/Å] and intensity."""
+    from jaxstem.files.scan import DiskScan
+
+    disks = np.concatenate([np.zeros((0, 3)), *lists]).astype(np.float32)
+    offsets = np.cumsum([0, *(len(one) for one in lists)]).astype(np.int64)
+    return DiskScan(*disks.T, offsets, (1, len(lists)), 1.0, "nm", 300.0, "test")
+
+
+@cache
+def published_crystal(name):
+    """A crystal of the literature or of the fixtures."""
+    from pymatgen.core import Lattice, Structure
+
+    from jaxstem.crystal.cell import from_structure, read_cif
+
+    published = {
+        "Al": ("Fm-3m", 4.0495, {"Al": [0, 0, 0]}),
+        "Au": ("Fm-3m", 4.0782, {"Au": [0, 0, 0]}),
+        "ZnS": ("F-43m", 5.4093, {"Zn": [0, 0, 0], "S": [0.25, 0.25, 0.25]}),
+    }
+    if name not in published:
+        return read_cif(FIXTURES / f"{name}.cif")
+    group, a, atoms = published[name]
+    return from_structure(
+        Structure.from_spacegroup(group, Lattice.cubic(a), list(atoms), list(atoms.values())), name
+    )
+
+
+def near_zone_axis(axis, degrees):
+    """An orientation that has a zone axis of a cubic crystal so far from the beam."""
+    z = np.array(axis) / np.linalg.norm(axis)
+    x = np.cross([0.31, 0.72, 0.18], z)
+    x /= np.linalg.norm(x)
+    orientation = np.stack([x, np.cross(z, x), z], axis=1)
+    tilt = np.deg2rad(degrees) * np.array([0.8, 0.6, 0.0])
+    return orientation @ Rotation.from_rotvec(tilt).as_matrix()
+
+
+def intensities_by_hypothesis(s, inverse_extinction, q, thicknesses, config):
+    """What the likelihood takes for intensities, by each thickness [Å] and then by each shape."""
+    from jaxstem.diffraction.two_beam import (
+        LEAST_CONE,
+        LEAST_SHARE,
+        kinematic_intensity,
+        two_beam_intensity,
+    )
+
+    cone = max(config.semi_angle, LEAST_CONE)
+    foils = [two_beam_intensity(s, inverse_extinction, q, t, cone) for t in thicknesses]
+    thin = [kinematic_intensity(s, inverse_extinction, sigma) for sigma in config.shapes]
+    return [intensity + LEAST_SHARE for intensity in foils + thin]
+
+
+def likely_thickness(rng):
+    """A thickness of the likelihood's grid, between 40 and 300 Å."""
+    from jaxstem.verification.config import LikelihoodConfig
+
+    thickness = np.asarray(LikelihoodConfig().thicknesses())
+    return rng.choice(thickness[(thickness > 40) & (thickness < 300)])
+
+
+def crystal_of(space_group, cell, name="test"):
+    """A crystal with one atom in general position: its symmetry is that of the space group."""
+    from pymatgen.core import Lattice, Structure
+
+    from jaxstem.crystal.cell import from_structure
+
+    structure = Structure.from_spacegroup(
+        space_group, Lattice.from_parameters(*cell), ["Cu"], [[0.11, 0.23, 0.37]]
+    )
+    return from_structure(structure, name)
+
+
+@cache
+def crystal_in_setting(name):
+    """A crystal in a setting that orix has, or has not; "zinc blende" has no inversion centre."""
+    group, cell = {
+        "cubic": ("Pm-3m", (8, 8, 8, 90, 90, 90)),
+        "zinc blende": ("F-43m", (5, 5, 5, 90, 90, 90)),
+        "monoclinic": ("P2_1/c", (5, 6, 7, 90, 101, 90)),
+        "hexagonal": ("P6/mmm", (6, 6, 8, 90, 90, 120)),
+        "P-3m1": ("P-3m1", (6, 6, 8, 90, 90, 120)),
+        "P-31m": ("P-31m", (6, 6, 8, 90, 90, 120)),
+        "rhombohedral": ("R-3m:R", (6, 6, 6, 70, 70, 70)),
+        "triclinic": ("P-1", (5, 6, 7, 80, 95, 105)),
+    }[name]
+    return crystal_of(group, cell, name)
+
+
+def make_map(orientation, phase, crystals, step=20.0, units="A"):
+    """A map (ny, nx) of orientations and phases; scores and confidences rise along it."""
+    from jaxstem.files.orientation_map import OrientationMap
+
+    shape = phase.shape
+    score = np.linspace(0, 1, phase.size, dtype=np.float32).reshape(shape)
+    orientation = np.where((phase < 0)[..., None, None], np.nan, orientation).astype(np.float32)
+    return OrientationMap(
+        orientation=orientation,
+        phase=phase.astype(np.int16),
+        phase_names=tuple(crystal.name for crystal in crystals),
+        confidence=np.where(phase < 0, np.nan, score).astype(np.float32),
+        confidence_mod180=score,
+        phase_confidence=np.ones(shape, np.float32),
+        score=score,
+        second_orientation=orientation,
+        second_phase=phase.astype(np.int16),
+        second_score=score,
+        thickness=np.full(shape, np.nan, np.float32),
+        n_disks=np.ones(shape, np.int32),
+        crystals=tuple(crystals),
+        scan_step=step,
+        scan_units=units,
+    )
+
+
+def random_map(crystals, seed, shape=(4, 5), step=20.0, units="A"):
+    """Random orientations of all crystals; the last two positions unassigned and empty."""
+    n = shape[0] * shape[1]
+    orientation = Rotation.random(n, random_state=seed).as_matrix().reshape(*shape, 3, 3)
+    phase = (np.arange(n) % len(crystals)).reshape(shape)
+    phase[-1, -2:] = -1, -2
+    found = make_map(orientation, phase, crystals, step, units)
+    return replace(found, attributes={"voltage_kv": 300.0, "k_max": 1.5})
+
+
+def orix_colours(orientation, direction, laue_group):
+    """The colours that orix itself gives to the orientations."""
+    from orix.plot import IPFColorKeyTSL
+    from orix.quaternion import Orientation, symmetry
+    from orix.vector import Vector3d
+
+    from jaxstem.crystal.setting import ORIX_NAMES
+
+    group = getattr(symmetry, ORIX_NAMES[laue_group])
+    key = IPFColorKeyTSL(group, direction=Vector3d(direction))
+    return key.orientation2color(Orientation.from_matrix(orientation, symmetry=group))
+
+
+def assert_one_sentence(error, path):
+    """An error's message is one sentence with the file's name and, after a semicolon, a remedy."""
+    message = str(error)
+    assert Path(path).stem in message and "; " in message and message.endswith("."), message
+    assert "\n" not in message and not re.search(r"\. [A-Z]", message), message
+
+
+def assert_refused(read, path, *words):
+    """Reading the file ends in an InputError of one sentence that holds the words."""
+    with pytest.raises(InputError) as caught:
+        read(path)
+    assert_one_sentence(caught.value, path)
+    for word in (str(path), *words):
+        assert word in str(caught.value)
+
+
+def read_or_refuse(read, path):
+    """What the reader makes of a file, None where it refuses it in one sentence."""
+    try:
+        return read(path)
+    except InputError as error:
+        assert_one_sentence(error, path)
+        return None
+
+
+def assert_whole(scan):
+    """Every position's disks of a scan lie within the arrays, all of them finite."""
+    assert len(scan.offsets) == scan.scan_shape[0] * scan.scan_shape[1] + 1
+    assert scan.offsets[0] == 0 and (np.diff(scan.offsets) >= 0).all()
+    for name in ("qx", "qy", "intensity"):
+        assert len(getattr(scan, name)) == scan.offsets[-1]
+        assert np.isfinite(getattr(scan, name)).all()
+
+
+def in_precision(function, *arguments, dtype=np.float64):
+    """The function, jitted, in the given precision; its result as numpy arrays of that precision.
+
+    A function that is given again, with arguments of the same shapes, is not compiled again.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    with jax.enable_x64(dtype == np.float64):
+        result = jax.jit(function)(*(np.asarray(a, dtype) for a in arguments))
+        for leaf in jax.tree.leaves(result):
+            assert leaf.dtype == dtype or jnp.issubdtype(leaf.dtype, jnp.integer)
+        return jax.tree.map(np.asarray, result)

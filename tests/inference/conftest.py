@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An untrained network, a scan of thirteen positions, and settings that compile soon."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import random_matrices, scan_of_lists
+
+from jaxstem.diffraction.geometry import strongest
+from jaxstem.diffraction.two_beam import two_beam
+from jaxstem.inference import step
+from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import MIN_DISKS
+from jaxstem.inference.ranked_cells import likeliest_cells
+from jaxstem.inference.stream import predict_scan
+from jaxstem.network.model import Model, build_network
+from jaxstem.network.transformer import init_params
+from jaxstem.runtime import parallel
+from jaxstem.verification.config import ScoreConfig
+
+DIRECT = 10.0
+"""Intensity of the direct beam, where the scan has it."""
+
+
+@pytest.fixture(scope="session")
+def config():
+    return InferConfig(
+        score=ScoreConfig(n_modes=4, levels=ScoreConfig().levels[:1]),
+        chance=-1e6,  # to have a crystal everywhere, whatever the untrained network proposes
+        lengths=(16,),
+        batch=8,
+        chunk=4,
+        least=1,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tabulated_once(tables):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "candidate_tables", lambda *_, **__: tables)
+        yield
+
+
+@pytest.fixture(scope="session")
+def model(copper, tiny):
+    """An untrained network."""
+    network = build_network(tiny.model, [copper])
+    params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
+    return Model(tiny.model, (copper,), params)
+
+
+@pytest.fixture(scope="session")
+def scan(copper):
+    """Thirteen positions: two-beam patterns with the direct beam, of which 3 has one disk besides
+    it, 7 nothing at all, and 11 no direct beam.
+    """
+    orientation = random_matrices(np.random.default_rng(7), 13)
+    beams = two_beam(orientation, copper.reflectors(), copper.wavelength, 100.0)
+    disks = strongest(*beams, 14, 1e-3)
+    lists = []
+    for qx, qy, intensity, mask in zip(*(np.asarray(x) for x in disks), strict=True):
+        found = np.stack([qx, qy, DIRECT * intensity], axis=-1)[mask]
+        lists.append(np.concatenate([[[0.0, 0.0, DIRECT]], found]))
+    lists[3] = lists[3][:2]
+    lists[7] = lists[7][:0]
+    lists[11] = lists[11][1:]
+    assert min(len(one) for i, one in enumerate(lists) if i not in (3, 7)) > MIN_DISKS
+    return scan_of_lists(lists)
+
+
+@pytest.fixture(scope="session")
+def on_devices():
+    """`predict_scan` on the first so many devices."""
+
+    def predict(model, scan, config, n):
+        mesh = parallel.make_mesh(jax.devices()[:n])
+        return predict_scan(model, scan, config, mesh=mesh, progress=False)
+
+    return predict
+
+
+@pytest.fixture(scope="session")
+def likeliest(model, scan):
+    return likeliest_cells(model, scan, 64)

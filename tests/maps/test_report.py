@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The report: its numbers and frames, and the page itself in a real browser."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+from helpers import make_map
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from jaxstem.crystal.cell import reflections
+from jaxstem.detection.scan import calibrated
+from jaxstem.diffraction.settings import Microscope, Specimen
+from jaxstem.errors import InputError
+from jaxstem.files.map_file import write_map
+from jaxstem.files.packed import write_packed
+from jaxstem.files.scan import DiskScan, source_of
+from jaxstem.maps import measured
+from jaxstem.maps.colours import LAB_X, LAB_Z, rgb_map
+from jaxstem.maps.drawing import thinned
+from jaxstem.maps.grains import bunge_angles
+from jaxstem.maps.payload import ABSENT
+from jaxstem.maps.predicted import ReportConfig, predict
+from jaxstem.maps.report import write_report
+
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.filterwarnings("ignore")]
+
+K_MAX, VOLTAGE = 1.2, 300.0
+SHAPE = (5, 7)
+PIXEL = 0.05
+
+
+def numbers_of(page):
+    """The data in a page."""
+    text = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    return json.loads(text.group(1))
+
+
+def unpacked(text, kind):
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), kind)
+
+
+def some_map(crystals, seed=3):
+    """5 x 7 positions of two phases, random orientations, one unassigned and one empty."""
+    orientation = Rotation.random(35, random_state=seed).as_matrix().reshape(*SHAPE, 3, 3)
+    phase = np.arange(35).reshape(SHAPE) % 2
+    phase[0, 0], phase[4, 6] = -1, -2
+    found = make_map(orientation, phase, [crystals["Cu"], crystals["Mg"]])
+    thickness = np.where(np.arange(7) < 3, 150.0, np.nan) * np.ones(SHAPE)
+    second = np.roll(found.orientation, 1, axis=1)
+    return dataclasses.replace(
+        found,
+        thickness=thickness.astype(np.float32),
+        second_orientation=second,
+        second_phase=np.roll(found.phase, 1, axis=1),
+        attributes={"voltage_kv": VOLTAGE, "k_max": K_MAX, "command": "jaxstem map </script> x"},
+    )
+
+
+def predictions(found, i, j):
+    """(hkl, q) of the disks that the report predicts for the answer at a position."""
+    unit_cell = found.crystals[found.phase[i, j]]
+    disks = predict(
+        found.orientation[i, j][None],
+        found.thickness[i, j][None],
+        unit_cell,
+        Microscope(VOLTAGE, k_max=K_MAX),
+        Specimen(),
+        ReportConfig(),
+    )
+    of = reflections(unit_cell, K_MAX)
+    index = disks.reflection[0][disks.reflection[0] != ABSENT].astype(int)
+    return of.hkl[index], (of.g[index] @ found.orientation[i, j])[:, :2], disks.strength[0]
+
+
+def disk_scan(found):
+    """The predicted disks as measured ones, with the direct beam and a false disk everywhere."""
+    rows, counts = [], []
+    for (i, j), phase in np.ndenumerate(found.phase):
+        q = predictions(found, i, j)[1][:6] if phase >= 0 else np.zeros((0, 2))
+        disks = np.concatenate([[[0.0, 0.0]], q, [[0.31, -0.77]]])
+        rows.append(np.c_[disks, np.linspace(100, 1, len(disks))])
+        counts.append(len(disks))
+    qx, qy, intensity = np.concatenate(rows).astype(np.float32).T
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    return DiskScan(qx, qy, intensity, offsets, SHAPE, 20.0, "A", VOLTAGE, "a test")
+
+
+@pytest.fixture(scope="module")
+def found(crystals):
+    return some_map(crystals)
+
+
+@pytest.fixture(scope="module")
+def written(found, tmp_path_factory):
+    """The map, its scan as a packed table, and the report on both."""
+    folder = tmp_path_factory.mktemp("report")
+    write_map(folder / "map.h5", found)
+    write_packed(folder / "disks.h5", source_of(disk_scan(found)), progress=False)
+    write_report(folder / "map.h5", folder / "report.html", folder / "disks.h5")
+    return folder / "report.html"
+
+
+def test_numbers_survive_the_page(found, written):
+    page = written.read_text(encoding="utf-8")
+    data = numbers_of(page)
+    assert page.count("</script>") == 2  # that in the command is escaped
+    assert ("command", "jaxstem map </script> x") in [tuple(row) for row in data["about"]]
+    assert not re.search(r"(src|href)\s*=\s*[\"'](?!data:)", page) and "://" not in page
+    known = found.phase.ravel() >= 0
+
+    def number(name):
+        packed = data["numbers"][name]
+        return unpacked(packed["data"], "<u2") * packed["unit"]
+
+    euler = np.stack([number(name) for name in ("phi1", "Phi", "phi2")], axis=-1)[known]
+    expected = bunge_angles(found.orientation.reshape(-1, 3, 3)[known])
+    np.testing.assert_allclose(np.mod(euler - expected + 180, 360), 180, atol=0.01)
+    np.testing.assert_allclose(number("score"), found.score.ravel(), atol=2e-5)
+    phase = unpacked(data["numbers"]["phase"]["data"], "i1")
+    np.testing.assert_array_equal(phase, found.phase.ravel())
+    picture = next(entry for entry in data["maps"] if entry["name"] == "ipf-x")["image"]
+    rgb = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))))
+    np.testing.assert_allclose(rgb / 255, rgb_map(found, LAB_X), atol=1 / 255)
+    assert {entry["name"] for entry in data["maps"]} >= {"thickness", "phase", "confidence"}
+
+
+def test_large_scans_are_thinned(found, tmp_path):
+    """Every other position drawn, of those every other one kept, disks alike."""
+    write_map(tmp_path / "map.h5", found)
+    config = ReportConfig(most_drawn=4, most_kept=4)
+    scan = disk_scan(found)
+    write_packed(tmp_path / "disks.h5", source_of(scan), progress=False)
+    write_report(tmp_path / "map.h5", tmp_path / "a.html", tmp_path / "disks.h5", config=config)
+    data = numbers_of((tmp_path / "a.html").read_text(encoding="utf-8"))
+    assert data["shape"] == [3, 4] and data["every"] == 2 and data["apart"] == 2
+    offsets = unpacked(data["measured"]["offsets"], "<u4")
+    wanted = [i * 7 + j for i in (0, 4) for j in (0, 4)]
+    np.testing.assert_array_equal(np.diff(offsets), np.diff(scan.offsets)[wanted])
+
+
+def test_bad_input_is_refused_in_one_sentence(found, written, tmp_path):
+    map_file, out = written.parent / "map.h5", tmp_path / "out.html"
+    with pytest.raises(InputError, match="exists already"):
+        write_report(map_file, written)
+    with pytest.raises(InputError, match="itself"):
+        write_report(map_file, map_file, overwrite=True)
+    with pytest.raises(InputError, match="not a jaxstem map"):
+        write_report(written.parent / "disks.h5", out)
+    mute = dataclasses.replace(found, attributes={"k_max": 1.0})
+    write_map(tmp_path / "mute.h5", mute)
+    with pytest.raises(InputError, match="voltage_kv"):
+        write_report(tmp_path / "mute.h5", out)
+    write_map(tmp_path / "other.h5", thinned(found, 2))
+    with pytest.raises(InputError, match="5 × 7 positions and the map 3 × 4"):
+        write_report(tmp_path / "other.h5", out, written.parent / "disks.h5")
+    assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window; the tests that need it are skipped where it is not installed."""
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    binary = next(filter(None, map(shutil.which, names)), None)
+    driver = shutil.which("chromedriver")
+    if not (binary and driver):
+        pytest.skip("no Chromium with chromedriver (Debian: chromium, chromium-driver)")
+    options = selenium.ChromeOptions()
+    options.binary_location = binary
+    for argument in (
+        "headless=new",
+        "no-sandbox",
+        "disable-dev-shm-usage",
+        "disable-gpu",
+        "window-size=1300,950",
+    ):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chromium = selenium.Chrome(options, selenium.ChromeService(driver))
+    chromium.set_page_load_timeout(120)
+    yield chromium
+    chromium.quit()
+
+
+def opened(browser, page):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(page.as_uri())
+    ready = "return document.body.dataset.ready === 'yes'"
+    WebDriverWait(browser, 120).until(lambda b: b.execute_script(ready))
+
+
+def click_position(browser, name, i, j):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    canvas = browser.find_element("id", f"map-{name}")
+    width, height = canvas.size["width"], canvas.size["height"]
+    x, y = ((j + 0.5) / SHAPE[1] - 0.5) * width, ((i + 0.5) / SHAPE[0] - 0.5) * height
+    ActionChains(browser).move_to_element_with_offset(canvas, round(x), round(y)).click().perform()
+    return canvas
+
+
+def shown(browser):
+    return dict(table(browser, "numbers"))
+
+
+def table(browser, name):
+    """The texts of a table's cells, row by row."""
+    script = """return [...document.getElementById(arguments[0]).querySelectorAll('tr')].map(
+        (row) => [...row.children].map((cell) => cell.textContent))"""
+    return browser.execute_script(script, name)
+
+
+def colour_at(browser, canvas, x, y):
+    """rgb of a canvas at a share of its width and height."""
+    script = """const [id, x, y] = arguments, c = document.getElementById(id);
+        const pixel = c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1);
+        return [...pixel.data].slice(0, 3)"""
+    return browser.execute_script(script, canvas, float(x), float(y))
+
+
+def settled(browser, script):
+    """Waits until a script's answer is true; patterns are decoded as they are asked for."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 30).until(lambda b: b.execute_script(script))
+
+
+def complaints(browser):
+    """What the console says, but for the advice on how these tests read pixels."""
+    return [entry for entry in browser.get_log("browser") if entry["source"] != "rendering"]
+
+
+def test_the_page_answers_clicks_and_keys(browser, found, written, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, written)
+    i, j = 2, 2  # phase 0, thickness known
+    canvas = click_position(browser, "confidence", i, j)
+    numbers = shown(browser)
+    assert numbers["position"].startswith("row 2, column 2 (x 4.000 nm, y 4.000 nm)")
+    assert numbers["phase"] == "Cu (Laue group m-3m)" and numbers["thickness"] == "150 Å"
+    angles = [float(text.rstrip("°")) for text in numbers["Euler angles φ₁, Φ, φ₂"].split(", ")]
+    np.testing.assert_allclose(angles, bunge_angles(found.orientation[i, j][None])[0], atol=0.02)
+    assert float(numbers["score"]) == pytest.approx(found.score[i, j], abs=1e-3)
+    browser.save_screenshot(str(tmp_path / "clicked.png"))
+
+    # the measured disks are those predicted, so the table must name them; the last is false
+    settled(browser, "return document.querySelectorAll('#disks td').length > 0")
+    rows = table(browser, "disks")[1:]
+    hkl, q, _ = predictions(found, i, j)
+    assert rows[0][3] == "0 0 0" and rows[-1][3] == "–"
+    for row, index, spot in zip(rows[1:-1], hkl, q, strict=False):
+        assert row[3] == " ".join(f"{-k}\u0305" if k < 0 else str(k) for k in index)
+        assert float(row[0]) == pytest.approx(np.hypot(*spot), abs=2e-3)
+
+    # a map's colours are those of the map; the crosshair avoids other rows and columns
+    expected = 255 * rgb_map(found, LAB_Z)[4, 5]
+    found_colour = colour_at(browser, "map-ipf-z", 5.5 / SHAPE[1], 4.5 / SHAPE[0])
+    np.testing.assert_allclose(found_colour, expected, atol=2)
+
+    canvas.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+    assert shown(browser)["position"].startswith("row 3, column 3")
+    canvas.send_keys(Keys.SHIFT, Keys.ARROW_UP, Keys.ARROW_LEFT, Keys.NULL)
+    numbers = shown(browser)
+    assert numbers["position"].startswith("row 0, column 0")
+    assert numbers["phase"] == "unassigned" and "score" not in numbers
+    scale = "return document.querySelector('.scale i').offsetWidth"
+    before = browser.execute_script(scale)
+    browser.find_element("id", "in").click()
+    length = browser.execute_script("return document.querySelector('.scale').textContent")
+    assert browser.execute_script(scale) > before or length != "5 nm"
+    canvas.send_keys("0")
+    assert browser.execute_script(scale) == before
+
+    assert complaints(browser) == []
+    loaded = browser.execute_script(
+        "return performance.getEntriesByType('resource').map((e) => e.name)"
+    )
+    assert all(name.startswith("data:") for name in loaded)
+
+
+def test_patterns_are_drawn_in_the_lab_frame(browser, found, bright, tmp_path, monkeypatch):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    cube, _, detected = bright
+    detections = detected(np.full((*SHAPE, 2), 11.5))
+    monkeypatch.setattr(measured, "open_disks", lambda *_: None)
+    monkeypatch.setattr(measured, "open_cube", lambda *_: cube)
+    monkeypatch.setattr(measured, "find_disks", lambda *_, **__: detections)
+    write_map(tmp_path / "map.h5", found)
+    write_report(tmp_path / "map.h5", tmp_path / "report.html", "cube.h5")
+    opened(browser, tmp_path / "report.html")
+    for name in ("measured", "best"):
+        browser.find_element("id", f"show-{name}").click()
+    disks = calibrated(detections)
+    q = np.stack([disks.qx, disks.qy], axis=-1).reshape(*SHAPE, 2)
+    # seen, and not so near the middle that what lies opposite is lit by the same pixel
+    farthest = np.abs(q).max(-1)
+    inside = np.argwhere((farthest < 0.8 * K_MAX) & (farthest > 3 * PIXEL))[:4]
+    for i, j in inside:
+        click_position(browser, "ipf-x", i, j)
+        x, y = 0.5 + q[i, j, ::-1] / (2 * 1.06 * K_MAX)
+        WebDriverWait(browser, 30).until(
+            lambda b, x=x, y=y: min(colour_at(b, "pattern", x, y)) > 200, f"dark at {x}, {y}"
+        )
+        opposite = colour_at(browser, "pattern", 1 - x, 1 - y)
+        assert max(opposite) < 200
+    browser.save_screenshot(str(tmp_path / "pattern.png"))
+    assert complaints(browser) == []
+
+
+def test_the_page_fits_a_phone_and_says_where_it_holds_no_pattern(browser, found, tmp_path):
+    write_map(tmp_path / "map.h5", found)
+    config = ReportConfig(most_kept=12)
+    write_report(tmp_path / "map.h5", tmp_path / "report.html", config=config)
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        opened(browser, tmp_path / "report.html")
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+        click_position(browser, "phase", 1, 1)
+        settled(browser, "return document.querySelector('#note button') !== null")
+        assert "one row and one column in 2" in browser.find_element("id", "note").text
+        browser.find_element("css selector", "#note button").click()
+        assert shown(browser)["position"].startswith("row 2, column 2")
+        settled(browser, "return document.querySelector('#note button') === null")
+        browser.save_screenshot(str(tmp_path / "phone.png"))
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert complaints(browser) == []

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The training loop: it learns, resumes exactly, guards its folder, and compiles once.
+
+The loop's two programs are compiled once for all tests here; everything else is the loop itself.
+"""
+
+import json
+import os
+import shutil
+import signal
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import FIXTURES
+
+from jaxstem.app.main import main
+from jaxstem.errors import InputError
+from jaxstem.network.model import MODEL_FILES, build_network, load_model
+from jaxstem.runtime import parallel
+from jaxstem.training import checkpoint, loop
+from jaxstem.training.config import TrainConfig
+from jaxstem.training.loop import Stopped, seconds_per_step, train
+from jaxstem.training.patterns import (
+    make_sources,
+)
+from jaxstem.training.step import (
+    make_optimiser,
+)
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def step_programs(quick_compile, light_acquisition):
+    """The jitted training steps made in this module; settings that only the loop reads share one"""
+    made = {}
+    make_train_step, make_validation = loop.make_train_step, loop.make_validation
+
+    def memo(make, name, network, materials, config, *rest):
+        shared = replace(config, steps=0, minutes=0.0, seed=0, physics="two_beam")
+        mesh = next((r.size for r in rest if isinstance(r, jax.sharding.Mesh)), None)
+        found = (name, repr(shared), mesh)
+        if found not in made:
+            made[found] = make(network, materials, config, *rest)
+        return made[found]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_train_step", lambda *args: memo(make_train_step, "step", *args))
+        patch.setattr(
+            loop, "make_validation", lambda *args: memo(make_validation, "validation", *args)
+        )
+        patch.setattr(loop, "init_state", memoised_init(loop.init_state))
+        yield made
+
+
+def memoised_init(init_state):
+    compiled = cache(lambda network, optimiser: jax.jit(partial(init_state, network, optimiser)))
+    optimisers = cache(lambda: make_optimiser(TrainConfig()))
+    return lambda network, _, seed, total: compiled(network, optimisers())(seed, total)
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+    return replace(tiny, steps=STEPS, batch=32, n_validation=64)
+
+
+@pytest.fixture(scope="module")
+def go(copper, one_device):
+    """`train` of the copper material on one device, without a bar."""
+    return lambda config, out, **options: train(
+        [copper], config, out, **{"mesh": one_device, "progress": False} | options
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(go, config, tmp_path_factory):
+    """A finished run's model and folder."""
+    folder = tmp_path_factory.mktemp("run") / "model"
+    return go(config, folder), folder
+
+
+def checkpointed(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_loss_falls(finished):
+    _, folder = finished
+    found = rows(folder)
+    assert found[-1]["loss"] < found[0]["loss"] - 0.2
+    assert found[-1]["val_loss"] < found[0]["val_loss"]
+
+
+def test_metrics_rows(finished, config):
+    _, folder = finished
+    found = rows(folder)
+    assert [row["step"] for row in found] == list(range(STEPS // 10, STEPS + 1, STEPS // 10))
+    for row in found:
+        assert row["patterns"] == row["step"] * config.batch
+        assert np.isfinite(list(row.values())).all()
+        assert (
+            0 <= row["val_within_5deg"] <= 1
+            and 0 <= row["val_right_phase"] <= 1
+            and 0 <= row["val_best16_within_reach"] <= 1
+        )
+        assert 0 < row["val_median_deg"] < 63  # no two orientations of a cube are farther apart
+    assert np.all(np.diff([row["seconds"] for row in found]) >= 0)
+
+
+def test_folder_holds_the_model(finished, config):
+    model, folder = finished
+    assert set(MODEL_FILES) | {"run.json", "metrics.jsonl", "checkpoints"} == {
+        path.name for path in folder.iterdir()
+    }
+    loaded = load_model(folder)
+    assert loaded.config == config.model
+    assert loaded.record["total_steps"] == STEPS
+    assert loaded.record["config"]["seed"] == config.seed
+    for ours, trained in zip(
+        jax.tree.leaves(loaded.params), jax.tree.leaves(model.params), strict=True
+    ):
+        np.testing.assert_allclose(ours, trained, rtol=1e-3, atol=1e-4)
+
+
+def test_finished_folder_is_not_overwritten(finished, go, config):
+    _, folder = finished
+    before = (folder / "model.json").read_bytes()
+    with pytest.raises(InputError, match="finished model"):
+        go(config, folder)
+    assert (folder / "model.json").read_bytes() == before
+
+
+def test_resumed_run_is_the_uninterrupted_one(finished, go, config, tmp_path):
+    model, folder = finished
+    out = tmp_path / "resumed"
+    go(config, out, stop_after=STEPS // 2)
+    assert not (out / "model.json").exists()
+    resumed = go(config, out)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, model.params)
+    for row in (found := rows(out)) + (expected := rows(folder)):
+        del row["seconds"]
+    assert found == expected
+
+
+@pytest.fixture
+def stopping(step_programs, monkeypatch):
+    """Has this process send itself SIGTERM when a step of that number is done."""
+    make = loop.make_train_step
+
+    def after(number):
+        def made(*arguments):
+            step = make(*arguments)
+
+            def stepped(state, *rest):
+                result = step(state, *rest)
+                if int(result[0].step) == number:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return result
+
+            return stepped
+
+        monkeypatch.setattr(loop, "make_train_step", made)
+
+    return after
+
+
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 7, 12])
+def test_a_stopped_run_resumes_as_the_uninterrupted_one(
+    number, finished, go, config, tmp_path, stopping
+):
+    """Between validations, or right at one; rows are those of the run that was not stopped."""
+    model, folder = finished
+    before = signal.getsignal(signal.SIGTERM)
+    stopping(number)
+    with pytest.raises(Stopped, match=f"step {number} of {STEPS}"):
+        go(config, tmp_path / "stopped")
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert checkpointed(tmp_path / "stopped")[-1] == number
+    assert len(rows(tmp_path / "stopped")) == number // (STEPS // 10)
+    resumed = go(config, tmp_path / "stopped")
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, model.params)
+    for row in (found := rows(tmp_path / "stopped")) + (expected := rows(folder)):
+        del row["seconds"]
+    assert found == expected
+
+
+def test_a_signal_after_the_last_step_does_not_spoil_the_run(go, config, tmp_path, stopping):
+    stopping(2)
+    go(replace(config, steps=2), tmp_path / "done")
+    assert (tmp_path / "done" / "model.json").exists()
+
+
+def test_training_in_a_thread_leaves_signals_alone(go, config, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(go, replace(config, steps=2), tmp_path / "thread").result()
+    assert (tmp_path / "thread" / "model.json").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_command_says_how_to_resume(tmp_path, monkeypatch, capsys):
+    def stopped(*args, **options):
+        warnings.warn("a checkpoint is damaged", stacklevel=1)
+        raise Stopped(7, 20)
+
+    monkeypatch.setattr(loop, "train", stopped)
+    copper = FIXTURES / "Cu.cif"
+    assert main(["train", "--cif", str(copper), "--out", str(tmp_path / "model")]) == 143
+    said = capsys.readouterr()
+    warning, sentence = said.err.splitlines()
+    assert said.out == "" and warning == "jaxstem: a checkpoint is damaged"
+    assert "stopped after step 7 of 20, by SIGTERM" in sentence and "same command" in sentence
+
+
+def test_long_intervals_are_checkpointed_by_the_clock(go, config, tmp_path, monkeypatch):
+    """Also between validations, and without a row of their own."""
+    monkeypatch.setattr(loop, "LOOK", 3)
+    monkeypatch.setattr(loop, "CHECKPOINT_MINUTES", 0.0)
+    saved = []
+    save = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint,
+        "save",
+        lambda manager, step, *rest: saved.append(step) or save(manager, step, *rest),
+    )
+    go(replace(config, steps=STEPS), tmp_path / "clock", stop_after=13)
+    assert saved == [3, 6, 9, 12, 13]
+    assert [row["step"] for row in rows(tmp_path / "clock")] == [6, 12]
+    monkeypatch.setattr(loop, "CHECKPOINT_MINUTES", 1e6)
+    go(replace(config, steps=STEPS), tmp_path / "clock", stop_after=20)
+    assert saved[5:] == [18, 20]
+
+
+def test_damaged_checkpoints_do_not_change_the_run(finished, go, config, tmp_path):
+    model, folder = finished
+    out = tmp_path / "damaged"
+    go(config, out, stop_after=STEPS // 2)
+    newest = out / "checkpoints" / str(STEPS // 2)
+    shutil.rmtree(newest / "state")
+    with pytest.warns(UserWarning, match="damaged"):
+        resumed = go(config, out)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, model.params)
+    assert [row["step"] for row in rows(out)] == [row["step"] for row in rows(folder)]
+
+
+def test_seconds_go_on_counting(go, config, tmp_path):
+    short = replace(config, steps=10)
+    go(short, tmp_path / "run", stop_after=2)
+    path = tmp_path / "run" / "checkpoints" / "2" / "notes" / "metadata"
+    notes = json.loads(path.read_text())
+    path.write_text(json.dumps(notes | {"seconds": 5000.0}))
+    assert go(short, tmp_path / "run").record["seconds"] > 5000
+    assert [row["seconds"] > 5000 for row in rows(tmp_path / "run")] == [False] * 2 + [True] * 8
+
+
+def test_interrupted_run_guards_its_folder(go, config, tmp_path):
+    out = tmp_path / "started"
+    go(config, out, stop_after=6)
+    first = rows(out)
+    with pytest.raises(InputError, match="other settings"):
+        go(replace(config, seed=9), out)
+    assert rows(out) == first
+    go(replace(config, seed=9), out, overwrite=True, stop_after=6)
+    found = rows(out)
+    assert [row["step"] for row in found] == [6] and found[0]["loss"] != first[0]["loss"]
+
+
+def test_overwrite_replaces_a_finished_model(go, config, tmp_path):
+    out = tmp_path / "again"
+    short = replace(config, steps=2)
+    go(short, out)
+    go(replace(short, seed=1), out, overwrite=True)
+    assert load_model(out).record["config"]["seed"] == 1
+    assert [row["step"] for row in rows(out)] == [1, 2]
+
+
+def test_seed_decides_the_run(go, config, tmp_path):
+    short = replace(config, steps=2)
+    models = [go(replace(short, seed=s), tmp_path / f"{i}") for i, s in enumerate((4, 4, 5))]
+    leaves = [np.concatenate([x.ravel() for x in jax.tree.leaves(m.params)]) for m in models]
+    np.testing.assert_array_equal(leaves[0], leaves[1])
+    assert np.abs(leaves[0] - leaves[2]).max() > 0.01
+
+
+def test_minutes_become_steps(go, config, tmp_path, monkeypatch):
+    timed = replace(config, steps=0, minutes=1.0)
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 1e9)
+    go(timed, tmp_path / "slow", stop_after=1)
+    assert json.loads((tmp_path / "slow" / "run.json").read_text())["total_steps"] == 20
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 1e-3)
+    go(timed, tmp_path / "fast", stop_after=1)
+    total = json.loads((tmp_path / "fast" / "run.json").read_text())["total_steps"]
+    assert 20_000 < total <= 58_200
+    # a resumed run keeps the number that was found
+    monkeypatch.setattr(loop, "seconds_per_step", lambda *_: 1e9)
+    go(timed, tmp_path / "fast", stop_after=2)
+    assert json.loads((tmp_path / "fast" / "run.json").read_text())["total_steps"] == total
+
+
+def test_measured_time_runs_on_compiled_steps(copper, config, one_device, step_programs):
+    """More minutes than the least of steps needs, as measured, and no second compilation."""
+    network, optimiser = (
+        build_network(config.model, [copper]),
+        make_optimiser(config),
+    )
+    everywhere = jax.NamedSharding(one_device, parallel.REPLICATED)
+    source = jax.device_put(make_sources([copper], config), everywhere)
+    key = jax.device_put(jax.random.key(0), everywhere)
+    step = loop.make_train_step(network, [copper], config, optimiser, one_device)
+    state = jax.device_put(loop.init_state(network, optimiser, 0, 20), everywhere)
+    calls = []
+
+    def counted(state):
+        calls.append(int(state.step))
+        return step(state, key, source)
+
+    assert seconds_per_step(counted, state, n=3) > 0
+    assert calls == [0, 1, 2, 3]
+
+
+def test_one_compilation_serves_fresh_and_resumed_runs(finished, step_programs):
+    """Every run above went through the same program, whatever its length, seed or beginning."""
+    counts = [step._cache_size() for (name, *_), step in step_programs.items() if name == "step"]
+    assert counts == [1] * len(counts)
+
+
+def test_resume_on_eight_devices(go, config, copper, tmp_path, monkeypatch):
+    """State comes back onto every device of the mesh, also one of another size than before."""
+    seen = []
+
+    def step(state, key, source):
+        seen.append(state)
+        return state._replace(step=state.step + 1), jnp.zeros(())
+
+    monkeypatch.setattr(loop, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda _: {"val_median_deg": 1.0})
+    short = replace(config, steps=4)
+    go(short, tmp_path / "run", stop_after=2)
+    go(short, tmp_path / "run", mesh=parallel.make_mesh(), stop_after=3)
+    assert [int(state.step) for state in seen] == [0, 1, 2]
+    for leaf in jax.tree.leaves(seen[-1]):
+        assert len(leaf.sharding.device_set) == 8 and leaf.is_fully_replicated
+
+
+def test_batch_must_divide_before_anything_is_written(go, config, tmp_path):
+    with pytest.raises(InputError, match="does not divide"):
+        go(replace(config, batch=12), tmp_path / "none", mesh=parallel.make_mesh())
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_two_phases_train(two, config, tmp_path, one_device):
+    config = replace(config, model=replace(config.model, blocks=0), learning_rate=1e-2)
+    options = {"mesh": one_device, "progress": False}
+    model = train(two, config, tmp_path / "two", **options)
+    found = rows(tmp_path / "two")
+    assert found[-1]["loss"] < found[0]["loss"] - 0.2
+    assert found[-1]["val_right_phase"] > 0.6
+    assert model.phase_names == load_model(tmp_path / "two").phase_names == ("Cu", "Mg")
+    with pytest.raises(InputError, match="2 phases are called Cu"):
+        train([two[0], two[0]], config, tmp_path / "twins", **options)
+    assert not (tmp_path / "twins").exists()
+
+
+def test_nine_numbers_train_on_two_phases(two, config, tmp_path, one_device):
+    network = replace(config.model, head="matrix", blocks=0)
+    config = replace(config, model=network, steps=2)
+    model = train(two, config, tmp_path / "nine", mesh=one_device, progress=False)
+    found = rows(tmp_path / "nine")
+    assert 0 < found[-1]["loss"] < 0.9 * np.pi and 0 < found[-1]["val_median_deg"] <= 180
+    assert load_model(tmp_path / "nine").network == model.network
