@@ -30,6 +30,7 @@ from jaxstem.diffraction.material import check_materials, make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError, require_between
 from jaxstem.files.cube import Cube, cube_from_array
+from jaxstem.files.emd import stated_pixel_size
 from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.scan import DiskScan, DiskSource, source_of
 from jaxstem.inference.config import InferConfig
@@ -99,8 +100,13 @@ def detect_disks(
             array = patterns if isinstance(patterns, np.ndarray) else np.asarray(patterns)
             cube = cube_from_array(array, options.pixel_size, scan_step, scan_units)
         calibration = cube.calibration | options.entries()
+        size = None
+        if "Q_pixel_size" in calibration:
+            size = stated_pixel_size(calibration, cube.source)
         cube = dataclasses.replace(
-            cube, calibration=calibration, **_stated(voltage_kv=options.voltage_kv)
+            cube,
+            calibration=calibration,
+            **_stated(pixel_size=size, voltage_kv=options.voltage_kv),
         )
     if config.pixel_size is None and cube.pixel_size is None and not cube.pixel_units:
         raise InputError(f"{cube.source} states no detector pixel size; give pixel_size in 1/Å.")

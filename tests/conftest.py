@@ -12,9 +12,17 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from helpers import FIXTURES
+from jaxtyping import install_import_hook
+
+# before any of it is imported
+install_import_hook("jaxstem", "shapes.checked")
+
+from helpers import FIXTURES  # noqa: E402
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share what the first process chose
+    CACHE = tempfile.TemporaryDirectory(prefix="jaxstem-tests-")
+    os.environ["XDG_CACHE_HOME"] = CACHE.name
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"

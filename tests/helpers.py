@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Places and small makers that tests of several rooms share."""
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -239,9 +242,11 @@ def orix_colours(orientation, direction, laue_group):
 
 
 def assert_one_sentence(error, path):
-    """An error's message is one sentence with the file's name and, after a semicolon, a remedy."""
-    message = str(error)
-    assert Path(path).stem in message and "; " in message and message.endswith("."), message
+    """An error's message is one sentence with the file's name (its suffix may be that of its other
+    half) and, after a semicolon, a remedy.
+    """
+    message, name = str(error), str(Path(path).with_suffix(""))
+    assert name in message and "; " in message and message.endswith("."), message
     assert "\n" not in message and not re.search(r"\. [A-Z]", message), message
 
 
@@ -285,3 +290,184 @@ def in_precision(function, *arguments, dtype=np.float64):
         for leaf in jax.tree.leaves(result):
             assert leaf.dtype == dtype or jnp.issubdtype(leaf.dtype, jnp.integer)
         return jax.tree.map(np.asarray, result)
+
+
+BEAM = np.array([31.6, 32.3])
+"""Place [px] of the direct beam in the synthetic patterns, of 64 x 64 pixels."""
+
+DISK_RADIUS = 2.3
+
+
+def disk_image(centre, counts, slope=(0.0, 0.0), shape=(64, 64), radius=DISK_RADIUS, finer=8):
+    """A disk of `counts` counts, brightness 1 + slope · (x - centre), integrated over pixels."""
+    lines = [(np.arange(n * finer) + 0.5) / finer - 0.5 for n in shape]
+    dx, dy = lines[0][:, None] - centre[0], lines[1] - centre[1]
+    inside = (np.hypot(dx, dy) < radius) * (1 + slope[0] * dx + slope[1] * dy)
+    pixels = inside.reshape(shape[0], finer, shape[1], finer).sum((1, 3))
+    return counts * pixels / pixels.sum()
+
+
+def diffuse(centre=BEAM, level=6.0, shape=(64, 64)):
+    r = np.hypot(np.arange(shape[0])[:, None] - centre[0], np.arange(shape[1]) - centre[1])
+    return level * np.exp(-r / 20) + 1.0
+
+
+def disk_places(rng, n, spacing=9.0, border=5.0, size=64, centre=BEAM):
+    """Disk centres at least `spacing` from each other and from the beam."""
+    found = [centre]
+    while len(found) <= n:
+        new = rng.uniform(border, size - 1 - border, 2)
+        if min(np.hypot(*(new - old)) for old in found) > spacing:
+            found.append(new)
+    return np.array(found[1:])
+
+
+def patterns_of_disks(rng, n_patterns=32, n_disks=6, weakest=200.0, strongest=2e4, drift=0.3):
+    """Expected counts (n, 64, 64) and the disks and beam centres in them."""
+    images, centres, weights, beams = [], [], [], []
+    for _ in range(n_patterns):
+        beam = BEAM + rng.uniform(-drift, drift, 2)
+        where = disk_places(rng, n_disks, centre=beam)
+        what = np.exp(rng.uniform(np.log(weakest), np.log(strongest), n_disks))
+        image = diffuse(beam) + disk_image(beam, 1e5)
+        images.append(image + sum(disk_image(c, w) for c, w in zip(where, what, strict=True)))
+        centres.append(where), weights.append(what), beams.append(beam)
+    return np.array(images), np.array(centres), np.array(weights), np.array(beams)
+
+
+def match_disks(found, centres, reach=1.0):
+    """For each true disk the index of the one found within `reach` [px], -1 where there is none."""
+    index = np.full(centres.shape[:2], -1)
+    for p, where in enumerate(centres):
+        d = (
+            np.hypot(found.row[p] - where[:, :1], found.column[p] - where[:, 1:])
+            + 1e3 * ~found.mask[p]
+        )
+        index[p] = np.where(d.min(1) < reach, d.argmin(1), -1)
+    return index
+
+
+def scan_on_rings(rng, crystal, pixel_size, ratio=1.0, theta=0.0, n=40, noise=0.15, false=0.15):
+    """A scan [px] of n × n positions with disks on a crystal's rings at random azimuths, rings
+    longer by `ratio` along theta, and some disks anywhere.
+    """
+    from jaxstem.detection.ring_fit import rings
+    from jaxstem.files.scan import DiskScan
+
+    radius, weight, _ = rings([crystal], 1.6)
+    counts = rng.integers(0, 9, n * n)
+    total = counts.sum()
+    length = rng.choice(radius, total, p=weight / weight.sum())
+    length = np.where(rng.random(total) < false, rng.uniform(0.2, 1.6, total), length)
+    azimuth = rng.uniform(-np.pi, np.pi, total)
+    x = length[:, None] / pixel_size * np.stack([np.cos(azimuth), np.sin(azimuth)], -1)
+    along = np.array([np.cos(theta), np.sin(theta)])
+    x = x / np.sqrt(ratio)
+    x = x + (ratio - 1) * (x @ along)[:, None] * along
+    x = x + rng.normal(0, noise, x.shape)
+    return DiskScan(
+        qx=x[:, 0].astype(np.float32),
+        qy=x[:, 1].astype(np.float32),
+        intensity=np.ones(total, np.float32),
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        scan_shape=(n, n),
+        scan_step=1.0,
+        scan_units="nm",
+        voltage_kv=None,
+        source="rings.h5",
+    )
+
+
+CALIBRATION = "datacube_root/metadatabundle/calibration"
+DISKS = "datacube_root/braggvectors/_v_uncal/data"
+CORNER = (3, 4)
+"""Rows and columns of the corner of the sample scan that the commands are run on."""
+
+EMPTY = (1, 2)
+"""The position of it without a disk."""
+
+
+def write_scan(path, **changes):
+    """A corner of the sample scan, 8 disks a position besides the beam; one position is empty.
+
+    `changes` replace entries of the calibration; None removes one.
+    """
+    import h5py
+
+    from jaxstem.app.demo import sample
+
+    rows, columns = CORNER
+    with h5py.File(sample("cu_bragg.h5")) as whole, h5py.File(path, "w") as file:
+        whole.copy("datacube_root", file)
+        disks = whole[DISKS][:rows, :columns]
+        del file[DISKS]
+        stored = file.create_dataset(DISKS, CORNER, whole[DISKS].dtype)
+        for position in np.ndindex(CORNER):
+            if position != EMPTY:
+                strongest = np.argsort(-disks[position]["intensity"])[:9]
+                stored[position] = disks[position][strongest]
+        group = file[CALIBRATION]
+        for name in ("qx0", "qy0"):
+            centre = group[name][:rows, :columns]
+            del group[name]
+            group[name] = centre
+        for name, value in changes.items():
+            if name in group:
+                del group[name]
+            if value is not None:
+                group[name] = value
+    return path
+
+
+def write_truth(path):
+    import h5py
+
+    from jaxstem.app.demo import sample
+
+    rows, columns = CORNER
+    with h5py.File(sample("cu_truth.h5")) as whole, h5py.File(path, "w") as file:
+        for name in whole:
+            file[name] = whole[name][:rows, :columns]
+    return path
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def run(*argv):
+    from jaxstem.app.main import main
+
+    return main([str(argument) for argument in argv])
+
+
+def run_process(*argv):
+    """The command in a process of its own, which finds the package that this one imported."""
+    import jaxstem
+
+    return subprocess.run(
+        [sys.executable, "-m", "jaxstem", *map(str, argv)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(jaxstem.__file__).parent.parent)},
+    )
+
+
+def assert_command_refused(argv, folder, capsys, *words):
+    """Exit code 2, one sentence that holds the words on stderr, and nothing on disk changed."""
+    from jaxstem.app.main import main
+
+    before = contents(folder)
+    capsys.readouterr()
+    code = main([str(argument) for argument in argv])
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert re.fullmatch(r"jaxstem: [^\n]+\.\n", err)
+    for word in words:
+        assert str(word) in err
+    assert contents(folder) == before

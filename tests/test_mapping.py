@@ -11,14 +11,14 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import jax
 import numpy as np
 import pytest
-from helpers import FIXTURES
+from helpers import FIXTURES, ROOT
 
+from jaxstem import mapping
 from jaxstem.crystal.cell import read_cif
 from jaxstem.detection.opening import open_scan
 from jaxstem.diffraction.material import make_material
@@ -31,7 +31,6 @@ from jaxstem.files.packed import write_packed
 from jaxstem.files.scan import DiskScan, source_of
 from jaxstem.inference import stream
 from jaxstem.inference.config import InferConfig
-from jaxstem.inference.stream import SAMPLE
 from jaxstem.mapping import map_scan, map_to_file
 from jaxstem.network.model import Model, build_network
 from jaxstem.network.transformer import ModelConfig, init_params
@@ -59,7 +58,7 @@ def tiny_model():
 def work(scan, out):
     """What this file does as a script."""
     parallel.start_cluster()
-    PIECE = 10
+    stream.PIECE = mapping.PIECE = 10
     try:
         map_to_file(out, open_scan(scan), tiny_model(), CONFIG, progress=False)
     except InputError as error:
@@ -190,7 +189,7 @@ def run_processes(n, *arguments):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONPATH": str(Path(mapping.__file__).parent.parent),
+        "PYTHONPATH": str(ROOT),
         "JAXSTEM_COORDINATOR": f"127.0.0.1:{port}",
         "JAXSTEM_PROCESSES": str(n),
     }
@@ -219,6 +218,7 @@ def test_two_processes_make_the_map_of_one(in_memory, table, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["one.h5", "two.h5"]
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_process_ends_both(table, tmp_path, monkeypatch):
     table = shutil.copy(table, tmp_path / "scan.h5")
     with h5py.File(table, "r+") as file:
@@ -231,5 +231,5 @@ def test_a_failure_of_one_process_ends_both(table, tmp_path, monkeypatch):
 
 
 if __name__ == "__main__":
-    SAMPLE = int(os.environ.get("JAXSTEM_TEST_SAMPLE", SAMPLE))
+    stream.SAMPLE = int(os.environ.get("JAXSTEM_TEST_SAMPLE", stream.SAMPLE))
     work(*sys.argv[1:])

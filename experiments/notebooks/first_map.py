@@ -11,15 +11,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import jaxstem
+from jaxstem import crystal, files, maps
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import reflections
-from jaxstem.files.map_file import write_map
-from jaxstem.files.truth import read_truth
-from jaxstem.maps.drawing import draw
-from jaxstem.maps.export import export_map
-from jaxstem.maps.metrics import evaluate, to_text
-from jaxstem.maps.payload import ABSENT
-from jaxstem.maps.predicted import U_ISO, ReportConfig, predict
+from jaxstem.diffraction import Microscope, Specimen
 
 # %% [markdown]
 # ## Read
@@ -52,7 +46,7 @@ print(f"{assigned.mean():.1%} assigned, median confidence {np.median(found.confi
 # the beam.
 
 # %%
-draw(found)
+maps.draw(found)
 
 # %% [markdown]
 # ## One pattern's answer
@@ -64,13 +58,13 @@ row, column = 41, 54
 position = row * scan.scan_shape[1] + column
 measured = slice(scan.offsets[position], scan.offsets[position + 1])
 orientation, copper = found.orientation[row, column], found.crystals[0]
-k_max, voltage_kv = found.attributes["k_max"], found.attributes["voltage_kv"]
+microscope, specimen = Microscope(**found.settings["microscope"]), Specimen()
 
-limits = ReportConfig(n_predicted=24)
+limits = maps.ReportConfig(n_predicted=24)
 unknown_thickness = np.full(1, np.nan)
-disks = predict(orientation[None], unknown_thickness, copper, voltage_kv, k_max, limits)
-reflections = reflections(copper, k_max, U_ISO)
-predicted = [index for index in disks.reflection[0] if index != ABSENT]
+disks = maps.predict(orientation[None], unknown_thickness, copper, microscope, specimen, limits)
+reflections = crystal.reflections(copper, microscope.k_max, specimen.u_iso)
+predicted = [index for index in disks.reflection[0] if index != maps.ABSENT]
 q = reflections.g[predicted] @ orientation  # q_lab = R.T @ g_crystal
 
 figure, axes = plt.subplots(figsize=(5, 5), layout="constrained")
@@ -88,8 +82,8 @@ axes.legend(loc="upper right")
 # Here the truth is known. "mod 180" lets the turn about the beam pass.
 
 # %%
-truth = read_truth(sample("cu_truth.h5"))
-print(to_text(evaluate(found, truth)))
+truth = files.read_truth(sample("cu_truth.h5"))
+print(maps.to_text(maps.evaluate(found, truth)))
 
 # %% [markdown]
 # ## Elsewhere
@@ -99,5 +93,5 @@ print(to_text(evaluate(found, truth)))
 # %%
 crystal_map = found.to_orix()
 print(crystal_map)
-write_map("map.h5", found, overwrite=True)
-export_map("map.h5", "map.ang", overwrite=True)
+files.write_map("map.h5", found, overwrite=True)
+maps.export_map("map.h5", "map.ang", overwrite=True)

@@ -28,7 +28,7 @@ from jaxstem.app.commands.export import export
 from jaxstem.app.commands.map import map_command
 from jaxstem.app.commands.report import report
 from jaxstem.app.commands.train import train
-from jaxstem.app.console import CommandLine, command_line, complain, expanded
+from jaxstem.app.console import CommandLine, command_line, complain, expanded, warn
 from jaxstem.errors import InputError
 from jaxstem.runtime.cache import bound, default_cache, jax_folder
 from jaxstem.version import __version__
@@ -70,6 +70,12 @@ def run() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code, 2 for unusable input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = warn
+        return _run(arguments)
+
+
+def _run(arguments: list[str]) -> int:
     try:
         settle_jax()
         if arguments == ["--version"]:

@@ -234,12 +234,12 @@ def structure_factors(
     Rep. Prog. Phys. 42 (1979) 1825).
     """
     length = np.linalg.norm(hkl @ reciprocal_lattice(crystal.lattice), axis=-1)
-    factor = {z: lobato_factor(z, length) for z in np.unique(crystal.numbers)}
+    factor = {z: lobato_factor(z, length) for z in np.unique(crystal.numbers).tolist()}
     total = np.zeros(len(hkl), dtype=np.complex128)
     for z, occupancy, position in zip(
         crystal.numbers, crystal.occupancies, crystal.positions, strict=True
     ):
-        total += occupancy * factor[z] * np.exp(2j * np.pi * (hkl @ position))
+        total += occupancy * factor[int(z)] * np.exp(2j * np.pi * (hkl @ position))
     return total * debye_waller(length, u_iso)
 
 
@@ -267,7 +267,7 @@ def reflections(crystal: Crystal, k_max: float, u_iso: float = 0.0) -> Reflectio
 
     factor = structure_factors(crystal, hkl)
     in_phase = np.zeros(len(hkl))
-    for z in np.unique(crystal.numbers):
+    for z in np.unique(crystal.numbers).tolist():
         atoms = crystal.occupancies[crystal.numbers == z].sum()
         in_phase += atoms * np.abs(lobato_factor(z, length))
     present = np.abs(factor) > _ABSENCE_TOLERANCE * in_phase

@@ -15,7 +15,7 @@ import functools
 from importlib import resources
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from jaxstem.errors import InputError
 
@@ -29,7 +29,7 @@ def lobato_parameters() -> dict[int, Float[np.ndarray, "2 5"]]:
     return {int(row[0]): np.array(row[2:], dtype=float).reshape(5, 2).T for row in rows}
 
 
-def lobato_factor(number: int, g: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+def lobato_factor(number: int, g: Float[ArrayLike, "..."]) -> Float[np.ndarray, "..."]:
     """Electron scattering factor f_e (Å) of the neutral atom `number` (Z) at |g| (1/Å).
 
     f_e(g) = sum_i a_i (2 + b_i g²) / (1 + b_i g²)², I. Lobato & D. Van Dyck,
@@ -44,4 +44,4 @@ def lobato_factor(number: int, g: Float[np.ndarray, "..."]) -> Float[np.ndarray,
             "use elements from hydrogen (1) to lawrencium (103)."
         ) from None
     b_g2 = b * np.square(np.asarray(g, dtype=float))[..., None]
-    return np.sum(a * (2 + b_g2) / (1 + b_g2) ** 2, axis=-1)
+    return np.asarray(np.sum(a * (2 + b_g2) / (1 + b_g2) ** 2, axis=-1))

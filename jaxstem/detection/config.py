@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Bool, Num
+from jaxtyping import Bool, Shaped
 from PIL import Image
 
 from jaxstem.errors import InputError
@@ -31,7 +31,7 @@ class Correlation:
     """
 
     power: float = 1.0
-    subpixel: Subpixel = "upsampled"
+    subpixel: str = "upsampled"
     upsample: int = 16
     blur: float = 0.0
     min_intensity: float = 0.0
@@ -58,7 +58,7 @@ class DetectConfig:
     elsewhere); n_sample: patterns for the estimates.
     """
 
-    method: Method = "likelihood"
+    method: str = "likelihood"
     correlation: Correlation = Correlation()
     radius: float | None = None
     edge: float | None = None
@@ -98,7 +98,7 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "H W"]:
     return marked == 0
 
 
-def read_probe(path: str | Path) -> Num[np.ndarray, "h w"]:
+def read_probe(path: str | Path) -> Shaped[np.ndarray, "h w"]:
     """An image of the beam in vacuum, as `DetectConfig.probe` takes it, from an `.npy` array or an
     image of grey levels (PNG, TIFF, ...).
 
@@ -107,7 +107,7 @@ def read_probe(path: str | Path) -> Num[np.ndarray, "h w"]:
     return _image(path, "the counts of the beam in vacuum")
 
 
-def _image(path: str | Path, meaning: str) -> Num[np.ndarray, "h w"]:
+def _image(path: str | Path, meaning: str) -> Shaped[np.ndarray, "h w"]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; give an .npy array or an image.")

@@ -36,59 +36,17 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int, Num
 
-from jaxstem.detection.layout import FoundDisks
+from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks
 from jaxstem.detection.likelihood import around, highest_in_blocks, interior, local_spread
 
 _NEIGHBOURHOOD = 1.5
 """Side [px] of the square about a maximum that is upsampled."""
-
-
-class CorrelogramPlan(NamedTuple):
-    """Constants of the detection, estimated by `make_plan`.
-
-    kernel, squares: conjugated Fourier transforms of K and of its squares after the blur, both
-    about pixel (0, 0); blur: transform of the blur of the correlogram; filling: of the weights of
-    `_fill_gaps`; good: pixels to use; centre: mean place of the beam [px]; rough_rows,
-    rough_columns: blurs of blocks for the local spread; gain: stored numbers per electron;
-    threshold: smallest significance; min_intensity, min_relative_intensity: smallest intensities,
-    the latter as a share of the reference disk's.
-    """
-
-    kernel: Complex[Array, "H V"]
-    squares: Complex[Array, "H V"]
-    blur: Float[Array, "H V"]
-    filling: Float[Array, "H V"]
-    good: Bool[Array, "H W"]
-    centre: Float[Array, " 2"]
-    rough_rows: Float[Array, "h h"]
-    rough_columns: Float[Array, "w w"]
-    gain: Float[Array, ""]
-    threshold: Float[Array, ""]
-    min_intensity: Float[Array, ""]
-    min_relative_intensity: Float[Array, ""]
-
-
-class CorrelogramLayout(NamedTuple):
-    """What fixes the compiled program; lengths in pixels."""
-
-    power: float
-    subpixel: str
-    upsample: int
-    relative_to: int
-    block: int
-    spacing: float
-    border: int
-    search: int
-    n_disks: int
-    fixed_origin: bool
-    all_good: bool
 
 
 def from_corner(shape: tuple[int, int]) -> Float[np.ndarray, "H W"]:
@@ -188,7 +146,7 @@ def _fill_gaps(
     return jnp.where(good, counts, jnp.maximum(known, 0.0) / jnp.maximum(number, 1e-6))
 
 
-def with_power(spectrum: Complex[Array, "B H V"], power: float) -> Complex[Array, "B H V"]:
+def with_power(spectrum: Complex[Array, "... H V"], power: float) -> Complex[Array, "... H V"]:
     """|F|^p exp(i arg F), nothing where F is nothing."""
     size = jnp.abs(spectrum)
     return spectrum * jnp.where(size > 0, jnp.where(size > 0, size, 1.0) ** (power - 1), 0.0)

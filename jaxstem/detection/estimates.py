@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Shaped
 from scipy import ndimage
 
 from jaxstem.detection.config import DetectConfig
@@ -21,7 +21,7 @@ WIDER = 0.25
 
 
 def vacuum_probe(
-    image: Num[np.ndarray, "h w"], shape: tuple[int, int]
+    image: Shaped[np.ndarray, "..."], shape: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "H W"], float]:
     """An image of the beam in vacuum moved to pixel (0, 0) of a detector, and the radius [px] of
     the circle about it.

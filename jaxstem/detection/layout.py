@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Complex, Float
 
 TABLE_STEP = 1 / 16
 """Spacing [px] of the tables of functions of the radius."""
@@ -71,6 +71,47 @@ class Layout(NamedTuple):
     n_disks: int
     structure: bool
     overlapping: bool
+    fixed_origin: bool
+    all_good: bool
+
+
+class CorrelogramPlan(NamedTuple):
+    """Constants of the detection, estimated by `make_plan`.
+
+    kernel, squares: conjugated Fourier transforms of K and of its squares after the blur, both
+    about pixel (0, 0); blur: transform of the blur of the correlogram; filling: of the weights of
+    `correlogram.py`; good: pixels to use; centre: mean place of the beam [px]; rough_rows,
+    rough_columns: blurs of blocks for the local spread; gain: stored numbers per electron;
+    threshold: smallest significance; min_intensity, min_relative_intensity: smallest intensities,
+    the latter as a share of the reference disk's.
+    """
+
+    kernel: Complex[Array, "H V"]
+    squares: Complex[Array, "H V"]
+    blur: Float[Array, "H V"]
+    filling: Float[Array, "H V"]
+    good: Bool[Array, "H W"]
+    centre: Float[Array, " 2"]
+    rough_rows: Float[Array, "h h"]
+    rough_columns: Float[Array, "w w"]
+    gain: Float[Array, ""]
+    threshold: Float[Array, ""]
+    min_intensity: Float[Array, ""]
+    min_relative_intensity: Float[Array, ""]
+
+
+class CorrelogramLayout(NamedTuple):
+    """What fixes the compiled program of the correlation; lengths in pixels."""
+
+    power: float
+    subpixel: str
+    upsample: int
+    relative_to: int
+    block: int
+    spacing: float
+    border: int
+    search: int
+    n_disks: int
     fixed_origin: bool
     all_good: bool
 

@@ -42,7 +42,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from jaxstem.detection.disk_fit import fit_all, fit_disks, patches
-from jaxstem.detection.layout import FAINTEST, TABLE_STEP, FoundDisks, Layout, Plan
+from jaxstem.detection.layout import (
+    FAINTEST,
+    TABLE_STEP,
+    CorrelogramLayout,
+    CorrelogramPlan,
+    FoundDisks,
+    Layout,
+    Plan,
+)
 
 
 def detect_patterns(patterns: Num[Array, "B H W"], plan: Plan, layout: Layout) -> FoundDisks:
@@ -237,8 +245,8 @@ def covered(
 
 
 def significance(
-    summed: Float[Array, "B H W"], expected: Float[Array, "B H W"], plan: Plan
-) -> Float[Array, "B H W"]:
+    summed: Float[Array, "..."], expected: Float[Array, "..."], plan: Plan
+) -> Float[Array, "..."]:
     """Signed root Z of the likelihood ratio of the summed counts to their expectation."""
     scale = plan.area / plan.power
     n = jnp.maximum(summed, 0.0) * scale
@@ -249,7 +257,10 @@ def significance(
 
 
 def local_spread(
-    z: Float[Array, "B H W"], used: Bool[Array, "B H W"], plan: Plan, layout: Layout
+    z: Float[Array, "B H W"],
+    used: Bool[Array, "B H W"],
+    plan: Plan | CorrelogramPlan,
+    layout: Layout | CorrelogramLayout,
 ) -> Float[Array, "B h w"]:
     """Standard deviation of `z` about each block, at least 1; what may be disks is left out."""
     used = used & (z < 3.0)
@@ -260,7 +271,7 @@ def local_spread(
     return jnp.sqrt(jnp.maximum(squares / jnp.maximum(number, 1e-3), 1.0))
 
 
-def interior(shape: tuple[int, int], layout: Layout) -> Bool[Array, "H W"]:
+def interior(shape: tuple[int, int], layout: Layout | CorrelogramLayout) -> Bool[Array, "H W"]:
     """Pixels at least `border` from the detector's edge."""
     rows, columns = (jnp.arange(n) for n in shape)
     inside = lambda i, n: (i >= layout.border) & (i < n - layout.border)  # noqa: E731

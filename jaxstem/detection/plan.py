@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 from jaxstem.detection.config import DEFAULT, DetectConfig, check_method
-from jaxstem.detection.correlogram import CorrelogramLayout, CorrelogramPlan, from_corner, zero_sum
+from jaxstem.detection.correlogram import from_corner, zero_sum
 from jaxstem.detection.estimates import (
     WIDER,
     beam_centroids,
@@ -29,7 +29,14 @@ from jaxstem.detection.estimates import (
     radial_background,
     vacuum_probe,
 )
-from jaxstem.detection.layout import TABLE_STEP, WIDEST_SUM, Layout, Plan
+from jaxstem.detection.layout import (
+    TABLE_STEP,
+    WIDEST_SUM,
+    CorrelogramLayout,
+    CorrelogramPlan,
+    Layout,
+    Plan,
+)
 from jaxstem.errors import InputError
 
 

@@ -49,7 +49,7 @@ class ReadOptions:
     gain: float | None = None
     scan_shape: tuple[int, int] | None = None
     voltage_kv: float | None = None
-    disk_method: Method = "likelihood"
+    disk_method: str = "likelihood"
 
     def __post_init__(self) -> None:
         for name, values, low, high, unit in (

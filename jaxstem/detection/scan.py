@@ -4,8 +4,8 @@
 `find_disks` reads a scan a chunk at a time, lets `likelihood.py` search each chunk on the device
 while the next one is read (`correlogram.py`, if the settings say so), and smooths the direct
 beam's centre over the scan, since the drift of the beam is smooth and a centre measured in one
-pattern is not certain. Memory holds a few chunks and the disks found. `detect_disks` gives them as
-the `DiskScan` that mapping takes, `write_bragg` stores them for py4DSTEM and for later.
+pattern is not certain. Memory holds a few chunks and the disks found. `detect_in_cube` gives them
+as the `DiskScan` that mapping takes, `write_bragg` stores them for py4DSTEM and for later.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from jaxstem.detection.config import DEFAULT, DetectConfig
-from jaxstem.detection.correlogram import CorrelogramLayout, CorrelogramPlan, correlate_patterns
-from jaxstem.detection.layout import FoundDisks, Layout, Plan
+from jaxstem.detection.correlogram import correlate_patterns
+from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks, Layout, Plan
 from jaxstem.detection.likelihood import detect_patterns
 from jaxstem.detection.origin import smooth_origin
 from jaxstem.detection.plan import make_plan

@@ -42,8 +42,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "kinematic_intensity",
             "LEAST_CONE",
             "LEAST_SHARE",
-            "two_beam",
             "two_beam_intensity",
+            "two_beam_pattern",
         ],
     },
 )

@@ -14,7 +14,7 @@ from jaxstem.crystal.scattering import lobato_factor
 def absorptive_factor(
     number: int, g: Float[np.ndarray, " n"], u_iso: float, energy_ev: float
 ) -> Float[np.ndarray, " n"]:
-    """f'(g) of the module's docstring [Å] at |g| = g [1/Å], of an atom moving by `u_iso` [Å²].
+    """f'(g) of `bloch.py` [Å] at |g| = g [1/Å], of an atom moving by `u_iso` [Å²].
 
     It stands where f_e times the Debye-Waller factor stands in U. The integral is a sum in polar
     coordinates about g / 2, radii spaced geometrically, right to 0.1 % or so.

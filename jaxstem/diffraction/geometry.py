@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 
 class Disks(NamedTuple):
@@ -43,7 +43,7 @@ class Reflectors(NamedTuple):
 
 
 def excitation_error(
-    g_lab: Float[Array, "... 3"], wavelength: Float[Array, ""] | float
+    g_lab: Float[ArrayLike, "... 3"], wavelength: Float[ArrayLike, ""] | float
 ) -> Float[Array, "..."]:
     """Distance [1/Å] from the Ewald sphere along the beam, positive inside the sphere.
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 from scipy.special import roots_jacobi
 
 from jaxstem.diffraction.geometry import excitation_error
@@ -83,9 +83,9 @@ def beam_tilts(
 
 
 def tilted(
-    orientation: Float[Array, "... 3 3"],
-    tilt_x: Float[Array, "..."] | float,
-    tilt_y: Float[Array, "..."] | float,
+    orientation: Float[ArrayLike, "... 3 3"],
+    tilt_x: Float[ArrayLike, "..."] | float,
+    tilt_y: Float[ArrayLike, "..."] | float,
 ) -> Float[Array, "... 3 3"]:
     """The orientation in the frame of a beam tilted by these angles [rad] towards lab x and y.
 
@@ -100,8 +100,8 @@ def tilted(
 
 def averaged(
     intensity: Callable[[Float[Array, "... N"]], Float[Array, "... N"]],
-    orientation: Float[Array, "... 3 3"],
-    g: Float[Array, "N 3"],
+    orientation: Float[ArrayLike, "... 3 3"],
+    g: Float[ArrayLike, "N 3"],
     wavelength: Float[Array, ""] | float,
     tilts: Tilts | None,
 ) -> tuple[Float[Array, "... N"], Float[Array, "... N"], Float[Array, "... N"]]:

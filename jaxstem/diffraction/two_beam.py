@@ -4,7 +4,7 @@
     I(s, t) = (1 / ξ²) / w² · sin²(π t w),    w² = s² + 1 / ξ²
 
 of the incident beam, with excitation error s, extinction distance ξ and thickness t: at one
-thickness (`two_beam`), averaged over thickness (`expected_intensity`), or averaged over the
+thickness (`two_beam_pattern`), averaged over thickness (`expected_intensity`), or averaged over the
 illumination cone (`two_beam_intensity`: 1 - cos(2 π t w) D over two in the place of sin², D what
 the cone leaves of the fringes). Hirsch et al., Electron Microscopy of Thin Crystals, 1965, ch. 8.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxstem.diffraction.geometry import Reflectors
 from jaxstem.diffraction.illumination import Tilts, averaged
@@ -25,7 +25,7 @@ def two_beam_intensity(
     inverse_extinction: Float[Array, "..."],
     q: Float[Array, "..."],
     thickness: Float[Array, "..."],
-    semi_angle: float,
+    semi_angle: Float[Array, ""] | float,
 ) -> Float[Array, "..."]:
     """I(s, t) of the module's docstring, a share of the incident beam.
 
@@ -40,7 +40,9 @@ def two_beam_intensity(
 
 
 def kinematic_intensity(
-    s: Float[Array, "..."], inverse_extinction: Float[Array, "..."], sigma: Float[Array, "..."]
+    s: Float[ArrayLike, "..."],
+    inverse_extinction: Float[ArrayLike, "..."],
+    sigma: Float[ArrayLike, "..."],
 ) -> Float[Array, "..."]:
     """Kinematic intensity, a share of the incident beam, with a Gaussian shape of width `sigma`.
 
@@ -70,7 +72,7 @@ def cos_turns(turns: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def expected_intensity(
-    s: Float[Array, "..."], inverse_extinction: Float[Array, "..."], floor: float
+    s: Float[Array, "..."], inverse_extinction: Float[Array, "..."], floor: Float[Array, ""] | float
 ) -> Float[Array, "..."]:
     """Two-beam intensity averaged over thickness, a share of the incident beam.
 
@@ -81,11 +83,11 @@ def expected_intensity(
     return 0.5 * inverse_extinction**2 / (s**2 + inverse_extinction**2 + floor**2)
 
 
-def two_beam(
-    orientation: Float[Array, "... 3 3"],
+def two_beam_pattern(
+    orientation: Float[ArrayLike, "... 3 3"],
     reflectors: Reflectors,
     wavelength: Float[Array, ""] | float,
-    thickness: Float[Array, "..."] | float,
+    thickness: Float[ArrayLike, "..."] | float,
     tilts: Tilts | None = None,
 ) -> tuple[Float[Array, "... N"], Float[Array, "... N"], Float[Array, "... N"]]:
     """All reflections of each pattern: qx, qy [1/Å] and the two-beam intensity, 0 … 1.

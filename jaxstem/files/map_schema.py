@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -110,7 +110,7 @@ DERIVED: Mapping[str, MapDataset] = {
 """Arrays that follow from the others, stored for other programs."""
 
 
-def unassigned(n: int, dataset: MapDataset) -> np.ndarray[Any, Any]:
+def unassigned(n: int, dataset: MapDataset) -> np.ndarray:
     """The array of `n` positions of which nothing is known yet: NaN, or −1."""
     absent = np.nan if np.issubdtype(dataset.dtype, np.floating) else -1
     return np.full(dataset.shape(n), absent, dataset.dtype)

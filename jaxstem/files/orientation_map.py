@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxstem.crystal.cell import Crystal
 
+if TYPE_CHECKING:
+    from orix.crystal_map import CrystalMap
+
 UNASSIGNED, NO_CRYSTAL = -1, -2
 
 _SURE, _UNSURE = 0.9, 0.75
 """An answer is ambiguous by 180° when sure modulo 180° (0.9 or more) and unsure (below 0.75)."""
-
 
 PROPERTIES = (
     "confidence",
@@ -65,7 +68,7 @@ class OrientationMap:
         """Where the orientation is known but for a turn by 180° about the beam."""
         return ambiguous_by_180(self.phase, self.confidence, self.confidence_mod180)
 
-    def to_orix(self) -> "CrystalMap":
+    def to_orix(self) -> CrystalMap:
         """The map as an orix `CrystalMap` (`crystal_map`): with the properties
         `PROPERTIES` (thickness in Å), `no_crystal` and `ambiguous_180`.
         """

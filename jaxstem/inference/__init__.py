@@ -33,8 +33,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "stream": [
             "batches",
             "PaddedBatch",
-            "PIECE",
             "Piece",
+            "PIECE",
             "predict_scan",
             "Preview",
             "preview_scan",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import ArrayLike, Float
 
 from jaxstem.verification.config import EXACT, THOROUGH, ScoreConfig
 
@@ -58,7 +58,7 @@ class InferConfig:
     cache: Path | None = None
 
     def log_odds(
-        self, log_likelihood: Float[Array, "..."], prior: Float[Array, "..."]
+        self, log_likelihood: Float[ArrayLike, "..."], prior: Float[ArrayLike, "..."]
     ) -> Float[Array, "..."]:
         """Log-odds from a log-likelihood [nat] and the network's log-probability."""
         weight = self.prior_weight

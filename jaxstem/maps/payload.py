@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -37,7 +37,7 @@ def pack_16(values: np.ndarray, unit: float) -> str:
     return pack(np.where(finite, np.clip(scaled, 0, ABSENT - 1), ABSENT), np.uint16)
 
 
-def hex_colour(colour: Sequence[float]) -> str:
+def hex_colour(colour: Sequence[float] | np.ndarray) -> str:
     return "#" + "".join(f"{round(255 * c):02x}" for c in colour[:3])
 
 
@@ -47,13 +47,13 @@ def figure_uri(picture: Figure) -> str:
     return image_uri(np.asarray(Image.open(buffer).convert("RGB")))
 
 
-def image_uri(rgb: Int[np.ndarray, "height width 3"]) -> str:
+def image_uri(rgb: UInt8[np.ndarray, "height width 3"]) -> str:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "PNG")
     return "data:image/png;base64," + to_base64(buffer.getvalue())
 
 
-def grey_png(grey: Int[np.ndarray, "height width"]) -> bytes:
+def grey_png(grey: UInt8[np.ndarray, "height width"]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(grey).save(buffer, "PNG")
     return buffer.getvalue()

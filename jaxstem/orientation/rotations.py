@@ -29,16 +29,16 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 HALF_TURN_ABOUT_BEAM = np.diag([-1.0, -1.0, 1.0])
 
 
-def matmul(a: Float[Array, "... 3 3"], b: Float[Array, "... 3 3"]) -> Float[Array, "... 3 3"]:
+def matmul(a: Float[Array, "... n n"], b: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     return sum(a[..., :, k, None] * b[..., k, None, :] for k in range(a.shape[-1]))
 
 
-def transpose(a: Float[Array, "... 3 3"]) -> Float[Array, "... 3 3"]:
+def transpose(a: Float[Array, "... n n"]) -> Float[Array, "... n n"]:
     return jnp.swapaxes(a, -1, -2)
 
 
@@ -74,7 +74,7 @@ def _safe_atan2(y: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, 
 
 
 def quaternion_multiply(
-    a: Float[Array, "... 4"], b: Float[Array, "... 4"]
+    a: Float[ArrayLike, "... 4"], b: Float[ArrayLikeLike, "... 4"]
 ) -> Float[Array, "... 4"]:
     """Hamilton product: the rotation b followed by the rotation a, as ``A @ B`` of matrices."""
     a, b = jnp.asarray(a), jnp.asarray(b)
@@ -134,7 +134,7 @@ def _largest_row(projector: Float[Array, "... 4 4"]) -> Float[Array, "... 4"]:
     return jnp.where(q[..., :1] < 0, -q, q)
 
 
-def matrix_to_quaternion(matrix: Float[Array, "... 3 3"]) -> Float[Array, "... 4"]:
+def matrix_to_quaternion(matrix: Float[ArrayLike, "... 3 3"]) -> Float[ArrayLike, "... 4"]:
     """Unit quaternions ``[..., 4]``, w >= 0, of rotation matrices ``[..., 3, 3]``.
 
     Accurate at every angle: the projector on the quaternion is read off the matrix, and its row
@@ -166,7 +166,7 @@ def euler_to_matrix(angles: Float[Array, "... 3"]) -> Float[Array, "... 3 3"]:
     )
 
 
-def matrix_to_euler(matrix: Float[Array, "... 3 3"]) -> Float[Array, "... 3"]:
+def matrix_to_euler(matrix: Float[ArrayLike, "... 3 3"]) -> Float[ArrayLike, "... 3"]:
     """Bunge Euler angles (phi1, Phi, phi2) ``[..., 3]`` [rad] of orientations ``[..., 3, 3]``.
 
     0 <= phi1, phi2 < 2 pi and 0 <= Phi <= pi. Where only phi1 + phi2 (Phi = 0) or phi1 - phi2

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxstem.orientation import rotations
 
@@ -116,9 +116,9 @@ def half_angle_cosine(
 
 
 def nearest_cells(
-    q: Float[np.ndarray, "b 4"],
-    cells: Float[np.ndarray, "m 4"],
-    operation_quaternions: Float[np.ndarray, "n 4"],
+    q: Float[ArrayLike, "b 4"],
+    cells: Float[ArrayLike, "m 4"],
+    operation_quaternions: Float[ArrayLike, "n 4"],
     n_near: int,
 ) -> tuple[Int[np.ndarray, "b n_near"], Int[np.ndarray, "b n_near"]]:
     """The `n_near` cells nearest to each q, nearest first, and for each the operation O that
@@ -127,7 +127,7 @@ def nearest_cells(
     Set-up work on the host, by a tree over all equivalents of all cells: the chord between unit
     quaternions grows with the angle between rotations, q and -q being the same rotation.
     """
-    from scipy.spatial import cKDTree  # as in so3.so3_grid
+    from scipy.spatial import cKDTree  # as in grids.so3_grid
 
     cells, operations = np.asarray(cells, float), np.asarray(operation_quaternions, float)
     equivalents = np.asarray(rotations.quaternion_multiply(operations[:, None], cells[None]))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxstem.orientation.rotations import HALF_TURN_ABOUT_BEAM, matmul, rotation_angle, transpose
 
@@ -80,7 +80,9 @@ def _closest_operation(
 
 
 def misorientation(
-    a: Float[Array, "... 3 3"], b: Float[Array, "... 3 3"], operations: Float[Array, "n 3 3"]
+    a: Float[ArrayLike, "... 3 3"],
+    b: Float[ArrayLike, "... 3 3"],
+    operations: Float[ArrayLike, "n 3 3"],
 ) -> Float[Array, "..."]:
     """Smallest angle [rad] between the orientation a and the symmetric equivalents O @ b of b.
 

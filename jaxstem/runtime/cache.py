@@ -219,8 +219,11 @@ def trouble(folder: Path) -> str | None:
         return f"{folder} is a link"
     if not _is_own(status):
         return f"{folder} belongs to another user"
+    if hasattr(os, "geteuid") and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write in {folder} (empty it, and chmod 700 closes it)"
     if hasattr(os, "geteuid") and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return f"others may enter {folder} (chmod 700 closes it)"
+        # of before folders were closed: others could look into it, and not write
+        Path(folder).chmod(0o700)
     return None
 
 

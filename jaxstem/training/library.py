@@ -33,7 +33,7 @@ from jaxstem.diffraction.illumination import disk_tilts, ring_tilts
 from jaxstem.diffraction.material import Material, material_content
 from jaxstem.diffraction.propagation import cone_steps
 from jaxstem.diffraction.settings import Microscope
-from jaxstem.diffraction.two_beam import two_beam
+from jaxstem.diffraction.two_beam import two_beam_pattern
 from jaxstem.orientation import grids, rotations
 from jaxstem.runtime.cache import cached
 
@@ -186,7 +186,9 @@ def sample_pattern(
         orientation = rotations.random_rotations(key_orientation, ())
         low, high = source.log_thickness
         thickness = jnp.exp(jax.random.uniform(key_thickness, minval=low, maxval=high))
-        qx, qy, intensity = two_beam(orientation, source.reflectors, source.wavelength, thickness)
+        qx, qy, intensity = two_beam_pattern(
+            orientation, source.reflectors, source.wavelength, thickness
+        )
         return strongest(qx, qy, intensity, n_disks), orientation
     key_axis, key_thickness, key_angle = jax.random.split(key, 3)
     n_axes, n_thicknesses, _ = source.intensity.shape

@@ -71,7 +71,7 @@ def likeliest(
     """
     size = -(-len(log_probability) // GROUPS)
     if len(log_probability) < 8 * GROUPS or n > GROUPS // 4:
-        return jax.lax.top_k(log_probability, n)
+        return tuple(jax.lax.top_k(log_probability, n))
     short = size * GROUPS - len(log_probability)
     rows = jnp.pad(log_probability, (0, short), constant_values=-jnp.inf).reshape(size, GROUPS)
     first = jnp.argmax(rows, axis=0)

@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstem.runtime.reductions import LANES, MOST_OF_TWO, fold, log_of_rows, radius, totals_of_rows
 from jaxstem.verification.config import LikelihoodConfig
@@ -65,7 +65,7 @@ class Polished(NamedTuple):
 
 
 def limit_at(
-    q: Float[Array, "..."], log_limit: Float[Array, " n_radii"], k_max: float
+    q: Float[ArrayLike, "..."], log_limit: Float[ArrayLike, " n_radii"], k_max: float
 ) -> Float[Array, "..."]:
     """ln of the detection limit at radius q, interpolated; `q`, `k_max` in 1/Å."""
     place = jnp.clip(q / k_max, 0.0, 1.0) * (len(log_limit) - 1)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from jaxstem.diffraction.geometry import Disks, excitation_error
 from jaxstem.diffraction.two_beam import expected_intensity
@@ -50,9 +50,9 @@ class Pattern(NamedTuple):
 
 def pattern_of(
     disks: Disks,
-    incident: Float[Array, ""],
-    incident_sigma: Float[Array, ""],
-    is_cut: Bool[Array, ""],
+    incident: Float[ArrayLike, ""],
+    incident_sigma: Float[ArrayLike, ""],
+    is_cut: Bool[ArrayLike, ""],
     limit: Limit,
     power: float,
 ) -> Pattern:
@@ -74,7 +74,7 @@ def pattern_of(
 
 
 def _agreement(
-    pattern: Pattern, x: Float[Array, " M"], y: Float[Array, " M"], kernel: float
+    pattern: Pattern, x: Float[Array, " M"], y: Float[Array, " M"], kernel: Float[Array, ""] | float
 ) -> tuple[Float[Array, "K M"], Float[Array, "K M"], Float[Array, "K M"]]:
     """How far each disk lies from each predicted position [1/Å], along x and y, and the logarithm
     of its weight within a Gaussian `kernel` of σ in 1/Å.
@@ -88,7 +88,7 @@ def cosine_score(
     x: Float[Array, " M"],
     y: Float[Array, " M"],
     predicted: Float[Array, "T M"],
-    kernel: float,
+    kernel: Float[Array, ""] | float,
 ) -> Float[Array, " T"]:
     """Cosine score, 0 … 1, of predicted intensities (to their power) at these positions [1/Å].
 

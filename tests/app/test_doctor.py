@@ -6,8 +6,12 @@ import os
 
 import numpy as np
 import pytest
+from helpers import run, run_process
 
+from jaxstem import __version__
+from jaxstem.app.doctor import advice
 from jaxstem.app.main import main, settle_jax
+from jaxstem.network.model import packaged_models
 from jaxstem.runtime.cache import entry_path, jax_folder, keep
 
 
@@ -48,10 +52,11 @@ def test_the_cache_is_listed_and_emptied(folder, capsys):
 
 
 def test_a_cache_that_is_not_ours_is_told(folder, capsys):
-    folder.chmod(0o755)
-    with pytest.warns(UserWarning, match="cannot be kept") as told:
-        assert str(folder) in facts(capsys)["trouble"]
-    assert len(told) == 1
+    folder.chmod(0o775)
+    assert main(["doctor", "--json"]) == 0
+    told = capsys.readouterr()
+    assert str(folder) in json.loads(told.out)["cache"]["trouble"]
+    assert told.err.count("cannot be kept") == 1
     folder.chmod(0o700)
 
 
@@ -85,3 +90,39 @@ def test_a_limit_that_is_none_is_refused(folder, capsys, monkeypatch):
     monkeypatch.setenv("JAXSTEM_CACHE_MIB", "much")
     assert main(["doctor"]) == 2
     assert "JAXSTEM_CACHE_MIB" in capsys.readouterr().err
+
+
+def test_the_doctor_tells_what_there_is(capsys):
+    import jax
+
+    assert run("doctor") == 0
+    out = capsys.readouterr().out
+    for told in (__version__, jax.__version__, *packaged_models(), "300 kV"):
+        assert told in out
+    assert out.count("cpu") >= len(jax.devices())
+    assert out.splitlines()[-2] == "" and out.splitlines()[-1].strip()
+    assert run("doctor", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["advice"] == out.splitlines()[-1]
+
+
+def test_the_doctor_knows_what_to_do(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    cpu, gpu = {"platform": "cpu"}, {"platform": "gpu"}
+    well = {"devices": [gpu], "device_error": None, "gpu_present": "NVIDIA", "models": {"cu": {}}}
+    well["cache"] = {"trouble": None}
+    assert advice(well) == "All is well."
+    assert "requirements-gpu.txt" in advice({**well, "devices": [cpu]})
+    assert "processor" in advice({**well, "devices": [cpu], "gpu_present": None})
+    assert "install" in advice({**well, "models": {}})
+    assert "broke" in advice({**well, "devices": [], "device_error": "it broke"})
+    well["cache"]["trouble"] = "/c cannot be written"
+    assert "/c cannot be written" in advice(well) and "JAXSTEM_CACHE" in advice(well)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert "JAX_PLATFORMS" in advice({**well, "devices": [cpu]})
+
+
+def test_a_broken_jax_does_not_upset_the_doctor(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "nonesuch")
+    done = run_process("doctor")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "JAX_PLATFORMS" in done.stdout.splitlines()[-1]

@@ -2,7 +2,6 @@
 """Disks by correlation, against the formulas in float64 NumPy, against py4DSTEM's disks, and in
 synthetic patterns of a patterned aperture, none of it made by the code under test."""
 
-import functools
 import json
 import re
 from dataclasses import replace
@@ -121,7 +120,8 @@ def test_upsampling_is_padding_the_transform(rng, shape):
     spectrum = np.fft.rfft2(image)[None]
     parts = jnp.asarray(np.concatenate([spectrum.real, spectrum.imag], -1), jnp.float32)
     row, column = 5.25, 3.75
-    patch = upsampled(parts, jnp.array([row]), jnp.array([column]), shape, factor)[0]
+    place = jnp.array([row]), jnp.array([column])
+    patch = jax.jit(upsampled, static_argnums=(3, 4))(parts, *place, shape, factor)[0]
     number = np.round(upsampled_steps(factor) * factor).astype(int)
     rows, columns = int(row * factor) + number, int(column * factor) + number
     expected = padded[np.ix_(rows % padded.shape[0], columns % padded.shape[1])]
@@ -136,8 +136,8 @@ def test_known_shifts_come_back(rng):
     moved = np.array([ndimage.fourier_shift(spot, s, n=20) for s in shift])
     parts = jnp.asarray(np.concatenate([moved.real, moved.imag], -1), jnp.float32)
     start = np.full(5, 12.0, np.float32), np.full(5, 9.0, np.float32)
-    patch = upsampled(parts, *start, (24, 20), 16)
-    row, column, height = highest_point(patch, *start, 16)
+    find = lambda parts, *at: highest_point(upsampled(parts, *at, (24, 20), 16), *at, 16)  # noqa: E731
+    row, column, height = jax.jit(find)(parts, *start)
     np.testing.assert_allclose(row, 12 + shift[:, 0], atol=2e-3)
     np.testing.assert_allclose(column, 9 + shift[:, 1], atol=2e-3)
     np.testing.assert_allclose(height, 1.0, atol=1e-4)
@@ -179,7 +179,9 @@ def test_heights_scatter_as_their_sigma_says(eyes, rng):
     """The same pattern counted eight times."""
     patterns, places, *_, config = eyes
     again = rng.poisson(np.broadcast_to(patterns[0].astype(float), patterns.shape))
-    found = detect(again.astype(np.uint16), config)
+    plan, layout = make_plan(patterns, config)
+    found = correlate_patterns(jnp.asarray(again, jnp.uint16), plan, layout=layout)
+    found = jax.tree.map(np.asarray, found)
     _, index = nearest(found, np.broadcast_to(places[:1], places.shape))
     heights, sigma = (np.take_along_axis(x, index, 1) for x in (found.counts, found.sigma))
     scatter = np.sqrt(np.mean(heights.var(0, ddof=1) / (sigma**2).mean(0)))
@@ -199,9 +201,8 @@ def test_shifted_patterns_have_shifted_disks(eyes):
 def test_neither_the_batch_nor_padding_matters(eyes):
     patterns, *_, config = eyes
     plan, layout = make_plan(patterns, config)
-    search = functools.partial(correlate_patterns, plan=plan)
-    together = search(patterns, layout=layout)
-    alone = search(patterns[3:4], layout=layout._replace(n_disks=40))
+    together = correlate_patterns(patterns, plan, layout=layout)
+    alone = correlate_patterns(patterns[3:4], plan, layout=layout._replace(n_disks=40))
     for name in ("row", "column", "counts", "significance"):
         own = np.asarray(getattr(alone, name))[0, :16]
         np.testing.assert_allclose(
@@ -277,8 +278,8 @@ def theirs():
     ("name", "power", "within"),
     [
         ("cross_poly", 1.0, 1e-3),
-        ("cross_upsampled", 1.0, 0.02),
-        ("hybrid_poly", 0.9, 1e-3),
+        pytest.param("cross_upsampled", 1.0, 0.02, marks=pytest.mark.slow),
+        pytest.param("hybrid_poly", 0.9, 1e-3, marks=pytest.mark.slow),
         ("hybrid_upsampled", 0.9, 0.02),
         ("half_upsampled", 0.5, 0.02),
     ],
@@ -320,7 +321,7 @@ def test_a_scan(eyes):
     patterns, places, *_, config = eyes
     cube = cube_from_array(patterns.reshape(2, 4, SIZE, SIZE), pixel_size=0.03)
     found = find_disks(cube, config)
-    few = find_disks(cube, replace(config, n_disks=3))
+    few = find_disks(cube, replace(config, n_disks=4))
     np.testing.assert_array_equal(found.offsets, few.offsets)
     scan = calibrated(found)
     assert len(scan.qx) == 8 * (1 + places.shape[1])

@@ -28,6 +28,7 @@ from jaxstem.errors import InputError
 from jaxstem.orientation import rotations
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+
 THICKNESS = np.array([40.0, 120.0, 280.0])
 
 
@@ -112,6 +113,7 @@ def test_agrees_with_abtem_with_beams_of_our_own_choice(name, n_beams):
         assert deviation(full, reference).max() < 0.02
 
 
+@pytest.mark.slow
 def test_correlates_with_multislice():
     """Patterns of Cu tilted from [001]; spots of multislice are sums over all Laue zones."""
     fixture = np.load(FIXTURES / "bloch_multislice.npz")
@@ -242,6 +244,7 @@ def test_the_choice_of_origin_does_not_matter(name):
     np.testing.assert_allclose(spread(after, n), spread(before, n), atol=2e-4)
 
 
+@pytest.mark.slow
 def test_real_and_complex_matrices_give_the_same():
     tables = prepare(crystal("Cu"), 300.0, 1.5)
     as_complex = tables._replace(coupling=tables.coupling.astype(jnp.complex64))
@@ -374,6 +377,7 @@ def test_nothing_is_absorbed_without_thermal_motion_or_by_default():
         prepare(crystal("Cu"), 300.0, 1.0, 0.006, absorption=-0.1)
 
 
+@pytest.mark.slow
 def test_gradients_of_absorbing_crystals():
     with jax.enable_x64(True):
         tables = prepare(crystal("Cu"), 300.0, 0.8, 0.006, np.float64, 0.01)
@@ -393,6 +397,7 @@ def test_gradients_of_absorbing_crystals():
     np.testing.assert_allclose(slope, np.array(rises) / (2 * h), rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_average_over_tilts_is_the_mean_of_their_patterns():
     tables = prepare(crystal("Cu"), 300.0, 0.7)
     n = len(tables.g)

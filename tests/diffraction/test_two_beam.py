@@ -14,8 +14,8 @@ from jaxstem.diffraction.geometry import Reflectors, excitation_error
 from jaxstem.diffraction.two_beam import (
     cos_turns,
     kinematic_intensity,
-    two_beam,
     two_beam_intensity,
+    two_beam_pattern,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -29,7 +29,7 @@ def test_thin_two_beam_foil_is_kinematic(reflectors_of, rng):
     g_lab = np.einsum("pji,nj->pni", orientation, reflectors.g)
     s = np.asarray(excitation_error(jnp.asarray(g_lab), WAVELENGTH))
     thickness = 4.0
-    *_, intensity = two_beam(orientation, reflectors, WAVELENGTH, thickness)
+    *_, intensity = two_beam_pattern(orientation, reflectors, WAVELENGTH, thickness)
     amplitude = np.pi * thickness * np.asarray(reflectors.inverse_extinction)
     kinematic = (amplitude * np.sinc(s * thickness)) ** 2
     bright = kinematic > 1e-3 * kinematic.max()
@@ -54,7 +54,7 @@ def one_reflector(s, extinction_distance):
 
 @jax.jit
 def of_one(reflector, thickness):
-    return two_beam(jnp.eye(3), reflector, WAVELENGTH, thickness)[2][0]
+    return two_beam_pattern(jnp.eye(3), reflector, WAVELENGTH, thickness)[2][0]
 
 
 @settings(max_examples=30, deadline=None)
@@ -81,7 +81,7 @@ def test_two_beam_intensity_saturates(reflectors_of, rng):
     reflectors = reflectors_of("Cu")
     orientation = random_matrices(rng, 50)
     thickness = rng.uniform(1, 2000, 50)
-    *_, intensity = two_beam(orientation, reflectors, WAVELENGTH, thickness)
+    *_, intensity = two_beam_pattern(orientation, reflectors, WAVELENGTH, thickness)
     assert intensity.min() >= 0 and intensity.max() <= 1 + 1e-6
 
 

@@ -23,28 +23,33 @@ def contents():
     return {path: path.stat().st_mtime_ns for path in files}
 
 
+QUICK = {
+    "accuracy.multislice": r"\| jaxstem, cu, none \| 20 \|",
+    "accuracy.robustness": r"\| thickness \(Å\) \| 400 \| [\d.]+ % \(",
+    "paper.half_turns": r"\| beside the truth \| \d+ \|",
+    "paper.paper_maps": r"sparse correlation: medians .* of 256",
+    "paper.paper_phases": r"\| synthetic \| Cu2O \| \d+ \| [\d.]+ % \|",
+    "paper.paper_training": r"\| test, network \| 16 \|",
+    "speed.accelerator": r"packaged, none, bfloat16: .*patterns_per_second_from_host",
+    "speed.benchmark_speed": r"\| 8² \| command bragg none \|",
+    "speed.large_scan": r"map: 2 x 64 positions, .* worked out for all 64 rows",
+    "speed.training_profile": r"\| compilations \| 0 \|",
+    "training.loss_variants": r"\| `quaternion` \| 1 \|(.|\n)*64 patterns of training each",
+    "training.network_study": r"\| no_templates \| [\d,]+ \|",
+}
+"""What each script prints, among other things."""
+FAST = ("speed.large_scan",)
+
+
 @pytest.mark.parametrize(
-    ("script", "expected"),
-    [
-        ("accuracy.multislice", r"\| jaxstem, cu, none \| 20 \|"),
-        ("accuracy.robustness", r"\| thickness \(Å\) \| 400 \| [\d.]+ % \("),
-        ("paper.half_turns", r"\| beside the truth \| \d+ \|"),
-        ("paper.paper_maps", r"sparse correlation: medians .* of 256"),
-        ("paper.paper_phases", r"\| synthetic \| Cu2O \| \d+ \| [\d.]+ % \|"),
-        ("paper.paper_training", r"\| test, network \| 16 \|"),
-        ("speed.accelerator", r"packaged, none, bfloat16: .*patterns_per_second_from_host"),
-        ("speed.benchmark_speed", r"\| 8² \| command bragg none \|"),
-        ("speed.large_scan", r"map: 2 x 64 positions, .* worked out for all 64 rows"),
-        ("speed.training_profile", r"\| compilations \| 0 \|"),
-        ("training.loss_variants", r"\| `quaternion` \| 1 \|(.|\n)*64 patterns of training each"),
-        ("training.network_study", r"\| no_templates \| [\d,]+ \|"),
-    ],
+    "script",
+    [x if x in FAST else pytest.param(x, marks=pytest.mark.slow) for x in QUICK],
 )
-def test_quick(script, expected, monkeypatch, capsys):
+def test_quick(script, monkeypatch, capsys):
     before = contents()
     monkeypatch.setattr(sys, "argv", [script, "--quick"])
     runpy.run_module(f"experiments.{script}", run_name="__main__")
-    assert re.search(expected, capsys.readouterr().out)
+    assert re.search(QUICK[script], capsys.readouterr().out)
     assert contents() == before
 
 

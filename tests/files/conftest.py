@@ -8,7 +8,7 @@ from jaxstem.crystal.cell import Crystal
 from jaxstem.files.orientation_map import OrientationMap
 
 
-def make_random_map(rng, shape=(3, 5), n_phases=2):
+def make_noise_map(rng, shape=(3, 5), n_phases=2):
     """A map of noise, of the stored precision, with unassigned positions."""
 
     def floats(*extra):
@@ -55,6 +55,6 @@ def make_random_map(rng, shape=(3, 5), n_phases=2):
 
 
 @pytest.fixture(scope="session")
-def random_map():
+def noise_map():
     """Makes a map of noise from a generator, a scan shape and a number of phases."""
-    return make_random_map
+    return make_noise_map

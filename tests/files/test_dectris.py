@@ -11,7 +11,7 @@ from jaxstem.files.cube_readers import read_cube
 SHAPE = (3, 5, 12, 10)
 
 
-def write_dectris(path, data, n_files=2):
+def write_dectris(path, data, n_files=4):
     """A Dectris master file and its data files."""
     frames = data.reshape(-1, *data.shape[2:]).astype(np.uint32)
     with h5py.File(path, "w") as master:
@@ -27,7 +27,7 @@ def write_dectris(path, data, n_files=2):
 
 
 def assert_same(cube, data):
-    """All patterns, also in portions that lie in two files, and what is known of them."""
+    """All patterns, also in portions that begin within one file and end in another."""
     assert cube.shape == data.shape and cube.dtype.kind == "u"
     for start, block in chunks(cube, 3):
         patterns = data.reshape(-1, *data.shape[2:])[start:][: len(block)]

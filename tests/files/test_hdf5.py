@@ -36,10 +36,10 @@ def test_files_that_cannot_be_opened_are_refused(read, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def map_bytes(tmp_path_factory, random_map):
+def map_bytes(tmp_path_factory, noise_map):
     """A map file."""
     path = tmp_path_factory.mktemp("map") / "map.h5"
-    write_map(path, random_map(np.random.default_rng(7), (3, 4), 2))
+    write_map(path, noise_map(np.random.default_rng(7), (3, 4), 2))
     return path.read_bytes()
 
 

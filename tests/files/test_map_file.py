@@ -31,8 +31,8 @@ from jaxstem.files.map_schema import MAP_DATASETS
     n_phases=st.integers(1, 3),
 )
 @settings(max_examples=15, deadline=None)
-def test_map_round_trip(random_map, seed, ny, nx, n_phases):
-    result = random_map(np.random.default_rng(seed), (ny, nx), n_phases)
+def test_map_round_trip(noise_map, seed, ny, nx, n_phases):
+    result = noise_map(np.random.default_rng(seed), (ny, nx), n_phases)
     with tempfile.TemporaryDirectory() as folder:
         write_map(Path(folder) / "map.h5", result)
         again = read_map(Path(folder) / "map.h5")
@@ -49,8 +49,8 @@ def test_map_round_trip(random_map, seed, ny, nx, n_phases):
     jax.tree.map(np.testing.assert_array_equal, again.settings, result.settings)
 
 
-def test_a_map_written_row_by_row_is_the_same(tmp_path, random_map):
-    result = random_map(np.random.default_rng(8), (5, 3))
+def test_a_map_written_row_by_row_is_the_same(tmp_path, noise_map):
+    result = noise_map(np.random.default_rng(8), (5, 3))
     write_map(tmp_path / "whole.h5", result)
     header = MapHeader(
         result.phase.shape,
@@ -76,14 +76,14 @@ def test_a_map_written_row_by_row_is_the_same(tmp_path, random_map):
         assert dict(whole.attrs) == dict(rows.attrs)
 
 
-def test_maps_of_earlier_versions_say_less(tmp_path, random_map):
-    write_map(tmp_path / "map.h5", random_map(np.random.default_rng(2)))
+def test_maps_of_earlier_versions_say_less(tmp_path, noise_map):
+    write_map(tmp_path / "map.h5", noise_map(np.random.default_rng(2)))
     replace(tmp_path / "map.h5", "settings", None)
     assert read_map(tmp_path / "map.h5").settings == {}
 
 
-def test_every_third_position_of_a_map(tmp_path, random_map):
-    result = random_map(np.random.default_rng(9), (7, 5))
+def test_every_third_position_of_a_map(tmp_path, noise_map):
+    result = noise_map(np.random.default_rng(9), (7, 5))
     write_map(tmp_path / "map.h5", result)
     part = read_map(tmp_path / "map.h5", every=3)
     for name in MAP_DATASETS:
@@ -91,9 +91,9 @@ def test_every_third_position_of_a_map(tmp_path, random_map):
     assert part.scan_step == pytest.approx(3 * result.scan_step)
 
 
-def test_map_layout(tmp_path, random_map):
+def test_map_layout(tmp_path, noise_map):
     """What other programs may rely on (docs/file-formats.md)."""
-    result = random_map(np.random.default_rng(1))
+    result = noise_map(np.random.default_rng(1))
     write_map(tmp_path / "map.h5", result)
     with h5py.File(tmp_path / "map.h5") as file:
         assert file.attrs["format"] == "jaxstem-map" and file.attrs["version"] == 1
@@ -111,8 +111,8 @@ def test_map_layout(tmp_path, random_map):
         np.testing.assert_array_equal(file["phases/1/lattice"], result.crystals[1].lattice)
 
 
-def test_maps_whose_arrays_do_not_fit_are_not_written(tmp_path, random_map):
-    result = random_map(np.random.default_rng(2))
+def test_maps_whose_arrays_do_not_fit_are_not_written(tmp_path, noise_map):
+    result = noise_map(np.random.default_rng(2))
     for changes in [
         {"score": np.zeros((5, 3))},
         {"phase": np.full((3, 5), 2)},
@@ -143,33 +143,33 @@ def replace(path, name, value):
         ("confidence", np.full((3, 5), b"high"), "not an array of numbers"),
     ],
 )
-def test_spoilt_maps_are_refused(tmp_path, random_map, name, value, word):
+def test_spoilt_maps_are_refused(tmp_path, noise_map, name, value, word):
     path = tmp_path / "map.h5"
-    write_map(path, random_map(np.random.default_rng(3)))
+    write_map(path, noise_map(np.random.default_rng(3)))
     replace(path, name, value)
     assert_refused(read_map, path, word)
 
 
 @pytest.mark.parametrize("number", ["phases/0", "phases/1/lattice"])
-def test_maps_without_a_crystal_are_refused(tmp_path, random_map, number):
+def test_maps_without_a_crystal_are_refused(tmp_path, noise_map, number):
     path = tmp_path / "map.h5"
-    write_map(path, random_map(np.random.default_rng(3)))
+    write_map(path, noise_map(np.random.default_rng(3)))
     replace(path, number, None)
     assert_refused(read_map, path)
 
 
-def test_other_formats_and_newer_maps_are_refused(tmp_path, random_map):
+def test_other_formats_and_newer_maps_are_refused(tmp_path, noise_map):
     path = tmp_path / "map.h5"
     assert_refused(read_map, FIXTURES / "bragg_all.h5", "not a jaxstem map")
-    write_map(path, random_map(np.random.default_rng(4)))
+    write_map(path, noise_map(np.random.default_rng(4)))
     with h5py.File(path, "r+") as file:
         file.attrs["version"] = MAP_VERSION + 1
     assert_refused(read_map, path, "version 2", "update jaxstem")
 
 
-def test_maps_are_overwritten_only_when_asked(tmp_path, random_map):
+def test_maps_are_overwritten_only_when_asked(tmp_path, noise_map):
     path = tmp_path / "map.h5"
-    first, second = (random_map(np.random.default_rng(seed)) for seed in (5, 6))
+    first, second = (noise_map(np.random.default_rng(seed)) for seed in (5, 6))
     write_map(path, first)
     assert_refused(lambda p: write_map(p, second), path, "exists already")
     np.testing.assert_array_equal(read_map(path).score, first.score)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """An untrained network, a scan of thirteen positions, and settings that compile soon."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 from helpers import random_matrices, scan_of_lists
 
 from jaxstem.diffraction.geometry import strongest
-from jaxstem.diffraction.two_beam import two_beam
+from jaxstem.diffraction.two_beam import two_beam_pattern
 from jaxstem.inference import step
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS
@@ -43,10 +45,11 @@ def tabulated_once(tables):
 
 @pytest.fixture(scope="session")
 def model(copper, tiny):
-    """An untrained network."""
-    network = build_network(tiny.model, [copper])
+    """An untrained network, without attention, which compiles sooner."""
+    config = replace(tiny.model, blocks=0)
+    network = build_network(config, [copper])
     params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
-    return Model(tiny.model, (copper,), params)
+    return Model(config, (copper,), params)
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +58,7 @@ def scan(copper):
     it, 7 nothing at all, and 11 no direct beam.
     """
     orientation = random_matrices(np.random.default_rng(7), 13)
-    beams = two_beam(orientation, copper.reflectors(), copper.wavelength, 100.0)
+    beams = two_beam_pattern(orientation, copper.reflectors(), copper.wavelength, 100.0)
     disks = strongest(*beams, 14, 1e-3)
     lists = []
     for qx, qy, intensity, mask in zip(*(np.asarray(x) for x in disks), strict=True):

@@ -12,6 +12,7 @@ from jaxstem.inference.exposure import MIN_DISKS
 from jaxstem.inference.lengths import choose_lengths, length_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+
 LENGTHS = (4, 6, 9, 12, 20)
 
 

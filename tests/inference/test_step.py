@@ -12,7 +12,7 @@ from helpers import log_probability_around, random_matrices, scan_of_lists
 
 from jaxstem.diffraction.geometry import strongest
 from jaxstem.diffraction.material import make_material
-from jaxstem.diffraction.two_beam import two_beam
+from jaxstem.diffraction.two_beam import two_beam_pattern
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.files.scan import pad_disks
 from jaxstem.inference import step
@@ -120,7 +120,8 @@ def by_bloch_waves(on_devices, model, scan, config):
         )
 
 
-@pytest.mark.parametrize("refine", ["full", pytest.param("exact", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("refine", ["full", "exact"])
 def test_bloch_waves_tell_the_thickness(refine, by_bloch_waves):
     answer, counts = by_bloch_waves(refine, 8)
     assigned = counts >= MIN_DISKS
@@ -176,7 +177,7 @@ def test_nine_numbers_spread_over_their_phase(copper, crystals, rng):
     space = joint_space([copper.space(), mg.space()])
     rotation = random_matrices(rng, 1)[0]
     output = jnp.concatenate([2 * rotation.reshape(9), np.array([0.0, 1.0], np.float32)])
-    found = np.asarray(cells_near(output, space))
+    found = np.asarray(jax.jit(cells_near)(output, space))
     assert found.shape == (len(copper.grid) + len(mg.grid) + 1,) and found[-1] == NEVER
     share = np.exp(found[:-1])
     of_phase = [share[np.asarray(space.phase) == p].sum() for p in (0, 1)]
@@ -186,7 +187,7 @@ def test_nine_numbers_spread_over_their_phase(copper, crystals, rng):
     ]
     angle = misorientation(nearest, jnp.asarray(rotation), jnp.asarray(mg.operations))
     assert float(angle) < mg.spacing
-    one = np.asarray(cells_near(output[:9], copper.space()))
+    one = np.asarray(jax.jit(cells_near)(output[:9], copper.space()))
     assert np.exp(one[:-1]).sum() == pytest.approx(1, rel=1e-4)
 
 
@@ -220,7 +221,7 @@ def two_phases(copper, tables, crystals, tiny):
             found = np.stack(found, axis=-1)
         else:
             m = materials[phase]
-            beams = two_beam(jnp.asarray(orientation), m.reflectors(), m.wavelength, 100.0)
+            beams = two_beam_pattern(jnp.asarray(orientation), m.reflectors(), m.wavelength, 100.0)
             qx, qy, intensity, mask = (np.asarray(x) for x in strongest(*beams, 15, 1e-3))
             found = np.stack([qx, qy, intensity], axis=-1)[mask]
         lists.append(np.concatenate([[[0.0, 0.0, 1.0]], found]))
@@ -237,18 +238,25 @@ def two_phases(copper, tables, crystals, tiny):
     return scan, (np.array(phases), orientations), Oracle(tiny.model, materials, params), both
 
 
-def answers_of(on_devices, two_phases, monkeypatch, config, **changes):
-    scan, truth, model, both = two_phases
-    left = iter(both)
-    monkeypatch.setattr(step, "candidate_tables", lambda *_, **__: next(left))
-    score = replace(config.score, levels=ScoreConfig().levels[:2])
-    config = replace(config, score=score, chance=InferConfig().chance, **changes)
-    return on_devices(model, scan, config, 1)[0], truth
+@pytest.fixture
+def answers_of(on_devices, config, monkeypatch):
+    """`two_phases` to the answers, with no crystal as likely as it is, and the truth."""
+
+    def answer(two_phases, **changes):
+        scan, truth, model, both = two_phases
+        left = iter(both)
+        monkeypatch.setattr(step, "candidate_tables", lambda *_, **__: next(left))
+        score = replace(config.score, levels=ScoreConfig().levels[:2])
+        as_usual = replace(config, score=score, chance=InferConfig().chance, **changes)
+        found, _ = on_devices(model, scan, as_usual, 1)
+        return found, truth
+
+    return answer
 
 
-def test_verification_tells_phases_and_vacuum_apart(two_phases, monkeypatch):
+def test_verification_tells_phases_and_vacuum_apart(two_phases, answers_of):
     """The network gives both phases, and none, the same probability."""
-    answer, (phase, orientation) = answers_of(two_phases, monkeypatch)
+    answer, (phase, orientation) = answers_of(two_phases)
     print(answer.phase, answer.phase_confidence)
     assert (answer.phase == phase).sum() >= 11
     np.testing.assert_array_equal(np.isfinite(answer.orientation[:, 0, 0]), answer.phase >= 0)
@@ -266,7 +274,7 @@ def test_verification_tells_phases_and_vacuum_apart(two_phases, monkeypatch):
     assert np.nanmedian(np.rad2deg(angle)) < 3
 
 
-def test_the_network_alone_says_what_it_thinks(two_phases, monkeypatch):
+def test_the_network_alone_says_what_it_thinks(two_phases, answers_of):
     scan, truth, model, both = two_phases
     n_copper = len(model.materials[0].grid)
     for phase, shift in ((0, (3.0, 0.0)), (1, (0.0, 3.0)), (NO_CRYSTAL, (0.0, 0.0))):
@@ -274,7 +282,7 @@ def test_the_network_alone_says_what_it_thinks(two_phases, monkeypatch):
         logits = logits.at[:, :n_copper].add(shift[0]).at[:, n_copper:-1].add(shift[1])
         logits = logits.at[:, -1].set(3.0 if phase == NO_CRYSTAL else -3.0)
         biased = (scan, truth, replace(model, params=(qx, logits)), both)
-        answer, _ = answers_of(biased, monkeypatch, refine="none")
+        answer, _ = answers_of(biased, refine="none")
         np.testing.assert_array_equal(answer.phase[:8], phase)
         assert np.isnan(answer.score).all()
         assert answer.phase_confidence[:8].min() > 0.5

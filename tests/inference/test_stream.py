@@ -21,6 +21,7 @@ from jaxstem.inference.verdict import Answer
 from jaxstem.runtime import parallel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+
 DIRECT = 10.0
 """Intensity of the direct beam, where the scan has it."""
 
@@ -77,8 +78,9 @@ def test_scan_without_disks(model, n_positions, config):
 def test_shelves_hand_out_what_was_put_there(data, size):
     """In order, each pattern once, and with its place."""
     shelf, expected, found, lots = Shelf(), [], [], []
+    nothing = Answer(*[np.zeros(0)] * len(Answer._fields))
     for number in range(data.draw(st.integers(1, 8))):
-        piece = Piece(number, 0, None, None, 0)
+        piece = Piece(number, 0, nothing, np.zeros(0, int), 0)
         index = np.arange(data.draw(st.integers(0, 9)))
         expected += [(number, i) for i in index]
         shelf.put((100 * number + index,), piece, index)

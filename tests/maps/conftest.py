@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxstem.detection.layout import Plan
 from jaxstem.detection.scan import Detections
 from jaxstem.files.cube import cube_from_array
 
@@ -37,7 +38,7 @@ def bright(rng):
             origin=origin,
             origin_measured=origin,
             cube=cube,
-            plan=None,
+            plan=Plan(*[None] * len(Plan._fields)),
         )
 
     return cube, place, detections

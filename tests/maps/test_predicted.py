@@ -10,7 +10,7 @@ from jaxstem.diffraction.geometry import Reflectors
 from jaxstem.diffraction.illumination import disk_tilts
 from jaxstem.diffraction.material import inverse_extinction
 from jaxstem.diffraction.settings import Microscope, Specimen
-from jaxstem.diffraction.two_beam import two_beam
+from jaxstem.diffraction.two_beam import two_beam_pattern
 from jaxstem.maps.payload import ABSENT
 from jaxstem.maps.predicted import ReportConfig, predict
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_predictions_are_two_beam_theory(crystals, seed):
-    """Against `diffraction.two_beam.two_beam`, whose cone is summed instead of approximated."""
+    """Against `two_beam_pattern`, whose cone is summed instead of approximated."""
     unit_cell, specimen = crystals["Cu"], Specimen()
     of = reflections(unit_cell, MICROSCOPE.k_max, specimen.u_iso)
     inverse = inverse_extinction(unit_cell, of.structure_factor, MICROSCOPE.voltage_kv)
@@ -28,7 +28,7 @@ def test_predictions_are_two_beam_theory(crystals, seed):
     matrix = Rotation.random(100, random_state=seed).as_matrix().astype(np.float32)
     thickness = np.full(100, 150.0)
     tilts = disk_tilts(MICROSCOPE.semi_angle_mrad, rings=3)
-    _, _, intensity = two_beam(matrix, reflectors, MICROSCOPE.wavelength, thickness, tilts)
+    _, _, intensity = two_beam_pattern(matrix, reflectors, MICROSCOPE.wavelength, thickness, tilts)
     config = ReportConfig(n_predicted=len(of.g))
     disks = predict(matrix, thickness, unit_cell, MICROSCOPE, specimen, config)
     ours = np.zeros(np.shape(intensity))

@@ -41,7 +41,7 @@ def perfect():
     return output
 
 
-@pytest.fixture(scope="session")
-def copper_templates(copper):
+@pytest.fixture(scope="module")
+def copper_templates(quick_compile, copper):
     """Of few samples and reflections."""
     return make_templates([copper], MatchConfig(n_samples=12, n_visible=64))

@@ -32,6 +32,14 @@ ROWS = 24
 NO_SYMMETRY = orientation_space(np.eye(3)[None], np.zeros((0, 4)), 0.1)
 
 
+OFTEN = ["grid_cross_entropy", "geodesic", "matrix_fisher", "quaternion", "invariant_harmonics"]
+"""Losses that every run of the tests asks: those that models come with, and one of each kind."""
+
+
+def named(some):
+    return [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in some]
+
+
 def of_phase_0(label):
     """Orientations (..., 3, 3) as labels of the first phase."""
     label = jnp.asarray(label, jnp.float32)
@@ -74,7 +82,7 @@ def test_geodesic_is_orix_misorientation_angle(lot, space, rng):
     )
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", named(losses.LOSSES))
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31 - 1))
 def test_equivalent_labels_have_the_same_loss(space, name, seed):
@@ -125,7 +133,7 @@ def test_cross_entropy_is_least_at_the_label(space, rng):
     assert float(uniform) == pytest.approx(np.log(len(best)), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", named(losses.LOSSES))
 def test_every_registered_loss_is_batched(space, rng, name):
     label = random_matrices(rng, ROWS)
     output = outputs(rng, name, space, ROWS)
@@ -147,7 +155,7 @@ def differentiated(name):
     return jax.jit(jax.value_and_grad(lambda o, label, space: loss(o, of_phase_0(label), space)))
 
 
-@pytest.mark.parametrize("name", ROTATIONS)
+@pytest.mark.parametrize("name", named(ROTATIONS))
 def test_gradients(space, perfect, rng, name):
     """They are those of differences, finite at every singular output, and lead to the label."""
     label = jnp.asarray(random_matrices(rng, 1)[0])
@@ -173,11 +181,18 @@ def test_gradients(space, perfect, rng, name):
         assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", ["matrix_fisher", "rotation_laplace"])
-@pytest.mark.parametrize("scale", [0.3, 3.0])
-def test_densities_integrate_to_one(rng, name, scale):
+@pytest.mark.parametrize(
+    "name, scale, spacing",
+    [
+        ("matrix_fisher", 0.3, 14.0),
+        ("matrix_fisher", 3.0, 7.0),
+        ("rotation_laplace", 0.3, 14.0),
+        pytest.param("rotation_laplace", 3.0, 7.0, marks=pytest.mark.slow),
+    ],
+)
+def test_densities_integrate_to_one(rng, name, scale, spacing):
     """Over uniform rotations, by an even covering; the mean of several, for the tips are sharp."""
-    covering = jnp.asarray(grids.so3_grid(np.eye(3)[None], 7.0), jnp.float32)
+    covering = jnp.asarray(grids.so3_grid(np.eye(3)[None], spacing), jnp.float32)
     total = []
     for a in jnp.asarray(scale * rng.normal(size=(8, 9)), jnp.float32):
         loss = values(name, jnp.tile(a, (len(covering), 1)), covering, NO_SYMMETRY)
@@ -269,6 +284,7 @@ def test_unknown_loss():
         losses.batched("nonesuch")
 
 
+@pytest.mark.slow
 def test_a_new_loss_is_one_function_and_one_line(copper, tiny, monkeypatch):
     def chordal(output, label, space):
         rotation = rotations.nearest_rotation(output.reshape(3, 3))

@@ -120,6 +120,7 @@ def test_phases_are_told_apart(crystals, key):
         assert (likeliest == phase).mean() > 0.75
 
 
+@pytest.mark.slow
 def test_grid_keeps_its_spacing_for_low_symmetry(tmp_path):
     """A network's grid is coarsened at 8,000 cells, matching's later."""
     crystal = written_crystal("CuO", tmp_path)
@@ -169,7 +170,7 @@ def test_groups_of_every_laue_class(name, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("CuO", "FeTiO3", "FeSi") else pytest.param(name, marks=pytest.mark.slow)
+        name if name in ("FeTiO3", "FeSi") else pytest.param(name, marks=pytest.mark.slow)
         for name in LAUE_CLASSES
     ],
 )

@@ -213,10 +213,31 @@ def test_nothing_of_another_user_is_unpickled(tmp_path, monkeypatch, whose):
         folder.symlink_to(tmp_path / "elsewhere")
     elif whose == "open":
         folder.chmod(0o770)
-    with no_warning() if whose == "own" else one_warning(str(folder)):
+    before = path.read_bytes()
+    why = {"link": "is a link", "link to a file": "is not read", "open": "others may write"}
+    with no_warning() if whose == "own" else one_warning(why.get(whose, "another user")):
         for _ in range(2):
             np.testing.assert_array_equal(program()(x), 2 * x)
     assert mark.exists() == (whose == "own")
+    if whose in ("folder", "link", "open"):
+        assert held(folder) == [path.name] and path.read_bytes() == before
+
+
+def test_a_folder_that_others_could_only_look_into_is_closed(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o755)
+    with no_warning():
+        assert cache.is_trusted(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_arrays_are_read_without_pickle(tmp_path):
+    """Not even of our own, under the name of an entry: its arrays are no programs."""
+    path, mark = entry_path(tmp_path, "pairs", {}), tmp_path / "payload ran"
+    np.savez(path, x=np.array([Payload(mark)], object))
+    with one_warning("made anew"):
+        assert recall(path) is None
+    assert not mark.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="Windows")
@@ -247,6 +268,7 @@ def test_the_oldest_leave_first(tmp_path, monkeypatch):
         keep(path, arrays)
         os.utime(path, (1e9 - age, 1e9 - age))
     assert recall(paths[0]) is not None  # is no longer the oldest
+    assert paths[0].stat().st_mtime > 1e9
     compiled = tmp_path / "jax-abc" / f"jit_f-{64 * 'a'}-cache"
     unfinished = tmp_path / f".pairs-{32 * 'a'}-{12 * 'b'}.npz"
     others = [tmp_path / "mine.npz", tmp_path / "jax-abc" / "notes", tmp_path / "scan-1.h5"]
@@ -262,6 +284,9 @@ def test_the_oldest_leave_first(tmp_path, monkeypatch):
     keep(paths[3], arrays)
     assert [path.exists() for path in paths] == [True, True, False, True, False]
     assert not compiled.exists() and not unfinished.exists()
+    link = tmp_path.with_name("link")
+    link.symlink_to(tmp_path)
+    assert not entries(link) and not bound(link, 0)
     keep(paths[4], arrays)
     assert [path.exists() for path in paths] == [True, False, False, True, True]
     assert sum(entry.size for entry in entries(tmp_path)) <= limit() == 2**20

@@ -8,36 +8,44 @@ import pytest
 
 from jaxstem.runtime.rows import map_rows, map_rows_where
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
-def rows_and_results(rng, n):
-    """Rows of several arrays, a function of one of them, and what stands where it is not needed."""
-    rows = {
+
+def make_rows(rng, n):
+    """Rows of several arrays."""
+    return {
         "x": jnp.asarray(rng.normal(size=(n, 3)), jnp.float32),
         "k": jnp.asarray(rng.integers(0, 1 << 23, n), jnp.int32),
         "flag": jnp.asarray(rng.random((n, 2)) < 0.5),
     }
 
-    def f(row):
-        return row["x"] ** 2, row["k"] - 1, ~row["flag"]
 
-    otherwise = rows["x"], rows["k"], rows["flag"]
-    return rows, f, otherwise
+def of_row(row):
+    return row["x"] ** 2, row["k"] - 1, ~row["flag"]
 
 
 @pytest.mark.parametrize("at_once", [None, 1, 4, 7, 50])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_turns_are_all_rows_at_once(at_once, share, rng):
+def test_turns_are_all_rows_at_once(at_once, rng):
     n = int(rng.integers(1, 20))
-    rows, f, otherwise = rows_and_results(rng, n)
-    needed = jnp.asarray(rng.random(n) < share)
-    everywhere = jax.vmap(f)(rows)
-    chosen = map_rows_where(f, rows, needed, otherwise, at_once)
-    turns = map_rows(f, rows, at_once)
-    for found, whole, other, turned in zip(chosen, everywhere, otherwise, turns, strict=True):
-        assert found.dtype == whole.dtype
-        np.testing.assert_array_equal(turned, whole)
-        for i in range(n):
-            np.testing.assert_array_equal(found[i], whole[i] if needed[i] else other[i])
+    rows = make_rows(rng, n)
+    otherwise = rows["x"], rows["k"], rows["flag"]
+
+    @jax.jit
+    def both(rows, needed, otherwise):
+        return map_rows(of_row, rows, at_once), map_rows_where(
+            of_row, rows, needed, otherwise, at_once
+        )
+
+    everywhere = jax.vmap(of_row)(rows)
+    for share in (0.0, 0.3, 1.0):
+        needed = rng.random(n) < share
+        for turned, found, whole, other in zip(
+            *both(rows, needed, otherwise), everywhere, otherwise, strict=True
+        ):
+            assert found.dtype == whole.dtype
+            np.testing.assert_array_equal(turned, whole)
+            for i in range(n):
+                np.testing.assert_array_equal(found[i], whole[i] if needed[i] else other[i])
 
 
 def test_what_is_not_needed_is_not_computed():

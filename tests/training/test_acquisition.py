@@ -166,6 +166,7 @@ def test_clean_changes_normalisation_only(key, disks):
     np.testing.assert_array_equal(out.qy[5, :8], disks.qy[:8])
 
 
+@pytest.mark.slow
 def test_four_disks_are_left_by_the_cutoff(key, disks):
     blunt = replace(CLEAN, cutoff=(0.5, 0.9))
     # not in one program, in which the fourth intensity may be rounded in two ways

@@ -12,7 +12,7 @@ from jaxstem.diffraction.bloch import bloch_intensities, prepare
 from jaxstem.diffraction.illumination import disk_tilts
 from jaxstem.diffraction.propagation import cone_steps
 from jaxstem.diffraction.settings import Microscope
-from jaxstem.diffraction.two_beam import two_beam
+from jaxstem.diffraction.two_beam import two_beam_pattern
 from jaxstem.orientation import rotations
 from jaxstem.runtime.cache import content_key
 from jaxstem.training import library as module
@@ -153,7 +153,7 @@ def test_patterns_belong_to_their_orientations(copper, tiny, key):
     disks, orientation = jax.jit(lambda k: sample_pattern(k, source, 12))(key)
     low, high = np.exp(source.log_thickness)
     thickness = np.geomspace(low, high, 4000)
-    qx, qy, intensity = two_beam(
+    qx, qy, intensity = two_beam_pattern(
         jnp.tile(orientation, (4000, 1, 1)), source.reflectors, source.wavelength, thickness
     )
     position = np.stack([qx[0], qy[0]], axis=-1)

@@ -11,15 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import random_matrices
 
+from jaxstem.diffraction.geometry import Disks
 from jaxstem.errors import InputError
 from jaxstem.network import losses
 from jaxstem.network.model import build_network
+from jaxstem.orientation.space import Label
 from jaxstem.runtime import parallel
-from jaxstem.training.patterns import make_sources, simulate_batch
+from jaxstem.training import step as module
+from jaxstem.training.patterns import TrainingBatch, make_sources, simulate_batch
 from jaxstem.training.step import (
     GROUP,
-    LENGTHS,
     TrainState,
     apply_with_dropout,
     in_groups,
@@ -198,23 +201,25 @@ def test_learning_rate_warms_up_and_falls(tiny):
     np.testing.assert_allclose(rate[5:], 0.01, atol=1e-3)
 
 
-@pytest.fixture(scope="module")
-def uneven(copper, with_attention):
+def uneven_batch(rng):
     """128 patterns with 1 to 12 disks, so that groups have several lengths, and their indices."""
-    index = jnp.arange(500, 628)
-    draw = jax.jit(partial(simulate_batch, config=with_attention, k_max=copper.k_max))
-    batch = draw(jax.random.key(KEY), index, make_sources([copper], with_attention))
-    few = jnp.arange(12) < 1 + index[:, None] * 7 % 12
-    batch = batch._replace(disks=batch.disks._replace(mask=batch.disks.mask & few))
-    used = np.sort(np.asarray(batch.disks.mask).sum(1)).reshape(-1, GROUP).max(1)
-    assert len(set(np.searchsorted(LENGTHS, used))) == 3
-    return batch, index
+    index = np.arange(500, 628)
+    qx, qy = rng.uniform(-1, 1, (2, 128, 12))
+    intensity = -np.sort(-rng.uniform(0.01, 1, (128, 12)))
+    mask = jnp.asarray(np.arange(12) < 1 + index[:, None] * 7 % 12)
+    disks = Disks(*jnp.asarray([qx, qy, intensity], jnp.float32), mask)
+    label = Label(jnp.zeros(128, int), jnp.asarray(random_matrices(rng, 128)))
+    return TrainingBatch(disks, label), jnp.asarray(index)
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.3])
+@pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
 def test_groups_of_a_length_give_the_gradient_of_the_batch(
-    copper, with_attention, uneven, key, dropout
+    copper, with_attention, key, rng, dropout, monkeypatch
 ):
+    monkeypatch.setattr(module, "LENGTHS", (6,))  # and 12, the whole
+    uneven = uneven_batch(rng)
+    used = np.sort(np.asarray(uneven[0].disks.mask).sum(1)).reshape(-1, GROUP).max(1)
+    assert used.min() <= 6 < used.max()
     network = build_network(replace(with_attention.model, dropout=dropout), [copper])
     params = init_state(network, make_optimiser(with_attention), 1, 1).params
     loss_fn, space = losses.batched(with_attention.loss_name), copper.space()

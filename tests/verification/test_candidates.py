@@ -32,6 +32,7 @@ from jaxstem.verification.config import ScoreConfig
 from jaxstem.verification.ranking import Forward
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONFIG = ScoreConfig(n_modes=4)
 
 
@@ -195,11 +196,21 @@ def test_candidates_of_each_phase_come_with_its_reflections(two, rng):
     assert each == 4 * 2 * (1 + phases[0].sibling.shape[1])
 
 
-def test_padding_of_reflections_changes_no_likelihood(copper, rng):
-    longer = Forward(jnp.ones((900, 3)), jnp.ones(900))
+def test_the_padding_of_reflections_has_no_strength_and_lies_far_away(copper):
     own = every_reflection(copper)
-    short, _ = padded([own, longer])
-    assert short.g.shape == (900, 3)
+    n = len(own.g)
+    short, longest = padded([own, Forward(jnp.ones((900, 3)), jnp.ones(900))])
+    assert short.g.shape == longest.g.shape == (900, 3)
+    np.testing.assert_array_equal(short.g[:n], own.g)
+    np.testing.assert_array_equal(short.inverse_extinction[:n], own.inverse_extinction)
+    np.testing.assert_array_equal(short.inverse_extinction[n:], 0)
+    assert np.abs(short.g[n:]).min() > 100
+
+
+@pytest.mark.slow
+def test_padding_of_reflections_changes_no_likelihood(copper, rng):
+    own = every_reflection(copper)
+    short, _ = padded([own, Forward(jnp.ones((900, 3)), jnp.ones(900))])
 
     @jax.jit
     def both(orientation, disks):

@@ -264,6 +264,7 @@ def test_ties_keep_finite_numbers(simulate, verdict, rng):
     assert np.isfinite(found.log_likelihood).all() and np.isfinite(found.thickness).all()
 
 
+@pytest.mark.slow
 def test_more_candidates_than_are_judged(simulate, verdict, rng):
     """The likeliest different ones are kept."""
     truth = random_matrices(rng, 1)[0]

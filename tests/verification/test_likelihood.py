@@ -31,6 +31,7 @@ from jaxstem.verification.likelihood import (
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONFIG = LikelihoodConfig()
 K_MAX = 2.0
 LIMIT = np.log(1e-4)

@@ -9,12 +9,12 @@ from helpers import random_matrices
 
 from jaxstem.inference.step import joint_operations
 from jaxstem.orientation.symmetry import misorientation
-from jaxstem.verification.ranking import Candidates, Forward, angles_between, keep_best
+from jaxstem.verification.ranking import Candidates, Forward, angles_between, keep_best, outdone
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_angles_between_candidates_are_misorientations(copper, two, n, rng):
     materials, _ = two
     operations = joint_operations(materials)
@@ -22,11 +22,12 @@ def test_angles_between_candidates_are_misorientations(copper, two, n, rng):
     orientation = jnp.concatenate([orientation, operations[phase[0], 1] @ orientation[:1]])
     phase = np.append(phase, phase[0])
     apart = angles_between(orientation, jnp.asarray(phase), operations)
+    angle = jax.jit(misorientation)
     for i, j in np.ndindex(apart.shape):
         expected = np.inf
         if phase[i] == phase[j]:
             symmetry = jnp.asarray(materials[phase[i]].operations, jnp.float32)
-            expected = misorientation(orientation[i], orientation[j], symmetry)
+            expected = angle(orientation[i], orientation[j], symmetry)
         np.testing.assert_allclose(apart[i, j], expected, atol=3e-3)
 
 
@@ -49,3 +50,13 @@ def test_half_of_the_places_are_each_phases(n_phases, rng):
     assert set(np.sort(score)[::-1][: n // 2]) <= set(score[keep])
     few = jax.tree.map(lambda x: x[:7], candidates)
     assert keep_best(few, jnp.asarray(score[:7]), n, n_phases)[0] is few
+
+
+def test_of_candidates_on_one_summit_the_best_stays():
+    """Three in one place, one alone, and one that is as near as it may be."""
+    place = jnp.deg2rad(jnp.array([0.0, 0.05, 0.1, 20.0, 20.5]))
+    apart = jnp.abs(place[:, None] - place)
+    gone = outdone(apart, jnp.array([1.0, 3.0, 2.0, 0.5, 9.0]), jnp.deg2rad(0.3))
+    np.testing.assert_array_equal(gone, [True, False, True, False, False])
+    tied = outdone(jnp.zeros((4, 4)), jnp.ones(4))
+    assert int((~tied).sum()) == 1

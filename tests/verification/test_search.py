@@ -16,12 +16,13 @@ from helpers import (
 from scipy.spatial.transform import Rotation
 
 from jaxstem.diffraction.geometry import Disks, strongest
-from jaxstem.diffraction.two_beam import two_beam
+from jaxstem.diffraction.two_beam import two_beam_pattern
 from jaxstem.verification.config import Limit, ScoreConfig
 from jaxstem.verification.ranking import Forward
 from jaxstem.verification.search import cosine_score, pattern_of, search_lattice
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONFIG = ScoreConfig(n_modes=4)
 
 
@@ -96,7 +97,7 @@ def test_default_search_finds_the_angle_sharply_and_the_tilt_roughly(copper, cli
     """Sixteen disks of one thickness; unequal powers draw the tilt by a degree or so."""
     truth = random_matrices(rng, 40)
     thickness = jnp.asarray(rng.uniform(60, 150, 40), jnp.float32)
-    beams = two_beam(jnp.asarray(truth), copper.reflectors(), copper.wavelength, thickness)
+    beams = two_beam_pattern(jnp.asarray(truth), copper.reflectors(), copper.wavelength, thickness)
     found, _ = climb(perturbed(truth, rng), strongest(*beams, 16, 1e-2))
     in_plane, tilt = errors_deg(found, truth, copper.operations)
     print(np.sort(in_plane), np.sort(tilt))

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import shlex
-import warnings
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from jaxstem.app.console import USUAL, Flag, OutputOptions, complain, warn
+from jaxstem.app.console import USUAL, Flag, OutputOptions, complain
 from jaxstem.app.options import OF_PRESET
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import require_between
@@ -77,26 +76,24 @@ def train(
 
     parallel.start_cluster()
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = warn
-            trained = train(
-                cif,
-                out,
-                voltage_kv=voltage_kv,
-                k_max=k_max,
-                semiangle_mrad=semiangle_mrad,
-                precession_deg=precession_deg,
-                thickness=thickness,
-                minutes=minutes,
-                steps=steps,
-                preset=preset,
-                seed=seed,
-                batch=batch,
-                spacing_deg=spacing_deg,
-                u_iso=u_iso,
-                overwrite=overwrite,
-                progress=output.progress,
-            )
+        trained = train(
+            cif,
+            out,
+            voltage_kv=voltage_kv,
+            k_max=k_max,
+            semiangle_mrad=semiangle_mrad,
+            precession_deg=precession_deg,
+            thickness=thickness,
+            minutes=minutes,
+            steps=steps,
+            preset=preset,
+            seed=seed,
+            batch=batch,
+            spacing_deg=spacing_deg,
+            u_iso=u_iso,
+            overwrite=overwrite,
+            progress=output.progress,
+        )
     except Stopped as stop:
         if parallel.is_first():
             resume = "the same command without --overwrite resumes it."

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`jaxstem evaluate`: the score of a map whose truth is known."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+from helpers import (
+    assert_command_refused,
+    run,
+    write_truth,
+)
+
+from jaxstem import mapping
+from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.files.truth import read_truth
+from jaxstem.inference.verdict import Answer
+from jaxstem.network.model import load_model
+
+
+def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypatch, capsys):
+    """Scan, map and truth share one order of positions and one convention."""
+    truth = read_truth(write_truth(here / "truth.h5"))
+    symmetry = symmetry_operations(load_model(trained).materials[0].crystal)
+    right = (symmetry[7] @ truth.orientation).reshape(-1, 3, 3)
+    ones, counts = np.ones(len(right)), np.full(len(right), 5)
+    phase = np.zeros(len(right), int)
+    answer = Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones)
+    monkeypatch.setattr(
+        mapping, "stream_answers", lambda *args, **kwargs: iter([(0, answer, counts)])
+    )
+    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
+    capsys.readouterr()
+    assert run("evaluate", "map.h5", "truth.h5", "--json") == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["phases"]["Cu"]["n"] == (truth.boundary_weight == 0).sum() > 0
+    assert score["phases"]["Cu"]["plain"]["within_2"] == 1.0
+    assert run("evaluate", "map.h5", "truth.h5") == 0
+    assert re.search(r"Cu +\d+ +plain", capsys.readouterr().out)
+    table = ["evaluate", "map.h5", "map.h5", "--truth", "truth.h5", "--out", "table.csv"]
+    assert run(*table) == 0
+    assert capsys.readouterr().out.count("| map | fast | Cu |") == 2
+    assert len(Path("table.csv").read_text().splitlines()) == 3
+    assert_command_refused(table, here, capsys, "table.csv", "exists")
+    assert_command_refused(["evaluate", "map.h5"], here, capsys, "truth")
+
+
+def test_unusable_maps_and_truths_are_refused(trained, here, answers, capsys):
+    write_truth(here / "truth.h5")
+    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
+    assert_command_refused(["evaluate", "none.h5", "truth.h5"], here, capsys, "none.h5")
+    assert_command_refused(["evaluate", "scan.h5", "truth.h5"], here, capsys, "scan.h5", "map")
+    assert_command_refused(["evaluate", "map.h5", "none.h5"], here, capsys, "none.h5")
+    assert_command_refused(
+        ["evaluate", "map.h5", "scan.h5"], here, capsys, "scan.h5", "orientation"
+    )
+    larger = sample("cu_truth.h5")
+    assert_command_refused(
+        ["evaluate", "map.h5", larger], here, capsys, "map.h5", larger, "64 x 64"
+    )
