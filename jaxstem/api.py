@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Shaped
 
 from jaxstem.crystal.cell import Crystal, read_cif
 from jaxstem.detection.config import DetectConfig
@@ -45,8 +45,10 @@ PRECISION = ("float32", "bfloat16")
 
 PRESETS = ("default", "paper")
 
-Patterns = str | Path | Cube | Num[np.ndarray, "ny nx height width"]
-"""Raw patterns: a file (formats: docs/file-formats.md), a cube, or an array."""
+Patterns = str | Path | Cube | Shaped[np.ndarray, "..."]
+"""Raw patterns: a file (formats: docs/file-formats.md), a cube, or an array of numbers (ny, nx,
+height, width).
+"""
 
 CIFs = str | Path | Crystal | Sequence[str | Path | Crystal]
 

@@ -255,7 +255,7 @@ def _parabola(
 
 
 def upsampled(
-    spectrum: Float[Array, "D H 2V"],
+    spectrum: Float[Array, "D H V_V"],
     row: Float[Array, " D"],
     column: Float[Array, " D"],
     shape: tuple[int, int],
@@ -263,10 +263,10 @@ def upsampled(
 ) -> Float[Array, "D U U"]:
     """Images upsampled by `factor` within `_NEIGHBOURHOOD` about points (row, column) [px].
 
-    `spectrum`: real and imaginary parts of their `rfft2`, side by side. The inverse Fourier
-    transform is evaluated at the wanted points alone, as two products of matrices (Guizar-Sicairos
-    et al., eq. 3 and below); the highest frequency of an even side counts half on either sign, so
-    that this is what padding the whole transform with zeros gives.
+    `spectrum`: real and imaginary parts of their `rfft2`, side by side (V_V = 2 V). The inverse
+    Fourier transform is evaluated at the wanted points alone, as two products of matrices
+    (Guizar-Sicairos et al., eq. 3 and below); the highest frequency of an even side counts half on
+    either sign, so that this is what padding the whole transform with zeros gives.
     """
     steps = jnp.asarray(upsampled_steps(factor), jnp.float32)
     height, width = shape

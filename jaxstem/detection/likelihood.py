@@ -39,7 +39,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 
 from jaxstem.detection.disk_fit import fit_all, fit_disks, patches
 from jaxstem.detection.layout import (
@@ -53,7 +53,7 @@ from jaxstem.detection.layout import (
 )
 
 
-def detect_patterns(patterns: Num[Array, "B H W"], plan: Plan, layout: Layout) -> FoundDisks:
+def detect_patterns(patterns: Num[ArrayLike, "B H W"], plan: Plan, layout: Layout) -> FoundDisks:
     """All disks of a batch of patterns, the five steps of the module's docstring.
 
     Pixels that are not finite count as dead. Each step is compiled on its own: what one hands to

@@ -215,7 +215,7 @@ def choose_beams(
 
 
 def structure_matrix(
-    index: Int[Array, " B+W"], s: Float[Array, " B+W"], tables: BlochTables, n_strong: int
+    index: Int[Array, " B_and_W"], s: Float[Array, " B_and_W"], tables: BlochTables, n_strong: int
 ) -> Float[Array, "B B"] | Complex[Array, "B B"]:
     """M of the module's docstring [1/Å] among the first `n_strong` beams, the rest being weak."""
     address = tables.address[index]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Num, Shaped
 
 from jaxstem.errors import InputError
 
@@ -60,14 +60,16 @@ class Cube:
 
 
 def cube_from_array(
-    patterns: Num[np.ndarray, "ny nx height width"],
+    patterns: Shaped[np.ndarray, "..."],
     pixel_size: float | None = None,
     scan_step: float = 1.0,
     scan_units: str = "pixels",
     voltage_kv: float | None = None,
     source: str = "array",
 ) -> Cube:
-    """A cube from patterns in memory (or an `np.memmap`); pixel_size in 1/Å."""
+    """A cube from patterns in memory (or an `np.memmap`), (ny, nx, height, width); pixel_size in
+    1/Å. Raises InputError for an array that is no scan of patterns.
+    """
     check_shape(patterns.shape, patterns.dtype, source)
     return Cube(
         shape=patterns.shape,

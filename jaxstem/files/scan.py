@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from jaxstem.errors import InputError
 
@@ -111,7 +111,7 @@ def no_disk_at_all(source: DiskSource) -> InputError:
 
 
 def pad_disks(
-    scan: DiskScan, index: Int[ArrayLike, "m"], k_max: float, k_min: float, n_max: int
+    scan: DiskScan, index: Int[np.ndarray, "m"], k_max: float, k_min: float, n_max: int
 ) -> tuple[
     Float[np.ndarray, "m n_max"],
     Float[np.ndarray, "m n_max"],

@@ -52,7 +52,7 @@ class Model:
     """
 
     config: ModelConfig
-    materials: tuple[Material, ...]
+    materials: Sequence[Material]
     params: Any
     record: dict[str, Any] = field(default_factory=dict)
     matching: MatchConfig = MatchConfig()

@@ -50,7 +50,9 @@ def digitise(
     return to_bin(k_r / K_R_LIMIT, K_R_BINS), theta_bin, to_bin(intensity, INTENSITY_BINS)
 
 
-def sinusoidal(position: Float[Array, "..."], width: int, base: float) -> Float[Array, "... width"]:
+def sinusoidal(
+    position: Float[Array, "..."], width: int, base: float
+) -> Float[Array, "... {width}"]:
     """Sine and cosine of `position` at `width / 2` frequencies from 1 to 1/base, interleaved.
 
     The positional encoding of Vaswani et al., arXiv 1706.03762, section 3.5.
@@ -60,13 +62,13 @@ def sinusoidal(position: Float[Array, "..."], width: int, base: float) -> Float[
     return jnp.stack([jnp.sin(phase), jnp.cos(phase)], axis=-1).reshape(*position.shape, width)
 
 
-def harmonics(angle: Float[Array, "..."], order: int = HARMONICS) -> Float[Array, "... 2*order"]:
+def harmonics(angle: Float[Array, "..."], order: int = HARMONICS) -> Float[Array, "... 2*{order}"]:
     """cos(mθ) and sin(mθ) for m = 1 … order; `angle` in radians."""
     phase = angle[..., None] * jnp.arange(1, order + 1)
     return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
 
 
-def waves(x: Float[Array, "..."], octaves: int) -> Float[Array, "... 2*octaves"]:
+def waves(x: Float[Array, "..."], octaves: int) -> Float[Array, "... 2*{octaves}"]:
     """sin(2π 2^j x / 2) and the cosine for j = 0 … octaves - 1, for x in 0 … 1."""
     phase = jnp.pi * x[..., None] * 2.0 ** jnp.arange(octaves)
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from jaxstem.diffraction.geometry import Disks
 
@@ -121,20 +121,20 @@ def overlap(
     )
 
 
-def damp(disks: Disks, damping: Float[Array, ""]) -> Disks:
+def damp(disks: Disks, damping: Float[ArrayLike, ""]) -> Disks:
     """Intensities times exp(-damping q^2), `damping` in Å^2."""
     factor = jnp.exp(-damping * (disks.qx**2 + disks.qy**2))
     return disks._replace(intensity=disks.intensity * factor)
 
 
-def scatter_intensities(key: PRNGKeyArray, disks: Disks, sigma: Float[Array, ""]) -> Disks:
+def scatter_intensities(key: PRNGKeyArray, disks: Disks, sigma: Float[ArrayLike, ""]) -> Disks:
     """Each intensity times a log-normal factor of logarithmic standard deviation `sigma`."""
     factor = jnp.exp(sigma * jax.random.normal(key, disks.intensity.shape))
     return disks._replace(intensity=disks.intensity * factor)
 
 
 def count_electrons(
-    key: PRNGKeyArray, disks: Disks, dose: Float[Array, ""], background: Float[Array, ""]
+    key: PRNGKeyArray, disks: Disks, dose: Float[ArrayLike, ""], background: Float[ArrayLike, ""]
 ) -> Disks:
     """Counting noise of a pattern of `dose` electrons over a diffuse `background` (share of dose).
 
@@ -147,18 +147,20 @@ def count_electrons(
     return disks._replace(intensity=jnp.where(disks.mask, counted, 0.0))
 
 
-def miss_disks(key: PRNGKeyArray, disks: Disks, share: Float[Array, ""]) -> Disks:
+def miss_disks(key: PRNGKeyArray, disks: Disks, share: Float[ArrayLike, ""]) -> Disks:
     """Lose each disk with probability `share`."""
     return disks._replace(mask=disks.mask & ~jax.random.bernoulli(key, share, disks.mask.shape))
 
 
-def cut_weak(disks: Disks, cutoff: Float[Array, "..."]) -> Disks:
+def cut_weak(disks: Disks, cutoff: Float[ArrayLike, "..."]) -> Disks:
     """Lose the disks weaker than `cutoff`, one number or one for each disk."""
     keep = disks.mask & (disks.intensity >= cutoff) & (disks.intensity > 0)
     return disks._replace(mask=keep, intensity=jnp.where(keep, disks.intensity, 0.0))
 
 
-def _raised(cutoff: Float[Array, ""], disks: Disks, glare: Float[Array, ""]) -> Float[Array, " K"]:
+def _raised(
+    cutoff: Float[ArrayLike, ""], disks: Disks, glare: Float[ArrayLike, ""]
+) -> Float[Array, " K"]:
     """The detection limit at each disk, 1 + `glare` times as high at the centre as far from it."""
     radius = (disks.qx**2 + disks.qy**2) / _GLARE_RADIUS**2
     return cutoff * (1.0 + glare * jnp.exp(-radius))
@@ -167,8 +169,8 @@ def _raised(cutoff: Float[Array, ""], disks: Disks, glare: Float[Array, ""]) -> 
 def add_false_disks(
     key: PRNGKeyArray,
     disks: Disks,
-    rate: Float[Array, ""],
-    cutoff: Float[Array, ""],
+    rate: Float[ArrayLike, ""],
+    cutoff: Float[ArrayLike, ""],
     k_max: float,
     n_max: int = 6,
 ) -> Disks:
@@ -193,7 +195,7 @@ def add_false_disks(
     )
 
 
-def jitter_positions(key: PRNGKeyArray, disks: Disks, sigma: Float[Array, ""]) -> Disks:
+def jitter_positions(key: PRNGKeyArray, disks: Disks, sigma: Float[ArrayLike, ""]) -> Disks:
     """Move each disk by a normal error of standard deviation `sigma` [1/Å] in x and in y."""
     dx, dy = sigma * jax.random.normal(key, (2, *disks.qx.shape))
     return disks._replace(qx=disks.qx + dx, qy=disks.qy + dy)

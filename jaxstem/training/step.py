@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, Num, PRNGKeyArray
 
 from jaxstem.diffraction.material import Material, phases_space
 from jaxstem.errors import InputError
@@ -54,7 +54,9 @@ def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def learning_rate_schedule(config: TrainConfig, step: Float[Array, ""], total: Float[Array, ""]):
+def learning_rate_schedule(
+    config: TrainConfig, step: Num[ArrayLike, "..."], total: Num[ArrayLike, ""]
+) -> Float[Array, "..."]:
     """Linear warm-up over the first share `config.warmup`, then a cosine to 1 % of the peak.
 
     Loshchilov & Hutter, arXiv 1608.03983. A function of arrays, so that the length of a run can be
@@ -183,7 +185,10 @@ def make_train_step(
 
 
 def init_state(
-    network: OrientationTransformer, optimiser: optax.GradientTransformation, seed: int, total: int
+    network: OrientationTransformer,
+    optimiser: optax.GradientTransformation,
+    seed: Int[Array, ""] | int,
+    total: Int[Array, ""] | int,
 ) -> TrainState:
     """Fresh parameters and optimiser state at step 0 of `total`."""
     params = jax.jit(partial(init_params, network))(jax.random.key(seed))

@@ -104,7 +104,7 @@ def deviations(
     damping: Float[Array, ""],
     softening: float,
     scene: Scene,
-) -> Float[Array, "T K+B"]:
+) -> Float[Array, "T K_and_B"]:
     """How far ln I is from what was measured, for each disk, then for each beam without one.
 
     A disk holds the beams nearest to it, within the reach of position errors; one that holds none

@@ -19,7 +19,7 @@ def test_absorptive_factors_are_weickenmeier_and_kohls():
     for number, sigma, factor in zip(
         fixture["number"], fixture["thermal_sigma"], fixture["factor"], strict=True
     ):
-        ours = absorptive_factor(number, g, sigma**2, energy)
+        ours = absorptive_factor(int(number), g, sigma**2, energy)
         theirs = 2 * factor.imag
         np.testing.assert_allclose(ours, theirs, rtol=0.02, atol=0.005 * theirs[0])
 

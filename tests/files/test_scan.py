@@ -29,7 +29,7 @@ def test_padding_keeps_the_strongest_disks_in_range(data, seed):
         voltage_kv=None,
         source="none",
     )
-    qx, qy, intensity, mask = pad_disks(scan, index, k_max, k_min, n_max)
+    qx, qy, intensity, mask = pad_disks(scan, np.array(index, int), k_max, k_min, n_max)
     assert qx.shape == qy.shape == intensity.shape == mask.shape == (len(index), n_max)
     assert qx.dtype == qy.dtype == intensity.dtype == np.float32 and mask.dtype == bool
     for row, position in enumerate(index):

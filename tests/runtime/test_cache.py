@@ -170,7 +170,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path, damage):
         found = cached(tmp_path, "pairs", {}, lambda: pair(5), LIKE)
     np.testing.assert_array_equal(found.x, pair(5).x)
     with no_warning():
-        cached(tmp_path, "pairs", {}, None, LIKE)
+        cached(tmp_path, "pairs", {}, pytest.fail, LIKE)
     assert held(tmp_path) == [path.name]
 
 
