@@ -1,6 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shapes and types that the package's annotations state, checked at each call (conftest.py)."""
+"""Shapes and types that the package's public functions state, checked at each call (conftest.py)."""
+
+from collections.abc import Callable
 
 from beartype import BeartypeConf, beartype
 
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number will do for a float
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number will do for a float
+
+
+def checked(function: Callable) -> Callable:
+    """The function with its annotations checked, if it is public: one within another would be made
+    ready anew at each call of that.
+    """
+    name = function.__qualname__
+    return function if "<locals>" in name or name.startswith("_") else _check(function)

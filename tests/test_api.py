@@ -164,6 +164,7 @@ def with_data(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_documented_examples_run(hasty, no_training, with_data, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
     assert len(blocks) >= 5
@@ -183,6 +184,7 @@ def notebook_module():
     return module
 
 
+@pytest.mark.slow
 def test_the_notebook_is_made_of_its_source_and_runs(hasty, tmp_path, monkeypatch, capsys):
     stored = (NOTEBOOKS / "first_map.ipynb").read_text()
     source = (NOTEBOOKS / "first_map.py").read_text()

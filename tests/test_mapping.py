@@ -210,6 +210,7 @@ def run_processes(n, *arguments):
             process.kill()
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_map_of_one(in_memory, table, tmp_path):
     write_map(tmp_path / "one.h5", in_memory)
     for said, code in run_processes(2, table, tmp_path / "two.h5"):

@@ -124,9 +124,10 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def warn(message, *_, **__) -> None:
-    """A warning as one line, without the place in the code."""
-    print(f"jaxstem: {message}", file=sys.stderr)
+def warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as one line, without the place in the code; what is for developers is not told."""
+    if not issubclass(category, DeprecationWarning | PendingDeprecationWarning):
+        print(f"jaxstem: {message}", file=sys.stderr)
 
 
 def complain(sentence: str, code: int) -> int:

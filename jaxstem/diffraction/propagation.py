@@ -15,7 +15,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, ArrayLike, Complex, Float
 
 from jaxstem.diffraction.illumination import Tilts
 
@@ -148,7 +148,7 @@ def _times(matrix, psi):
     return jax.lax.complex(*jnp.split(product, 2, axis=1))
 
 
-def cone_steps(thickness: Float[np.ndarray, " T"], cone: Tilts, k_max: float) -> int:
+def cone_steps(thickness: Float[ArrayLike, " T"], cone: Tilts, k_max: float) -> int:
     """Steps of `propagate_cone` that leave intensities of disks up to `k_max` [1/Å] right to 1 %.
 
     At most a tenth of a turn of phase in a step.

@@ -20,7 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.network import tokens
@@ -100,7 +100,7 @@ def attend(
     query: Float[Array, "... K heads d"],
     key: Float[Array, "... K heads d"],
     value: Float[Array, "... K heads d"],
-    mask: Bool[Array, "... 1 1 K"],
+    mask: Bool[ArrayLike, "... 1 1 K"],
     dropout_rng: PRNGKeyArray | None,
     dropout_rate: float,
     deterministic: bool,

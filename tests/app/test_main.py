@@ -99,6 +99,7 @@ def test_a_process_of_its_own_refuses_in_one_line(here):
     assert not (here / "map.h5").exists()
 
 
+@pytest.mark.slow
 def test_json_is_all_there_is_on_stdout_and_quiet_is_quiet(trained, here, answers, capsys):
     write_truth(here / "truth.h5")
     commands = {

@@ -128,6 +128,7 @@ def test_doubtful_answers_are_left_out_when_asked(trained, here, answers):
     assert found.attributes["least_confidence"] == 0.4
 
 
+@pytest.mark.slow
 def test_maps_are_replaced_only_when_asked(trained, here, answers, capsys):
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5"]
     assert run(*argv) == 0

@@ -38,6 +38,7 @@ def painted(drawn, tmp_path):
     return *drawn, tmp_path / "there.png"
 
 
+@pytest.mark.slow
 def test_a_painter_draws_the_same_beside_this_process(painted, monkeypatch):
     map_file, expected, picture = painted
     monkeypatch.setattr(painter, "LOADED", "not loaded")

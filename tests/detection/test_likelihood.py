@@ -148,6 +148,7 @@ def test_patterns_without_counts(crowd, settings):
 
 
 @pytest.mark.parametrize("how", ["mask", "zero", "hot", "nan"])
+@pytest.mark.slow
 def test_dead_pixels_neither_hide_nor_make_disks(crowd, rng, how, settings, detect):
     """One pixel in a hundred is lost; the weights stay right."""
     patterns, centres, weights, *_ = crowd

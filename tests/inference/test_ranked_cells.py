@@ -36,7 +36,7 @@ def test_likeliest_cells_are_the_networks(model, scan, copper, likeliest):
     np.testing.assert_array_equal(phase[[0, 3, 7]], [[0] * 64, [-1] * 64, [-1] * 64])
     assert cells.shape == (13, 64, 3, 3)
     assert np.isnan(cells[[3, 7]]).all() and np.isfinite(np.delete(cells, [3, 7], 0)).all()
-    disks = pad_disks(scan, np.arange(13), copper.k_max, copper.k_min, 24)
+    disks = pad_disks(scan, np.arange(13), copper.k_max, copper.k_min, model.config.n_disks)
     apply = jax.jit(lambda disks: model.network.apply({"params": model.params}, disks))
     logits = apply(Disks(*disks))
     best = rotations.quaternion_to_matrix(jnp.asarray(copper.grid))[

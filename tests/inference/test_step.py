@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,6 +36,7 @@ def answers(on_devices, model, scan, config):
     return cache(lambda n: on_devices(model, scan, config, n))
 
 
+@pytest.mark.slow
 def test_unassigned_positions(answers):
     answer, counts = answers(1)
     assert counts[3] == 1 and counts[7] == 0
@@ -274,6 +276,7 @@ def test_verification_tells_phases_and_vacuum_apart(two_phases, answers_of):
     assert np.nanmedian(np.rad2deg(angle)) < 3
 
 
+@pytest.mark.slow
 def test_the_network_alone_says_what_it_thinks(two_phases, answers_of):
     scan, truth, model, both = two_phases
     n_copper = len(model.materials[0].grid)

@@ -138,6 +138,7 @@ def test_batches_hold_each_pattern_once(model, monkeypatch, rng, waiting, config
     assert partial <= 3 or waiting == 2
 
 
+@pytest.mark.slow
 def test_pieces_make_no_difference(on_devices, model, monkeypatch, rng, config):
     """A scan read a row at a time gives the answers of one read at once, and each length compiles
     once.
@@ -171,6 +172,7 @@ def test_a_small_scan_is_surveyed_as_a_whole(model, monkeypatch, rng, config):
     np.testing.assert_array_equal(whole.offsets, scan.offsets)
 
 
+@pytest.mark.slow
 def test_a_large_scan_is_surveyed_in_part(model, monkeypatch, rng, config):
     monkeypatch.setattr(stream, "PIECE", 8)
     monkeypatch.setattr(stream, "SAMPLE", 40)

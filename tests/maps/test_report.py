@@ -132,6 +132,7 @@ def test_numbers_survive_the_page(found, written):
     assert {entry["name"] for entry in data["maps"]} >= {"thickness", "phase", "confidence"}
 
 
+@pytest.mark.slow
 def test_large_scans_are_thinned(found, tmp_path):
     """Every other position drawn, of those every other one kept, disks alike."""
     write_map(tmp_path / "map.h5", found)

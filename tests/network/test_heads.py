@@ -34,6 +34,7 @@ def test_grid_head_reads_its_likeliest_cell(space, rng):
     np.testing.assert_allclose(found, rotations.quaternion_to_matrix(space.cells[cell]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_embedding_is_injective_modulo_symmetry(crystals, space, rng):
     """Nearest embeddings are nearest orientations, and all are of one length."""
     embed = jax.jit(jax.vmap(heads.embedding, in_axes=(0, None)))

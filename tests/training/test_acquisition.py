@@ -188,6 +188,7 @@ def test_padding_is_never_revived(key, disks):
     assert distance.max() < 0.15
 
 
+@pytest.mark.slow
 def test_output_is_normalised_sorted_and_reproducible(key, disks):
     """Half of the patterns have disks of a second grain."""
     config = replace(Acquisition(), overlap=0.5)

@@ -51,6 +51,7 @@ def drawn(key, sources, no_crystal, overlap=0.0):
     return jax.tree.map(np.asarray, disks), np.asarray(label.phase), np.asarray(label.orientation)
 
 
+@pytest.mark.slow
 def test_every_phase_is_drawn_as_often_and_some_positions_are_empty(two, tiny, key):
     disks, phase, orientation = drawn(key, make_sources(two, tiny), 0.2)
     share = np.bincount(phase, minlength=3) / N
@@ -79,6 +80,7 @@ def test_disks_of_a_pattern_are_its_phases(two, tiny, key):
         assert np.median(misfit[1 - p][phase == p]) > 0.01
 
 
+@pytest.mark.slow
 def test_a_second_grain_leaves_the_label_to_the_first(two, tiny, key):
     """Its disks come on top, weaker; that they may be another phase's is the point."""
     sources = make_sources(two, tiny)
@@ -93,6 +95,7 @@ def test_a_second_grain_leaves_the_label_to_the_first(two, tiny, key):
     assert np.median(second[more[phase < 2]] / first[more[phase < 2]]) < 1
 
 
+@pytest.mark.slow
 def test_libraries_of_two_phases_have_different_sizes(two, key):
     """Their patterns still come in one shape, padded; none is empty where none is asked for."""
     sources = []

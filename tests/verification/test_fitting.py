@@ -153,6 +153,7 @@ def test_a_fit_finds_tilt_thickness_beam_and_damping(fit_from, simulate, rng):
     assert (np.array(errors)[:, 0] < 0.03).mean() > 0.7
 
 
+@pytest.mark.slow
 def test_exact_intensities_tell_half_turns(best_from, simulate, rng):
     """From 0.1° off, the truth's fit is as exact as its intensities, and that of the crystal turned
     by 180° about the beam is not; where intensities scatter by 15 %, the verdict is no surer than

@@ -64,6 +64,7 @@ def check(two, judge):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.slow
 def test_verify_is_invariant(copper, cells, check, seed):
     """Order and padding of the disks, in-plane turns and symmetry do not change the answer."""
     rng = np.random.default_rng(seed)
