@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Shapes and types that the package's public functions state, checked at each call (conftest.py)."""
+"""Shapes and types that public functions of the package state, checked at each call."""
 
 from collections.abc import Callable
 

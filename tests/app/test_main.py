@@ -92,6 +92,7 @@ def test_an_interruption_leaves_nothing(trained, here, monkeypatch, capsys):
     assert contents(here) == before
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_refuses_in_one_line(here):
     done = run_process("map", "scan.h5", "--model", "no-such-model", "--out", "map.h5")
     assert done.returncode == 2

@@ -244,6 +244,7 @@ def test_a_picture_that_fails_leaves_no_map(trained, here, answers, monkeypatch)
     assert contents(here) == before
 
 
+@pytest.mark.slow
 def test_a_scan_out_of_the_models_reach_is_mapped_as_unassigned(trained, here, capsys):
     write_scan(here / "scan.h5", Q_pixel_size=3.0)
     assert run("map", "scan.h5", "--model", trained, "--out", "map.h5") == 0

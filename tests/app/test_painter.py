@@ -53,6 +53,7 @@ def test_a_painter_draws_the_same_beside_this_process(painted, monkeypatch):
 
 
 @pytest.mark.parametrize("trouble", ["killed", "no such file", "no process"])
+@pytest.mark.slow
 def test_what_a_painter_cannot_draw_is_drawn_here(painted, trouble, monkeypatch, tmp_path):
     map_file, expected, picture = painted
     monkeypatch.setattr(painter, "LOADED", "not loaded")
@@ -74,6 +75,7 @@ def test_nothing_is_started_where_all_is_loaded():
     assert Painter()._process is None
 
 
+@pytest.mark.slow
 def test_a_painter_ends_when_its_input_does():
     """As it does when the process that started it is killed."""
     command = [sys.executable, "-m", "jaxstem.app.painter"]

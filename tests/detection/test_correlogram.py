@@ -161,6 +161,7 @@ def _from(middle):
     return np.ix_(place, place)
 
 
+@pytest.mark.slow
 def test_a_patterned_aperture(eyes):
     """Every disk, at its place and with its counts; the beam; and nothing else."""
     patterns, places, counts, beams, config = eyes
@@ -211,6 +212,7 @@ def test_neither_the_batch_nor_padding_matters(eyes):
     assert not np.asarray(alone.mask)[0, 16:].any()
 
 
+@pytest.mark.slow
 def test_limits_are_kept(eyes, rng):
     """Spacing and intensities, on a crowd of spots of chance; none is missing that may stay."""
     patterns = rng.poisson(0.3, (4, SIZE, SIZE)) + (rng.random((4, SIZE, SIZE)) < 0.01) * 300
@@ -256,6 +258,7 @@ def test_masked_pixels_neither_hide_nor_make_disks(eyes, rng):
     assert near[tuple(pixels)].all()
 
 
+@pytest.mark.slow
 def test_a_beam_stop(eyes):
     """The beam is hidden and its origin given: the other disks stay."""
     patterns, places, *_, config = eyes
@@ -329,6 +332,7 @@ def test_a_scan(eyes):
     assert beam.sum() == 8 and np.isfinite(scan.intensity).all()
 
 
+@pytest.mark.slow
 def test_the_command_line(eyes, tmp_path, capsys):
     """Disks by correlation with a probe from a file; what does not go together is refused."""
     patterns, places, *_, config = eyes

@@ -193,6 +193,7 @@ def test_overlapping_disks_share_their_counts(rng, settings, detect):
     np.testing.assert_allclose(np.median(counts, 0), [4000, 6000], rtol=0.05)
 
 
+@pytest.mark.slow
 def test_a_hidden_beam_needs_an_origin_and_a_radius(crowd, settings, detect):
     patterns, centres, *_ = crowd
     stopped = patterns.copy()

@@ -38,13 +38,10 @@ QUICK = {
     "training.network_study": r"\| no_templates \| [\d,]+ \|",
 }
 """What each script prints, among other things."""
-FAST = ("speed.large_scan",)
 
 
-@pytest.mark.parametrize(
-    "script",
-    [x if x in FAST else pytest.param(x, marks=pytest.mark.slow) for x in QUICK],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("script", QUICK)
 def test_quick(script, monkeypatch, capsys):
     before = contents()
     monkeypatch.setattr(sys, "argv", [script, "--quick"])

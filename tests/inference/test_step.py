@@ -73,6 +73,7 @@ def test_assigned_positions_have_rotations_and_probabilities(answers, copper):
 
 
 @pytest.mark.parametrize("n", [pytest.param(2, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
 def test_any_number_of_devices_answers_the_same(answers, n):
     (one, counts), (other, other_counts) = answers(1), answers(n)
     np.testing.assert_array_equal(counts, other_counts)

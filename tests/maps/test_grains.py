@@ -103,6 +103,7 @@ def test_a_map_without_grains_and_without_a_step(crystals):
     assert "area_positions" in table and all(len(column) == 0 for column in table.values())
 
 
+@pytest.mark.slow
 def test_angles_are_those_of_so3(seed):
     matrix = Rotation.random(50, random_state=seed).as_matrix()
     matrix[0] = np.eye(3)

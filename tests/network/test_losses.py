@@ -190,6 +190,7 @@ def test_gradients(space, perfect, rng, name):
         pytest.param("rotation_laplace", 3.0, 7.0, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_densities_integrate_to_one(rng, name, scale, spacing):
     """Over uniform rotations, by an even covering; the mean of several, for the tips are sharp."""
     covering = jnp.asarray(grids.so3_grid(np.eye(3)[None], spacing), jnp.float32)
@@ -218,6 +219,7 @@ def test_soft_minimum_lies_between_minimum_and_its_bound(space, rng):
     assert (soft >= hard - losses.TEMPERATURE * np.log(24)).all()
 
 
+@pytest.mark.slow
 def test_simulation_forgives_an_orientation_with_the_same_pattern(copper, rng):
     """At a label whose zone axis is the beam, the half turn about it shows the same disks."""
     whole = losses.with_simulation(copper.reflectors(), copper.wavelength)

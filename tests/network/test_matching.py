@@ -233,6 +233,7 @@ def test_matching_and_refinement_from_a_cif_alone(tmp_path, key):
     assert (mod_180 < 5).mean() > 0.75
 
 
+@pytest.mark.slow
 def test_a_network_with_cells_corrects_templates(tmp_path, rng):
     """Before training a head over cells says what templates say, plus logits that leave the rest
     alone; a matcher needs no second one, and nine numbers have no use for them.

@@ -29,6 +29,7 @@ RASTER = Raster(1.5, 0.1)
 
 @given(st.lists(st.tuples(st.floats(0, 1.5), st.floats(0, 6.3), st.floats(0.1, 3)), min_size=1))
 @settings(max_examples=15, deadline=None)
+@pytest.mark.slow
 def test_raster_keeps_weight_and_centre_of_gravity(points):
     radius, angle, weight = np.array(points).T
     qx, qy = radius * np.cos(angle), radius * np.sin(angle)

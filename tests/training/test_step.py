@@ -213,6 +213,7 @@ def uneven_batch(rng):
 
 
 @pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_groups_of_a_length_give_the_gradient_of_the_batch(
     copper, with_attention, key, rng, dropout, monkeypatch
 ):

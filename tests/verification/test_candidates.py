@@ -176,6 +176,7 @@ def test_siblings_follow_then_all_turned_about_the_beam(copper, cells, tables):
     np.testing.assert_allclose(np.exp(all_priors).sum(), 2 * (1 + n_siblings), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_candidates_of_each_phase_come_with_its_reflections(two, rng):
     materials, phases = two
     n_cells = [len(m.grid) for m in materials]

@@ -44,6 +44,7 @@ WAVELENGTH = float(electron_wavelength(300e3))
         pytest.param(CONFIG, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_values_of_a_climb_are_those_of_its_hypotheses(cu, observe, config, rng):
     """Of each tilt by each thickness, and then by each shape, one by one."""
     g, strength, _ = cu

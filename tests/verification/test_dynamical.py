@@ -82,6 +82,7 @@ def to_summit(phases):
     )
 
 
+@pytest.mark.slow
 def test_climb_finds_orientation_and_thickness(simulate, to_summit, rng):
     """From 0.15° off, noise-free: most within 0.05° and nearly all within 5 % of the thickness."""
     angles, thicknesses = [], []
@@ -98,6 +99,7 @@ def test_climb_finds_orientation_and_thickness(simulate, to_summit, rng):
     assert (np.abs(np.array(thicknesses) - 1) < 0.05).mean() > 0.75
 
 
+@pytest.mark.slow
 def test_climb_does_not_see_the_direct_beam_nor_the_padding(simulate, to_summit, rng):
     truth = random_matrices(rng, 1)[0]
     without, with_beam = (simulate(truth, 100.0, k_min) for k_min in (K_MIN, 0.0))

@@ -193,6 +193,7 @@ def test_patterns_at_once_are_fitted_as_one_by_one(best_from, tables, simulate, 
     assert close.sum() >= 4  # where no fit converges rounding decides which is taken
 
 
+@pytest.mark.slow
 def test_without_disks_or_a_better_fit_the_start_remains(best_from, simulate, rng):
     ((truth, thickness),) = samples(rng, simulate, 1)
     disks = simulate(truth, thickness)

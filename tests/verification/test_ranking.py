@@ -15,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.mark.parametrize("n", [pytest.param(1, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
 def test_angles_between_candidates_are_misorientations(copper, two, n, rng):
     materials, _ = two
     operations = joint_operations(materials)

@@ -107,6 +107,7 @@ def test_verify_does_not_see_the_padding(copper, cells, check, rng):
     np.testing.assert_allclose(short, long, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_verify_finds_the_turn_that_the_network_missed(copper, cells, check, rng):
     """Given only the pseudo-symmetric turn about the beam, the truth is among the verified."""
     truth = jnp.asarray(random_matrices(rng, 4))
