@@ -211,6 +211,7 @@ def test_a_hidden_beam_needs_an_origin_and_a_radius(crowd, settings, detect):
         make_plan(stopped, DetectConfig(radius=2.0, origin=(-3.0, 5.0)))
 
 
+@pytest.mark.slow
 def test_a_saturated_beam_does_no_harm(crowd, detect):
     """The middle of the direct beam is at the largest number in every pattern."""
     patterns, centres, weights, beams, _ = crowd

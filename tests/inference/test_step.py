@@ -175,6 +175,7 @@ def test_half_precision_is_the_networks_alone(unverified, on_devices, model, sca
         on_devices(model, scan, replace(config, precision="float16"), 1)
 
 
+@pytest.mark.slow
 def test_nine_numbers_spread_over_their_phase(copper, crystals, rng):
     mg = make_material(crystals["Mg"], copper.microscope, copper.specimen, 20.0)
     space = joint_space([copper.space(), mg.space()])

@@ -106,6 +106,7 @@ def test_sureness_flattens_orientations_and_not_phases(copper, copper_templates,
     assert sure[:-1].argmax() == doubtful[:-1].argmax()
 
 
+@pytest.mark.slow
 def test_phases_are_told_apart(crystals, key):
     """Clean Cu and Cu2O patterns."""
     model = matching_model([crystals["Cu"], crystals["Cu2O"]], 300.0, 1.5, 12.0, config=COARSE)
@@ -170,7 +171,7 @@ def test_groups_of_every_laue_class(name, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in ("FeTiO3", "FeSi") else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "FeSi" else pytest.param(name, marks=pytest.mark.slow)
         for name in LAUE_CLASSES
     ],
 )

@@ -335,6 +335,7 @@ def test_one_compilation_serves_fresh_and_resumed_runs(finished, step_programs):
     assert counts == [1] * len(counts)
 
 
+@pytest.mark.slow
 def test_resume_on_eight_devices(go, config, copper, tmp_path, monkeypatch):
     """State comes back onto every device of the mesh, also one of another size than before."""
     seen = []

@@ -114,6 +114,7 @@ def test_climb_does_not_see_the_direct_beam_nor_the_padding(simulate, to_summit,
         assert again.thickness == found.thickness
 
 
+@pytest.mark.slow
 def test_climb_is_finite_without_disks(simulate, to_summit, rng):
     truth = random_matrices(rng, 1)[0]
     disks = simulate(truth, 100.0)
