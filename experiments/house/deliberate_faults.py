@@ -3,9 +3,9 @@
 
     python -m experiments.house.deliberate_faults [--only NAME ...]
 
-A copy of the package gets one changed expression; then the fast tests of the rooms that the change
-touches run on it until the first fails. A fault that no test notices is one that a colleague could
-make. Writes results/deliberate_faults.json and .md; some minutes.
+A copy of the package gets one changed expression; then the fast tests of the modules that the
+change touches run on it until the first fails. A fault that no test notices is one that a colleague
+could make. Writes results/deliberate_faults.json and .md; some minutes.
 """
 
 import os
@@ -26,7 +26,7 @@ from experiments.common.results import ROOT, results_file, save
 
 
 class Fault(NamedTuple):
-    """What is changed: in `path`, `right` for `wrong`; `tests` are of the rooms that it touches."""
+    """What is changed: in `path`, `right` for `wrong`; `tests`: of the modules that it touches."""
 
     name: str
     path: str
@@ -41,36 +41,36 @@ FAULTS = (
         "verification/search.py",
         "return cos * x + sin * y, cos * y - sin * x",
         "return cos * x - sin * y, cos * y + sin * x",
-        ("verification",),
+        ("verification/test_search.py",),
     ),
     Fault(
         "transposed axes",
         "detection/scan.py",
         "np.rec.fromarrays([detections.row, detections.column]",
         "np.rec.fromarrays([detections.column, detections.row]",
-        ("detection",),
+        ("detection/test_scan.py",),
     ),
     Fault(
         "dropped symmetry operator",
         "crystal/cell.py",
         "return u @ vh + 0.0",
         "return (u @ vh + 0.0)[:-1]",
-        ("crystal",),
+        ("crystal/test_cell.py",),
     ),
-    Fault("wrong unit", "files/units.py", '"nm^-1": 0.1', '"nm^-1": 1.0', ("files",)),
+    Fault("wrong unit", "files/units.py", '"nm^-1": 0.1', '"nm^-1": 1.0', ("files/test_units.py",)),
     Fault(
         "forgotten background",
         "detection/likelihood.py",
         "return plan.background[place], plan.blurred[place]",
         "return 1e-3 + 0 * plan.background[place], plan.blurred[place]",
-        ("detection",),
+        ("detection/test_likelihood.py",),
     ),
     Fault(
         "mirrored pattern",
         "diffraction/illumination.py",
         "qx, qy = g_lab[..., 0], g_lab[..., 1]\n    if tilts",
         "qx, qy = g_lab[..., 0], -g_lab[..., 1]\n    if tilts",
-        ("diffraction",),
+        ("diffraction/test_kinematic.py", "diffraction/test_illumination.py"),
     ),
     Fault(
         "off by one in bins",
@@ -84,21 +84,21 @@ FAULTS = (
         "inference/verdict.py",
         "share = jax.nn.softmax(",
         "share = jnp.exp(",
-        ("inference",),
+        ("inference/test_verdict.py",),
     ),
     Fault(
         "stale cache key",
         "runtime/cache.py",
         '"code": code(),',
         '"code": sys.version,',
-        ("runtime",),
+        ("runtime/test_cache.py",),
     ),
     Fault(
         "swapped phases",
         "verification/candidates.py",
         "jnp.full(len(cell), phase)",
         "jnp.full(len(cell), len(phases) - 1 - phase)",
-        ("verification", "inference"),
+        ("verification/test_candidates.py", "verification/test_refinement.py"),
     ),
 )
 
@@ -134,7 +134,8 @@ def caught_by(fault: Fault) -> str | None:
     """The first fast test that fails with the fault; None if all pass."""
     with tempfile.TemporaryDirectory() as folder:
         planted(fault, Path(folder))
-        command = [sys.executable, "-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider"]
+        # -P: else the working tree would come before the copy
+        command = [sys.executable, "-P", "-m", "pytest", "-x", "-n0", "-p", "no:cacheprovider"]
         done = subprocess.run(
             [*command, *(f"tests/{room}" for room in fault.tests)],
             cwd=ROOT,
