@@ -5,7 +5,7 @@
 
 A copy of the package gets one changed expression; then the fast tests of the modules that the
 change touches run on it until the first fails. A fault that no test notices is one that a colleague
-could make. Writes results/deliberate_faults.json and .md; some minutes.
+could make. Writes results/deliberate_faults.json; some minutes.
 """
 
 import os
@@ -165,7 +165,7 @@ def main(arguments: Arguments) -> None:
         if not arguments.only or fault.name in arguments.only:
             results[fault.name] = {"path": fault.path, "caught_by": caught_by(fault)}
             print(f"{fault.name}: {results[fault.name]['caught_by'] or 'NOT CAUGHT'}", flush=True)
-    save(results_file(arguments, "deliberate_faults"), results, to_markdown)
+    save(results_file(arguments, "deliberate_faults"), results)
     print(to_markdown(results))
 
 
