@@ -58,9 +58,7 @@ def test_sampled_pattern_is_bloch_pattern_of_its_label(copper, library, key):
         # the layer is not told: one of the thicknesses must fit all disks
         intensity = np.asarray(beams.intensity)[:, 1:][:, distance.argmin(axis=1)]
         misfit = np.abs(intensity - np.asarray(disks.intensity)[kept]).max(axis=1)
-        # 24 beams, chosen anew for this orientation, are right to some thousandths; other layers
-        # are off by 0.05 and more
-        assert misfit.min() < 1e-2
+        assert misfit.min() < 5e-3
 
 
 def test_disks_beyond_k_max_are_masked(copper, library):
