@@ -43,7 +43,9 @@ def test_limits_are_interpolated_over_the_radius(rng):
         limit = rng.normal(size=n).astype(np.float32)
         q = np.append(rng.uniform(0, 2.5, 300), [0.0, 1.7, 1.8]).astype(np.float32)
         expected = np.interp(q, np.linspace(0, 1.7, n), limit)
-        np.testing.assert_allclose(limit_at(jnp.asarray(q), limit, 1.7), expected, atol=2e-5)
+        # a place among the radii is rounded twice, and the limit changes with its slope
+        rounding = 2e-7 * (n - 1) * np.abs(np.diff(limit)).max() + 1e-6
+        np.testing.assert_allclose(limit_at(jnp.asarray(q), limit, 1.7), expected, atol=rounding)
 
 
 def test_log_student_is_students_t():
