@@ -35,6 +35,7 @@ from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.scan import DiskScan, DiskSource, source_of
 from jaxstem.inference.config import InferConfig
 from jaxstem.mapping import map_scan
+from jaxstem.network.losses import Loss, LossFn
 from jaxstem.network.model import Model, load_model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import default_cache
@@ -128,6 +129,8 @@ def train(
     minutes: float = 15.0,
     steps: int | None = None,
     preset: str = "default",
+    loss: str | Loss | LossFn = "",
+    head: str = "",
     seed: int = 0,
     batch: int | None = None,
     spacing_deg: float | None = None,
@@ -148,6 +151,10 @@ def train(
         minutes: Time to train for.
         steps: Training steps, instead of `minutes`.
         preset: "default", or "paper": the network and schedule of arXiv 2602.12420.
+        loss: Name of a loss (`jaxstem.network.losses.LOSSES`), which brings its head, or a function
+            `(output, label, space) -> scalar` of one's own (docs/losses.md; "": the preset's).
+        head: Whose output a function of one's own takes (`jaxstem.network.heads.HEADS`; "": the
+            preset's).
         seed: Seed of all random numbers.
         batch: Patterns a step, a multiple of the number of devices (None: the preset's).
         spacing_deg: Spacing of the orientation grid in degrees (None: the preset's).
@@ -161,7 +168,7 @@ def train(
     Raises:
         InputError: For CIFs that cannot be read or do not go together, numbers that make no sense,
             and where `out` holds a finished model, another run or other files.
-        jaxstem.training.Stopped: When SIGTERM ended the run, once it is checkpointed.
+        jaxstem.training.loop.Stopped: When SIGTERM ended the run, once it is checkpointed.
     """
     from jaxstem.training.config import preset_config
     from jaxstem.training.loop import (
@@ -174,6 +181,8 @@ def train(
     cells = [cif] if isinstance(cif, str | Path | Crystal) else list(cif)
     crystals = [x if isinstance(x, Crystal) else read_cif(x) for x in cells]
     config = preset_config(preset)
+    if loss or head:
+        config = config.with_loss(loss, head)
     mesh = parallel.make_mesh()
     spacing_deg = spacing_deg or config.model.spacing_deg
     config = dataclasses.replace(

@@ -28,9 +28,9 @@ from jaxstem.files.emd import bragg_source
 from jaxstem.files.packed import write_packed
 from jaxstem.files.scan import source_of
 from jaxstem.inference.config import InferConfig
-from jaxstem.network.model import Model, build_network
+from jaxstem.network.model import Model, build_network, load_model
 from jaxstem.network.transformer import init_params
-from jaxstem.training import loop
+from jaxstem.training import config, loop
 
 CUBE = ROOT / "experiments/data/cu_random_cube.h5"
 NOTEBOOKS = ROOT / "experiments/notebooks"
@@ -175,6 +175,24 @@ def test_the_documented_examples_run(hasty, no_training, with_data, capsys):
     assert [m.crystal.name for m in materials] == ["Cu"] and str(out) == "my-model"
     assert (config.minutes, config.steps, config.batch % 8) == (20, 0, 0)
     assert (with_data / "map.h5").exists() and (with_data / "map.png").exists()
+
+
+@pytest.mark.slow
+def test_the_documented_loss_trains(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Cu.cif").write_bytes(sample("Cu.cif").read_bytes())
+    monkeypatch.setattr(config, "preset_config", lambda name: tiny)
+    block = re.search(
+        r"```python\n(import.*?)```", (ROOT / "docs/losses.md").read_text(), re.DOTALL
+    )
+    names = {}
+    exec(
+        compile(block[1].replace("minutes=15", "steps=2, batch=8"), "docs/losses.md", "exec"), names
+    )
+    model = names["model"]
+    assert model.config.head == "matrix" and model.record["config"]["loss"].endswith("saturating")
+    assert model.record["total_steps"] == 2
+    np.testing.assert_array_equal(load_model("saturating").record, model.record)
 
 
 def notebook_module():

@@ -120,7 +120,7 @@ def shares(n_disks: np.ndarray, lengths: tuple[int, ...]) -> tuple[float, ...]:
 def parts(materials: list[Material], config: TrainConfig, network, mesh):
     """Programs `(state, key, sources)` that end after simulation, the loss, the gradient."""
     space = phases_space(materials)
-    loss_fn = losses.batched(config.loss_name)
+    loss_fn = losses.batched(config.chosen_loss)
     per_device = config.batch // mesh.size
 
     def up_to(part, state, key, sources):

@@ -26,6 +26,7 @@ from jaxstem.files.orientation_map import UNASSIGNED
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.exposure import Exposure
 from jaxstem.inference.verdict import Answer, summarise
+from jaxstem.network.heads import HEADS, Head
 from jaxstem.network.matching import Matcher, matcher
 from jaxstem.network.model import NEVER, Model
 from jaxstem.network.templates import Templates, cached_templates
@@ -48,23 +49,31 @@ _AT_ONCE = 16
 
 
 def cells_near(
-    output: Float[Array, " n_out"], space: OrientationSpace
+    output: Float[Array, " n_out"], head: Head, space: OrientationSpace
 ) -> Float[Array, " n_cells_plus_1"]:
-    """Log-probabilities from a nine-number head: the cells near its rotation share as a label does.
+    """Log-probabilities from a head without grid: the cells near its rotations share as a label
+    does, several rotations by their logits.
 
-    A logit for each phase follows the nine numbers where there are several phases; this head does
-    not know of patterns without a crystal.
+    A logit for each phase follows the head's numbers where there are several phases; such a head
+    does not know of patterns without a crystal.
     """
-    q = rotations.matrix_to_quaternion(rotations.nearest_rotation(output[:9].reshape(3, 3)))
-    of_phase = jax.nn.log_softmax(output[9:]) if space.n_phases > 1 else jnp.zeros(1)
-    parts = []
-    for phase, (operations, width) in enumerate(
-        zip(space.operation_quaternions, space.label_width, strict=True)
-    ):
+    found, logits = head.orientations(output, space)
+    weight = jax.nn.log_softmax(logits)
+    of_phase = jnp.zeros(1)
+    if space.n_phases > 1:
+        of_phase = jax.nn.log_softmax(output[head.numbers :])
+
+    def shared(orientation, phase, operations, width):
+        q = rotations.matrix_to_quaternion(orientation)
         cosine = half_angle_cosine(q, space.cells, operations)
         angle = 2.0 * jnp.arccos(jnp.minimum(cosine, 1.0))
         closeness = jnp.where(space.phase == phase, -0.5 * (angle / width) ** 2, -jnp.inf)
-        parts.append(of_phase[phase] + jax.nn.log_softmax(closeness))
+        return jax.nn.log_softmax(closeness)
+
+    parts = []
+    for phase, of in enumerate(zip(space.operation_quaternions, space.label_width, strict=True)):
+        each = jnp.stack([shared(orientation, phase, *of) for orientation in found])
+        parts.append(of_phase[phase] + jax.nn.logsumexp(weight[:, None] + each, axis=0))
     return jnp.append(jnp.stack(parts).max(axis=0), NEVER)
 
 
@@ -165,8 +174,8 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     for each K.
     """
     scores, made = scorer(model, config.precision, config.cache)
-    scoring, matrix = config.scoring, model.config.head == "matrix"
-    space = phases_space(model.materials) if matrix else None
+    scoring, head = config.scoring, HEADS[model.config.head]
+    space = None if head.numbers is None else phases_space(model.materials)
     operations = joint_operations(model.materials)
     # as an argument, for a program that holds tables as constants is slow to compile and to load
     phases = [phase_table(m, config.refine, config.cache) for m in model.materials]
@@ -222,11 +231,11 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         answer = summarise(ranked, log_probability[-1], operations, by_prior)
         unknown = jnp.full_like(answer.score, jnp.nan)
         answer = answer._replace(score=unknown, second_score=unknown)
-        if not matrix:
+        if space is None:
             return answer
-        # one rotation comes without a rival and without a measure of its own doubt
+        # rotations come without a measure of their own doubt
         return answer._replace(
-            orientation=rotations.nearest_rotation(output[:9].reshape(3, 3)),
+            orientation=head.orientation(output, space),
             confidence=unknown,
             confidence_mod180=unknown,
             second_orientation=jnp.full_like(answer.second_orientation, jnp.nan),
@@ -240,7 +249,9 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         on_cpu = jax.default_backend() == "cpu"
 
         def spread_out(output):
-            return cells_near(output, space) if matrix else jax.nn.log_softmax(output)
+            if space is None:
+                return jax.nn.log_softmax(output)
+            return cells_near(output, head, space)
 
         if config.refine == "none":
             alone = lambda output: network_alone(output, spread_out(output), phases)  # noqa: E731

@@ -3,7 +3,7 @@
 
 "grid" has a logit for each cell of the orientation grid and a last one for no crystal. The others
 have the numbers of an orientation, and of several phases a logit for each after them; they cannot
-say that there is no crystal. `HEADS` says how many numbers an output has and which orientation it
+say that there is no crystal. `HEADS` says how many numbers an output has and which orientations it
 stands for.
 """
 
@@ -114,39 +114,48 @@ def _phase(logits: Float[Array, " n_logits"], space: OrientationSpace):
     return jnp.argmax(logits) if space.n_phases > 1 else 0
 
 
-def _best_cell(output: Float[Array, " n_out"], space: OrientationSpace) -> Float[Array, "3 3"]:
-    return rotations.quaternion_to_matrix(space.cells[jnp.argmax(output[:-1])])
+def _best_cell(output: Float[Array, " n_out"], space: OrientationSpace):
+    return _alone(rotations.quaternion_to_matrix(space.cells[jnp.argmax(output[:-1])]))
 
 
-def _best_hypothesis(output, _) -> Float[Array, "3 3"]:
-    rotations, logits, _ = hypotheses(output)
-    return rotations[jnp.argmax(logits)]
+def _alone(orientation: Float[Array, "3 3"]):
+    return orientation[None], jnp.zeros(1, orientation.dtype)
 
 
 class Head(NamedTuple):
-    """What an output is made of, and how an orientation is read from it.
+    """What an output is made of, and how orientations are read from it.
 
-    numbers: of an orientation, None for a logit for each cell; orientation: `(output, space)` to
-    the likeliest orientation.
+    numbers: of an orientation, None for a logit for each cell; orientations: `(output, space)` to
+    one orientation or several rivals (H, 3, 3) and a logit for each (H,).
     """
 
     numbers: int | None
-    orientation: Callable[[Float[Array, " n_out"], OrientationSpace], Float[Array, "3 3"]]
+    orientations: Callable[
+        [Float[Array, " n_out"], OrientationSpace],
+        tuple[Float[Array, "H 3 3"], Float[Array, " H"]],
+    ]
 
-    def n_out(self, space: OrientationSpace) -> int:
-        """How many outputs the network needs for this space."""
+    def n_out(self, n_cells: int, n_phases: int) -> int:
+        """How many outputs the network needs for so many cells, of all phases together."""
         if self.numbers is None:
-            return len(space.cells) + 1
-        return self.numbers + (space.n_phases if space.n_phases > 1 else 0)
+            return n_cells + 1
+        return self.numbers + (n_phases if n_phases > 1 else 0)
+
+    def orientation(
+        self, output: Float[Array, " n_out"], space: OrientationSpace
+    ) -> Float[Array, "3 3"]:
+        """The likeliest orientation."""
+        found, logits = self.orientations(output, space)
+        return found[jnp.argmax(logits)]
 
 
 N_HARMONICS = sum(2 * degree + 1 for degree in _DEGREES)
 
 HEADS: dict[str, Head] = {
     "grid": Head(None, _best_cell),
-    "matrix": Head(9, lambda output, _: nine_numbers(output)),
-    "quaternion": Head(4, lambda output, _: rotations.quaternion_to_matrix(output[:4])),
-    "six": Head(6, lambda output, _: gram_schmidt(output[:6])),
-    "harmonic": Head(N_HARMONICS, from_embedding),
-    "hypotheses": Head(5 * HYPOTHESES, _best_hypothesis),
+    "matrix": Head(9, lambda output, _: _alone(nine_numbers(output))),
+    "quaternion": Head(4, lambda output, _: _alone(rotations.quaternion_to_matrix(output[:4]))),
+    "six": Head(6, lambda output, _: _alone(gram_schmidt(output[:6]))),
+    "harmonic": Head(N_HARMONICS, lambda output, space: _alone(from_embedding(output, space))),
+    "hypotheses": Head(5 * HYPOTHESES, lambda output, _: hypotheses(output)[:2]),
 }

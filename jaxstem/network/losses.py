@@ -3,8 +3,8 @@
 
 A loss is a pure function of one pattern, `(output, label, space) -> scalar`: `output` is what the
 head gave (`heads.py`), `label` the true phase and orientation, `space` the symmetries and the grid.
-`batched` vmaps it. `LOSSES` names the losses, each with the head whose output it takes. To add a
-loss, write the function and name it in `LOSSES` (docs/losses.md).
+`batched` vmaps it. `LOSSES` names the losses, each with the head whose output it takes; a function
+of one's own needs no name (`find_loss`, docs/losses.md).
 
 Heads other than "grid" cannot say that there is no crystal, so that such patterns count for nothing
 with them.
@@ -28,7 +28,8 @@ from jaxtyping import Array, Float
 from numpy.polynomial import legendre
 
 from jaxstem.diffraction.geometry import Reflectors, excitation_error
-from jaxstem.network.heads import embedding, gram_schmidt, hypotheses, nine_numbers
+from jaxstem.errors import InputError
+from jaxstem.network.heads import HEADS, embedding, gram_schmidt, hypotheses, nine_numbers
 from jaxstem.orientation import rotations, symmetry
 from jaxstem.orientation.space import Label, OrientationSpace, soft_labels
 
@@ -324,10 +325,45 @@ LOSSES: dict[str, Loss] = {
     "winner_takes_all": Loss(winner_takes_all, head="hypotheses"),
 }
 
-DEFAULT_LOSS = {"grid": "grid_cross_entropy", "matrix": "geodesic"}
-"""For each head that models come with."""
+DEFAULT_LOSS = {
+    "grid": "grid_cross_entropy",
+    "matrix": "geodesic",
+    "quaternion": "quaternion",
+    "six": "six_numbers",
+    "harmonic": "invariant_harmonics",
+    "hypotheses": "winner_takes_all",
+}
+"""The loss of each head that is asked for without one."""
 
 
-def batched(name: str) -> LossFn:
-    """The named loss over a batch: (B, n_out), labels (B,), space → (B,). KeyError if unknown."""
-    return jax.vmap(LOSSES[name].function, in_axes=(0, 0, None))
+def find_loss(loss: str | Loss | LossFn, head: str) -> Loss:
+    """A loss from its name, or from a function of one's own, whose output is that of `head`.
+
+    Raises InputError for names and heads that there are not.
+    """
+    head = loss.head if isinstance(loss, Loss) else head
+    if head not in HEADS:
+        raise InputError(f"The head {head!r} is not known; give one of {', '.join(HEADS)}.")
+    if not isinstance(loss, str):
+        return loss if isinstance(loss, Loss) else Loss(loss, head)
+    loss = loss or DEFAULT_LOSS[head]
+    if loss not in LOSSES:
+        raise InputError(f"The loss {loss!r} is not known; give one of {', '.join(LOSSES)}.")
+    return LOSSES[loss]
+
+
+def loss_name(loss: Loss) -> str:
+    """The name in `LOSSES`, or that of a function of one's own with its module's."""
+    for name, known in LOSSES.items():
+        if known == loss:
+            return name
+    kind = loss.function if hasattr(loss.function, "__qualname__") else type(loss.function)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def batched(loss: str | Loss) -> LossFn:
+    """A loss, or that of a name, over a batch: (B, n_out), labels (B,), space → (B,).
+
+    KeyError if the name is not known.
+    """
+    return jax.vmap((LOSSES[loss] if isinstance(loss, str) else loss).function, (0, 0, None))

@@ -31,6 +31,7 @@ from jaxstem.crystal.cell import Crystal, symmetry_operations
 from jaxstem.diffraction.material import Material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
+from jaxstem.network.heads import HEADS
 from jaxstem.network.templates import MatchConfig
 from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
 from jaxstem.runtime.paths import atomic_path, replace_file
@@ -99,15 +100,9 @@ class Model:
 
 
 def build_network(config: ModelConfig, materials: Sequence[Material]) -> OrientationTransformer:
-    """The network of `config` for some materials.
-
-    Its outputs: each phase's cells and one for no crystal; or nine numbers, and a logit for each
-    phase where there are several.
-    """
-    if config.head == "grid":
-        n_out = sum(len(m.grid) for m in materials) + 1
-    else:
-        n_out = 9 + (len(materials) if len(materials) > 1 else 0)
+    """The network of `config` for some materials, with as many outputs as its head has numbers."""
+    n_cells = sum(len(m.grid) for m in materials)
+    n_out = HEADS[config.head].n_out(n_cells, len(materials))
     return OrientationTransformer(config, materials[0].k_max, n_out)
 
 
@@ -142,15 +137,21 @@ def save_model(folder: str | Path, model: Model) -> None:
 def load_model(name: str | Path) -> Model:
     """A model from its folder, or a packaged one by its name ("cu", "cu-cu2o").
 
-    It knows its phases (`phase_names`), voltage [kV] and `k_max` [1/Å]; `record` says how it was
-    trained. Raises InputError when there is no such model, or the folder is not a readable model.
+    A folder of that name wins where it holds a model, be it in part or in training. The model knows
+    its phases (`phase_names`), voltage [kV] and `k_max` [1/Å]; `record` says how it was trained.
+    Raises InputError when there is no such model, or the folder is not a readable model.
     """
     folder = Path(name)
-    if not folder.is_dir():
+    if not any((folder / part).exists() for part in (*MODEL_FILES, "run.json")):
         if str(name) not in packaged_models():
+            what = (
+                f"holds none of {', '.join(MODEL_FILES)}"
+                if folder.is_dir()
+                else "is neither a model folder nor a packaged model"
+            )
             raise InputError(
-                f"{name}: is neither a model folder nor a packaged model; train one with "
-                f"`jaxstem train`, or name one of: {', '.join(packaged_models()) or 'none'}."
+                f"{name}: {what}; train one with `jaxstem train`, or name one of: "
+                f"{', '.join(packaged_models()) or 'none'}."
             )
         folder = Path(str(resources.files("jaxstem") / "models" / str(name)))
     try:

@@ -3,12 +3,13 @@
 
 Follows Je et al. (arXiv 2602.12420) in its shape: token embedding, pre-norm encoder without
 positional order, masked mean, head. Disks are a set, so that their order and the amount of padding
-change nothing. Two heads: "matrix" gives the nine numbers whose nearest rotation is the published
-answer; "grid" gives log-probabilities over a symmetry-reduced grid of orientations, which has no
-tears and knows its own doubt. What templates say of a pattern (`match.py`) can be given to the
-grid head as a prior, which the network then corrects: it need not learn where disks lie, only what
-templates get wrong. `ModelConfig.paper()` is the published network, the default a smaller one with
-continuous channels and the grid head over templates.
+change nothing. What the output means is the head's business (`heads.py`): "matrix" gives the nine
+numbers whose nearest rotation is the published answer; "grid" gives log-probabilities over a
+symmetry-reduced grid of orientations, which has no tears and knows its own doubt. What templates
+say of a pattern (`matching.py`) can be given to the grid head as a prior, which the network then
+corrects: it need not learn where disks lie, only what templates get wrong. `ModelConfig.paper()` is
+the published network, the default a smaller one with continuous channels and the grid head over
+templates.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from jaxstem.network import tokens
 class ModelConfig:
     """Shape of the network.
 
-    embedding: "continuous" or "digitised"; head: "grid" or "matrix"; n_disks: the most disks a
+    embedding: "continuous" or "digitised"; head: a name of `HEADS`; n_disks: the most disks a
     pattern may have; spacing_deg: of the orientation grid, degrees (grid head only); templates:
     whether the grid head corrects templates or stands alone.
     """
@@ -156,11 +157,11 @@ class Block(nn.Module):
 
 
 class OrientationTransformer(nn.Module):
-    """Disks (..., K) to the head's output: `n_out` logits, or nine numbers and perhaps logits.
+    """Disks (..., K) to the `n_out` numbers of the head's output.
 
-    (`losses` says what they mean.) A pattern without any disk gives finite numbers, too, which mean
-    something only if there were such patterns in training. To the logits of a grid head is added
-    `prior`, the log-probabilities of templates, times a trust that the network sets for each
+    (`heads.py` says what they mean.) A pattern without any disk gives finite numbers, too, which
+    mean something only if there were such patterns in training. To the logits of a grid head is
+    added `prior`, the log-probabilities of templates, times a trust that the network sets for each
     pattern (one before training); without a prior they stand alone.
 
     `dtype` is that of encoder and head (None: the parameters'); the embedding, whose waves and
@@ -200,9 +201,11 @@ class OrientationTransformer(nn.Module):
     def _head(self, pooled, prior):
         c = self.config
         dense = partial(nn.Dense, dtype=self.dtype, precision=self.precision)
-        if c.head == "matrix":
+        if c.head != "grid":
+            # as published for nine numbers; more of them must not pass through fewer
+            narrowest = 1 if c.head == "matrix" else min(c.width, self.n_out)
             for narrowing in (1, 2, 4, 8):
-                pooled = nn.gelu(dense(c.width // narrowing)(pooled))
+                pooled = nn.gelu(dense(max(c.width // narrowing, narrowest))(pooled))
             return dense(self.n_out)(pooled).astype(pooled.dtype)
         hidden = nn.gelu(dense(2 * c.width)(pooled))
         hidden = nn.LayerNorm(dtype=self.dtype)(hidden)

@@ -58,6 +58,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "LENGTHS",
             "make_optimiser",
             "make_train_step",
+            "with_best",
             "TrainState",
         ],
         "validation": ["make_validation"],

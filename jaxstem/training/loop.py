@@ -32,7 +32,13 @@ from jaxstem.runtime.paths import replace_file
 from jaxstem.training import checkpoint
 from jaxstem.training.config import TrainConfig
 from jaxstem.training.patterns import make_sources
-from jaxstem.training.step import TrainState, init_state, make_optimiser, make_train_step
+from jaxstem.training.step import (
+    TrainState,
+    init_state,
+    make_optimiser,
+    make_train_step,
+    with_best,
+)
 from jaxstem.training.validation import make_validation
 
 CHECKPOINT_MINUTES = 10.0
@@ -107,7 +113,7 @@ def train(
     key = parallel.replicate(jax.random.key(config.seed), mesh)
     step_fn = lambda state: train_step(state, key, sources)  # noqa: E731
     if total == 0:
-        probe = init_state(network, optimiser, config.seed, 1_000_000)
+        probe = init_state(network, optimiser, config.seed, 1_000_000, config.keep)
         probe = parallel.replicate(probe, mesh)
         validate(probe.params)  # compiled before the clock is read
         checks = -time.perf_counter()
@@ -119,7 +125,8 @@ def train(
     if writes:
         _write_json(out / "run.json", {**settings, "total_steps": total})
 
-    state = parallel.replicate(init_state(network, optimiser, config.seed, total), mesh)
+    start_state = init_state(network, optimiser, config.seed, total, config.keep)
+    state = parallel.replicate(start_state, mesh)
     checkpoints = checkpoint.open_checkpoints(out / "checkpoints")
     restored = checkpoint.restore_newest(checkpoints, state)
     if restored is not None:
@@ -150,6 +157,7 @@ def train(
                     **validate(state.params),
                 }
                 state = state._replace(loss_sum=parallel.replicate(jnp.zeros(()), mesh))
+                state = with_best(state, row["val_loss"])
                 if writes:
                     _append_row(out / "metrics.jsonl", row)
                 bar.set_postfix_str(
@@ -163,14 +171,15 @@ def train(
                 checkpoints.wait_until_finished()
                 raise Stopped(done, total)
         checkpoints.wait_until_finished()
+    params = state.params if config.keep == "last" else state.best_params
     record = {
         **settings,
         "total_steps": total,
         "seconds": seconds(),
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
-        "validation": validate(state.params),
+        "validation": validate(params),
     }
-    model = Model(config.model, materials, state.params, record)
+    model = Model(config.model, materials, params, record)
     if last == total and writes:
         save_model(out, model)
     return model
@@ -184,7 +193,7 @@ def _settings(materials: Sequence[Material], config: TrainConfig) -> dict[str, A
                 "microscope": dataclasses.asdict(materials[0].microscope),
                 "specimens": [dataclasses.asdict(m.specimen) for m in materials],
                 "n_cells": [len(m.grid) for m in materials],
-                "config": dataclasses.asdict(config),
+                "config": config.as_dict(),
             }
         )
     )

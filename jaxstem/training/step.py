@@ -35,7 +35,8 @@ LENGTHS = (7, 10, 14, 20, 38)
 
 class TrainState(NamedTuple):
     """What a step changes: its number (of `total`), the parameters, the optimiser's state, and the
-    sum of the losses since the last validation.
+    sum of the losses since the last validation. What it does not: the loss of the best validation
+    and its parameters, () where the last ones are kept.
     """
 
     step: Int[Array, ""]
@@ -43,6 +44,8 @@ class TrainState(NamedTuple):
     params: Any
     opt_state: Any
     loss_sum: Float[Array, ""]
+    best_loss: Float[Array, ""]
+    best_params: Any = ()
 
 
 def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
@@ -57,14 +60,15 @@ def make_optimiser(config: TrainConfig) -> optax.GradientTransformation:
 def learning_rate_schedule(
     config: TrainConfig, step: Num[ArrayLike, "..."], total: Num[ArrayLike, ""]
 ) -> Float[Array, "..."]:
-    """Linear warm-up over the first share `config.warmup`, then a cosine to 1 % of the peak.
+    """Linear warm-up over the first share `config.warmup`, then a cosine to `config.last_rate` of
+    the peak.
 
     Loshchilov & Hutter, arXiv 1608.03983. A function of arrays, so that the length of a run can be
     chosen after the step is compiled.
     """
     progress = step / total
     rise = (step + 1) / jnp.maximum(config.warmup * total, 1.0)
-    fall = 0.01 + 0.99 * 0.5 * (
+    fall = config.last_rate + (1 - config.last_rate) * 0.5 * (
         1 + jnp.cos(jnp.pi * jnp.clip((progress - config.warmup) / (1 - config.warmup), 0, 1))
     )
     return config.learning_rate * jnp.minimum(rise, fall)
@@ -140,12 +144,7 @@ def make_train_step(
     Raises InputError when the batch does not divide evenly among the devices, or the loss is one
     for another head.
     """
-    wanted = losses.LOSSES[config.loss_name].head
-    if wanted != config.model.head:
-        raise InputError(
-            f"The loss {config.loss_name} wants the head {wanted}, not {config.model.head}: change "
-            "one of them."
-        )
+    loss_fn = losses.batched(config.chosen_loss)
     if config.batch % mesh.size:
         raise InputError(
             f"A batch of {config.batch} patterns does not divide among {mesh.size} devices: "
@@ -153,7 +152,6 @@ def make_train_step(
         )
     per_device = config.batch // mesh.size
     space = phases_space(materials)
-    loss_fn = losses.batched(config.loss_name)
     # gradients bear TF32 (bfloat16 on a TPU), which is several times as fast
     network = network.clone(precision=jax.lax.Precision.DEFAULT)
     by_length = mesh.devices.flat[0].platform == "cpu"
@@ -178,7 +176,8 @@ def make_train_step(
         rate = learning_rate_schedule(config, state.step, state.total)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         loss_sum = state.loss_sum + loss
-        return TrainState(state.step + 1, state.total, params, opt_state, loss_sum), loss
+        advanced = {"params": params, "opt_state": opt_state, "loss_sum": loss_sum}
+        return state._replace(step=state.step + 1, **advanced), loss
 
     replicated = parallel.REPLICATED
     return parallel.pmap(step, mesh, (replicated, replicated, replicated), replicated, (0,))
@@ -189,8 +188,23 @@ def init_state(
     optimiser: optax.GradientTransformation,
     seed: Int[Array, ""] | int,
     total: Int[Array, ""] | int,
+    keep: str = "last",
 ) -> TrainState:
-    """Fresh parameters and optimiser state at step 0 of `total`."""
+    """Fresh parameters and optimiser state at step 0 of `total`; `keep` as in `TrainConfig`."""
     params = jax.jit(partial(init_params, network))(jax.random.key(seed))
     number = lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
-    return TrainState(number(0), number(total), params, optimiser.init(params), jnp.zeros(()))
+    best = jax.tree.map(jnp.copy, params) if keep == "best" else ()
+    opt_state = optimiser.init(params)
+    return TrainState(
+        number(0), number(total), params, opt_state, jnp.zeros(()), jnp.full((), jnp.inf), best
+    )
+
+
+def with_best(state: TrainState, validation_loss: float) -> TrainState:
+    """The state after a validation: its parameters are the best where its loss is the least."""
+    if state.best_params == () or not validation_loss < float(state.best_loss):
+        return state
+    # copies, since a step gives the memory of its state away
+    best = jax.tree.map(jnp.copy, state.params)
+    loss = jax.device_put(jnp.float32(validation_loss), state.best_loss.sharding)
+    return state._replace(best_loss=loss, best_params=best)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxstem.diffraction.material import Material, phases_space
 from jaxstem.network import losses
+from jaxstem.network.heads import HEADS
 from jaxstem.network.transformer import OrientationTransformer
 from jaxstem.orientation import rotations, symmetry
 from jaxstem.runtime import parallel
@@ -30,21 +31,23 @@ def make_validation(
     """A function of the parameters: loss, angles and phases on fixed random spoilt patterns, which
     the devices of the mesh share.
 
-    Angles in degrees, modulo the Laue group, of the patterns that show a crystal, 180 where the
-    phase is wrong; for the grid head those of the best cell, and the share with the truth's
-    neighbourhood (within 1.2 spacings) among the best 16 cells. Of all patterns the share with the
-    right phase (no crystal being one) on top.
+    Angles in degrees, modulo the Laue group (and, `mod_180`, half turns about the beam), of the
+    patterns that show a crystal, 180 where the phase is wrong; for the grid head those of the best
+    cell, and the share with the truth's neighbourhood (within 1.2 spacings) among the best 16
+    cells. Of all patterns the share with the right phase (no crystal being one) on top.
     """
     space = phases_space(materials)
     n_phases = space.n_phases
     per_device = -(-config.n_validation // mesh.size)
-    loss_fn = losses.batched(config.loss_name)
+    loss_fn = losses.batched(config.chosen_loss)
+    head = HEADS[config.model.head]
     cells = rotations.quaternion_to_matrix(space.cells)
     spacing = jnp.asarray([m.spacing for m in materials])
 
-    def nine_numbers(output):
-        answer = rotations.nearest_rotation(output[:, :9].reshape(-1, 3, 3))[:, None]
-        phase = jnp.argmax(output[:, 9:], -1) if n_phases > 1 else jnp.zeros(len(output), int)
+    def rotations_read(output):
+        answer = jax.vmap(lambda one: head.orientation(one, space))(output)[:, None]
+        logits = output[:, head.numbers :]
+        phase = jnp.argmax(logits, -1) if n_phases > 1 else jnp.zeros(len(output), int)
         return answer, phase[:, None], phase
 
     def distribution(output):
@@ -60,25 +63,30 @@ def make_validation(
         truth, orientation = batch.label
         output = network.apply({"params": params}, batch.disks, batch.prior)
         loss = loss_fn(output, batch.label, space)
-        read = nine_numbers if config.model.head == "matrix" else distribution
+        read = distribution if head.numbers is None else rotations_read
         answer, phase, likeliest = read(output)
         operations = space.operations[jnp.minimum(truth, n_phases - 1)]
-        angle = jax.vmap(symmetry.misorientation)(answer, orientation[:, None], operations)
+        pair = answer, orientation[:, None], operations
+        angle = jax.vmap(symmetry.misorientation)(*pair)
         angle = jnp.where(phase == truth[:, None], angle, jnp.pi)
+        turned = jax.vmap(symmetry.misorientation_mod_180)(answer[:, :1], *pair[1:])[:, 0]
+        turned = jnp.where(phase[:, 0] == truth, turned, jnp.pi)
         near = angle.min(axis=1) < 1.2 * spacing[truth]
-        found = (loss, jnp.rad2deg(angle[:, 0]), near, truth < n_phases, likeliest == truth)
+        degrees = jnp.rad2deg(angle[:, 0]), jnp.rad2deg(turned)
+        found = (loss, *degrees, near, truth < n_phases, likeliest == truth)
         return jax.lax.all_gather(found, parallel.AXIS, tiled=True)
 
     program = parallel.pmap(measure, mesh, parallel.REPLICATED, parallel.REPLICATED)
 
     def validate(params) -> dict[str, float]:
         found = [np.asarray(x)[: config.n_validation] for x in program(params, sources)]
-        loss, angle, near, crystal, right_phase = found
-        angle, near = angle[crystal], near[crystal]
+        loss, angle, turned, near, crystal, right_phase = found
+        angle, turned, near = angle[crystal], turned[crystal], near[crystal]
         return {
             "val_loss": float(loss.mean()),
             "val_median_deg": float(np.median(angle)),
             "val_within_5deg": float((angle < 5).mean()),
+            "val_within_5deg_mod_180": float((turned < 5).mean()),
             "val_best16_within_reach": float(near.mean()),
             "val_right_phase": float(right_phase.mean()),
         }

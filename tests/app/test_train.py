@@ -9,13 +9,19 @@ import pytest
 from helpers import FIXTURES, assert_command_refused, run
 
 from jaxstem.app.demo import sample
+from jaxstem.network.losses import LOSSES, loss_name
 from jaxstem.network.model import Model, load_model
 from jaxstem.network.transformer import ModelConfig
 from jaxstem.training import config, loop
 from jaxstem.training.config import TrainConfig
 
 CIF = sample("Cu.cif")
-RECORD = {"total_steps": 1, "seconds": 1, "devices": "1", "config": {"batch": 1}}
+RECORD = {
+    "total_steps": 1,
+    "seconds": 1,
+    "devices": "1",
+    "config": {"batch": 1, "loss": "geodesic"},
+}
 RECORD["validation"] = {"val_median_deg": 1}
 
 
@@ -44,6 +50,8 @@ def test_training_leaves_a_model_that_is_what_was_asked_for(tmp_path, monkeypatc
         (["--steps", "7", "--batch", "64"], dict(steps=7, batch=64)),
         (["--minutes", "2.5", "--seed", "3"], dict(steps=0, minutes=2.5, seed=3)),
         (["--preset", "paper"], dict(batch=1024, learning_rate=7e-5)),
+        (["--loss", "six_numbers"], dict(loss=LOSSES["six_numbers"], no_crystal=0.0)),
+        (["--loss", "matrix_fisher", "--preset", "paper"], dict(loss=LOSSES["matrix_fisher"])),
     ],
 )
 def test_training_options_reach_the_training(options, expected, tmp_path, monkeypatch):
@@ -59,7 +67,10 @@ def test_training_options_reach_the_training(options, expected, tmp_path, monkey
     assert out == tmp_path / "m"
     assert (material.voltage_kv, material.k_max, material.u_iso) == (300.0, 2.0, 0.0064)
     assert np.rad2deg(material.spacing) == pytest.approx(settings.model.spacing_deg, rel=0.05)
-    assert settings.model.head == ("matrix" if "paper" in options else "grid")
+    assert settings.model.head == settings.chosen_loss.head
+    usual = "geodesic" if "paper" in options else "grid_cross_entropy"
+    named = options[options.index("--loss") + 1] if "--loss" in options else usual
+    assert loss_name(settings.chosen_loss) == named
     for name, value in expected.items():
         assert getattr(settings, name) == value
 

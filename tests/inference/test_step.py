@@ -21,6 +21,7 @@ from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS
 from jaxstem.inference.step import cells_near
 from jaxstem.inference.verdict import Answer
+from jaxstem.network.heads import HEADS, HYPOTHESES
 from jaxstem.network.model import NEVER, Model
 from jaxstem.orientation import rotations
 from jaxstem.orientation.space import joint_space
@@ -181,7 +182,8 @@ def test_nine_numbers_spread_over_their_phase(copper, crystals, rng):
     space = joint_space([copper.space(), mg.space()])
     rotation = random_matrices(rng, 1)[0]
     output = jnp.concatenate([2 * rotation.reshape(9), np.array([0.0, 1.0], np.float32)])
-    found = np.asarray(jax.jit(cells_near)(output, space))
+    spread_out = jax.jit(lambda output, space: cells_near(output, HEADS["matrix"], space))
+    found = np.asarray(spread_out(output, space))
     assert found.shape == (len(copper.grid) + len(mg.grid) + 1,) and found[-1] == NEVER
     share = np.exp(found[:-1])
     of_phase = [share[np.asarray(space.phase) == p].sum() for p in (0, 1)]
@@ -191,8 +193,28 @@ def test_nine_numbers_spread_over_their_phase(copper, crystals, rng):
     ]
     angle = misorientation(nearest, jnp.asarray(rotation), jnp.asarray(mg.operations))
     assert float(angle) < mg.spacing
-    one = np.asarray(jax.jit(cells_near)(output[:9], copper.space()))
+    one = np.asarray(spread_out(output[:9], copper.space()))
     assert np.exp(one[:-1]).sum() == pytest.approx(1, rel=1e-4)
+
+
+def test_hypotheses_share_by_their_logits(copper, rng):
+    """Two rotations, the second e times as likely as the first, and six that are not."""
+    quaternions = rng.normal(size=(HYPOTHESES, 4)).astype(np.float32)
+    quaternions /= np.linalg.norm(quaternions, axis=1, keepdims=True)
+    logits = np.full(HYPOTHESES, -40.0, np.float32)
+    logits[:2] = 0.0, 1.0
+    output = jnp.concatenate([quaternions.ravel(), logits])
+    space = copper.space()
+    spread_out = jax.jit(lambda output: cells_near(output, HEADS["hypotheses"], space))
+    share = np.exp(np.asarray(spread_out(output))[:-1])
+    expected = 0
+    for quaternion, weight in zip(quaternions, (1 / (1 + np.e), np.e / (1 + np.e)), strict=False):
+        equivalents = rotations.quaternion_multiply(space.operation_quaternions[0], quaternion)
+        cosine = np.abs(np.asarray(equivalents @ space.cells.T)).max(axis=0)
+        angle = 2 * np.arccos(np.minimum(cosine, 1))
+        closeness = np.exp(-0.5 * (angle / float(space.label_width[0])) ** 2)
+        expected = expected + weight * closeness / closeness.sum()
+    np.testing.assert_allclose(share, expected, atol=1e-4)
 
 
 class Oracle(Model):

@@ -29,7 +29,7 @@ def test_heads_give_back_the_orientation(space, perfect, rng, name):
 
 def test_grid_head_reads_its_likeliest_cell(space, rng):
     cell = rng.integers(len(space.cells))
-    output = jnp.zeros(heads.HEADS["grid"].n_out(space)).at[cell].set(1.0)
+    output = jnp.zeros(heads.HEADS["grid"].n_out(len(space.cells), 1)).at[cell].set(1.0)
     found = heads.HEADS["grid"].orientation(output, space)
     np.testing.assert_allclose(found, rotations.quaternion_to_matrix(space.cells[cell]), atol=1e-6)
 

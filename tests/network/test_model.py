@@ -247,6 +247,27 @@ def test_version_1_of_nine_numbers_is_read(copper, tiny, tmp_path):
     assert load_model(tmp_path / "nine").network.n_out == 9
 
 
+def test_an_empty_folder_hides_no_packaged_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("cu", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").touch()
+    assert load_model("cu").phase_names == ("Cu",)
+    lacking = "holds none of model.json, grid.npy, weights.msgpack; train one"
+    for name in ("mine", "./cu", tmp_path / "cu"):
+        assert lacking in refused(name)
+    for sign in ("grid.npy", "run.json"):
+        (tmp_path / "cu" / sign).touch()
+        assert "not a complete jaxstem model" in refused("cu")
+        (tmp_path / "cu" / sign).unlink()
+
+
+def test_a_folder_with_a_model_wins_over_a_packaged_one(folder, model, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    assert "cu" in packaged_models()
+    assert load_model(folder.rename(folder.parent / "cu").name).record == model.record
+
+
 def test_unknown_name():
     with pytest.raises(InputError, match="neither a model folder nor a packaged model"):
         load_model("Unobtainium")

@@ -11,7 +11,7 @@ import signal
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from helpers import FIXTURES
 
 from jaxstem.app.main import main
 from jaxstem.errors import InputError
+from jaxstem.network.heads import HEADS
+from jaxstem.network.losses import DEFAULT_LOSS
 from jaxstem.network.model import MODEL_FILES, build_network, load_model
 from jaxstem.runtime import parallel
 from jaxstem.training import checkpoint, loop
@@ -45,7 +47,7 @@ def step_programs(quick_compile, light_acquisition):
     def memo(make, name, network, materials, config, *rest):
         shared = replace(config, steps=0, minutes=0.0, seed=0, physics="two_beam")
         mesh = next((r.size for r in rest if isinstance(r, jax.sharding.Mesh)), None)
-        found = (name, repr(shared), mesh)
+        found = (name, repr(network), repr(shared), mesh)
         if found not in made:
             made[found] = make(network, materials, config, *rest)
         return made[found]
@@ -60,9 +62,12 @@ def step_programs(quick_compile, light_acquisition):
 
 
 def memoised_init(init_state):
-    compiled = cache(lambda network, optimiser: jax.jit(partial(init_state, network, optimiser)))
+    @cache
+    def compiled(network, optimiser, keep):
+        return jax.jit(lambda seed, total: init_state(network, optimiser, seed, total, keep))
+
     optimisers = cache(lambda: make_optimiser(TrainConfig()))
-    return lambda network, _, seed, total: compiled(network, optimisers())(seed, total)
+    return lambda network, _, seed, total, keep: compiled(network, optimisers(), keep)(seed, total)
 
 
 @pytest.fixture(scope="module")
@@ -373,11 +378,47 @@ def test_two_phases_train(two, config, tmp_path, one_device):
     assert not (tmp_path / "twins").exists()
 
 
-@pytest.mark.slow
-def test_nine_numbers_train_on_two_phases(two, config, tmp_path, one_device):
-    network = replace(config.model, head="matrix")
-    config = replace(config, model=network, steps=2)
-    model = train(two, config, tmp_path / "nine", mesh=one_device, progress=False)
-    found = rows(tmp_path / "nine")
-    assert 0 < found[-1]["loss"] < 0.9 * np.pi and 0 < found[-1]["val_median_deg"] <= 180
-    assert load_model(tmp_path / "nine").network == model.network
+REGRESSIONS = [head for head in HEADS if head != "grid"]
+OFTEN = ("hypotheses",)
+
+
+@pytest.mark.parametrize(
+    "head", [pytest.param(h, marks=() if h in OFTEN else pytest.mark.slow) for h in REGRESSIONS]
+)
+def test_every_head_trains_on_two_phases(two, config, tmp_path, one_device, head):
+    """The loss that each head comes with; the model remembers both."""
+    config = replace(config.with_loss("", head), steps=2)
+    model = train(two, config, tmp_path / "m", mesh=one_device, progress=False)
+    found = rows(tmp_path / "m")
+    assert np.isfinite(found[-1]["loss"]) and 0 < found[-1]["val_median_deg"] <= 180
+    assert found[-1]["val_within_5deg"] <= found[-1]["val_within_5deg_mod_180"]
+    loaded = load_model(tmp_path / "m")
+    assert loaded.network == model.network and loaded.config.head == head
+    assert loaded.record["config"]["loss"] == DEFAULT_LOSS[head]
+
+
+def test_the_best_validation_is_kept(copper, config, tmp_path, one_device, monkeypatch):
+    """Not the last one, and also when the run is resumed in between."""
+    config = replace(config, steps=40, keep="best")
+
+    def step(state, key, sources):
+        ahead = jax.tree.map(lambda x: x + 1, state.params)
+        return state._replace(step=state.step + 1, params=ahead), jnp.zeros(())
+
+    def steps_taken(params, fresh):
+        return np.asarray(jax.tree.leaves(params)[0] - jax.tree.leaves(fresh)[0])
+
+    network = build_network(config.model, [copper])
+    fresh = loop.init_state(network, make_optimiser(config), config.seed, 40, "last").params
+    base = float(jax.tree.leaves(fresh)[0].ravel()[0])
+    loss = lambda params: abs(float(jax.tree.leaves(params)[0].ravel()[0]) - base - 12)  # noqa: E731
+    checks = lambda params: {"val_loss": loss(params), "val_median_deg": 1.0}  # noqa: E731
+    monkeypatch.setattr(loop, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(loop, "make_validation", lambda *_: checks)
+    options = {"mesh": one_device, "progress": False}
+    train([copper], config, tmp_path / "m", stop_after=20, **options)
+    model = train([copper], config, tmp_path / "m", **options)
+    np.testing.assert_allclose(steps_taken(model.params, fresh), 12, atol=1e-4)
+    assert model.record["validation"]["val_loss"] == pytest.approx(0, abs=1e-4)
+    last = train([copper], replace(config, keep="last"), tmp_path / "last", **options)
+    np.testing.assert_allclose(steps_taken(last.params, fresh), 40, atol=1e-4)

@@ -23,7 +23,6 @@ from jaxstem.training import step as module
 from jaxstem.training.patterns import TrainingBatch, make_sources, simulate_batch
 from jaxstem.training.step import (
     GROUP,
-    TrainState,
     apply_with_dropout,
     in_groups,
     init_state,
@@ -104,7 +103,7 @@ def single_device_step(copper, tiny):
     """The same mathematics on one device, without shard_map or collectives."""
     network, optimiser = build_network(tiny.model, [copper]), watched_optimiser(tiny)
     space = copper.space()
-    loss_fn = losses.batched(tiny.loss_name)
+    loss_fn = losses.batched(tiny.chosen_loss)
 
     @jax.jit
     def step(state, key, source):
@@ -124,9 +123,8 @@ def single_device_step(copper, tiny):
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         rate = learning_rate_schedule(tiny, state.step, state.total)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
-        return TrainState(
-            state.step + 1, state.total, params, opt_state, state.loss_sum + loss
-        ), loss
+        advanced = {"params": params, "opt_state": opt_state, "loss_sum": state.loss_sum + loss}
+        return state._replace(step=state.step + 1, **advanced), loss
 
     return step
 
@@ -223,7 +221,7 @@ def test_groups_of_a_length_give_the_gradient_of_the_batch(
     assert used.min() <= 6 < used.max()
     network = build_network(replace(with_attention.model, dropout=dropout), [copper])
     params = init_state(network, make_optimiser(with_attention), 1, 1).params
-    loss_fn, space = losses.batched(with_attention.loss_name), copper.space()
+    loss_fn, space = losses.batched(with_attention.chosen_loss), copper.space()
 
     def loss(params, batch, index):
         output = apply_with_dropout(network, params, batch, key, index)

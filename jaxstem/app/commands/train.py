@@ -17,6 +17,20 @@ from jaxstem.errors import require_between
 STOPPED = 143
 """Exit code of a run that SIGTERM ended early: 128 + 15, as shells report that signal."""
 
+LossName = Literal[
+    "grid_cross_entropy",
+    "geodesic",
+    "soft_geodesic",
+    "chordal",
+    "matrix_fisher",
+    "rotation_laplace",
+    "quaternion",
+    "six_numbers",
+    "invariant_harmonics",
+    "winner_takes_all",
+]
+"""The names in `LOSSES`, which would take jax's start to import."""
+
 
 def train(
     cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
@@ -34,6 +48,9 @@ def train(
         tyro.conf.arg(metavar="N", help_behavior_hint="(default: as many as --minutes allows)"),
     ] = None,
     preset: Literal["default", "paper"] = "default",
+    loss: Annotated[
+        LossName | Literal[""], tyro.conf.arg(metavar="NAME", help_behavior_hint=OF_PRESET)
+    ] = "",
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0,
     batch: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=OF_PRESET)] = None,
     spacing_deg: Annotated[
@@ -56,6 +73,10 @@ def train(
         minutes: Time to train for.
         steps: Training steps, instead of --minutes.
         preset: The network and schedule: jaxstem's own, or those of arXiv 2602.12420.
+        loss: The loss, which brings the head that it is for: grid_cross_entropy learns a
+            distribution over the orientation grid; geodesic, soft_geodesic, chordal, matrix_fisher,
+            rotation_laplace, quaternion, six_numbers and invariant_harmonics an orientation;
+            winner_takes_all a few of them.
         seed: Seed of all random numbers.
         batch: Patterns a step.
         spacing_deg: Spacing of the orientation grid in degrees.
@@ -87,6 +108,7 @@ def train(
             minutes=minutes,
             steps=steps,
             preset=preset,
+            loss=loss,
             seed=seed,
             batch=batch,
             spacing_deg=spacing_deg,
@@ -101,11 +123,12 @@ def train(
         raise SystemExit(STOPPED) from None
     if not parallel.is_first():
         return
-    record = trained.record
-    batch = record["config"]["batch"]
+    record, config = trained.record, trained.record["config"]
+    batch = config["batch"]
     output.tell(
         {"files": [out / name for name in MODEL_FILES], "phases": trained.phase_names}
         | {name: record[name] for name in ("total_steps", "devices", "validation")}
+        | {"loss": config["loss"], "head": trained.config.head}
         | {"batch": batch, "training_seconds": record["seconds"]},
         f"{out}: model of {', '.join(trained.phase_names)}, {record['total_steps']} steps of "
         f"{batch} patterns in {record['seconds'] / 60:.1f} minutes on {record['devices']}; "
