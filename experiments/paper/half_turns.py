@@ -254,19 +254,17 @@ def draw(best, truth, gross, weight, arguments: Arguments, path: Path) -> None:
 
 
 def to_markdown(results: dict) -> str:
-    """How well a wrong answer fits, and what an ideal judge leaves; it goes into
-    paper_training.py's text.
-    """
+    """How well a wrong answer fits, and what an ideal judge leaves."""
     rival, judged = results["fits"]["turned, answer wrong"], results["ideal_judge_above_0.6"]
     shown = ("0.001", "0.01", "0.03", "0.1")
     errors_of, left = [f"{100 * float(e):g} %" for e in shown], [percent(judged[e]) for e in shown]
     return flowed(f"""
-disks of the zero layer look the same from both, and intensities differ little: fitted by the very
-Bloch waves that made the patterns, the best wrong orientation is off by
-R = {100 * rival["r_factor"][1]:.1f} % in the median. `exact` makes that fit. A judge who knows all
-but orientation and thickness leaves {", ".join(left[:-1])} and {left[-1]} above 0.6 rad where
-intensities are right to {", ".join(errors_of[:-1])} and {errors_of[-1]}
-(`experiments/paper/half_turns.py`): `exact` is for intensities as good as that.
+Disks of the zero layer look the same from an orientation and from itself turned by 180° about the
+beam, and intensities differ little: fitted by the very Bloch waves that made the patterns, the best
+wrong orientation is off by R = {100 * rival["r_factor"][1]:.1f} % in the median. `exact` makes that
+fit. A judge who knows all but orientation and thickness leaves {", ".join(left[:-1])} and
+{left[-1]} above 0.6 rad where intensities are right to {", ".join(errors_of[:-1])} and
+{errors_of[-1]} (`experiments/paper/half_turns.py`): `exact` is for intensities as good as that.
 """)
 
 

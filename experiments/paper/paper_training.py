@@ -287,8 +287,8 @@ def percent(share: float) -> str:
 
 
 def to_markdown(results: dict) -> str:
-    """The published figures beside those of each run; half_turns.py says in the middle what it is
-    that cannot be told apart.
+    """The published figures beside those of each run; half_turns.py says what it is that cannot be
+    told apart.
     """
     fast, full, exact, paper = (results[name] for name in ("fast", "full", "exact", "paper"))
     published, verified = fast["published"], "test, verified"
@@ -308,11 +308,12 @@ def to_markdown(results: dict) -> str:
 {fast[verified]["n"]} patterns ({full[verified]["n"]} with `full`, {exact[verified]["n"]} with
 `exact`; published: 65,536). Nearly all that is above 0.6 rad with `fast` is turned by 180° about
 the beam ({100 * fast["gross_errors"]["half_turn_about_beam"]:.1f} of
-{100 * fast[verified]["above_0.6"]:.1f} points): <!-- half_turns --> The published validation mean,
-0.0244 rad, is of patterns like those of its training; jaxstem's are harsher (false disks, errors of
-centre and scale, overlapping grains): {radians(harsh["mean"])} with `fast`,
-{radians(harsh["median"])} in the median. The published network itself (`--preset paper`), trained
-on {paper["curves"][-1]["patterns"]:,} of these harsher patterns (published: 265 epochs of
+{100 * fast[verified]["above_0.6"]:.1f} points).
+
+The published validation mean, 0.0244 rad, is of patterns like those of its training; jaxstem's are
+harsher (false disks, errors of centre and scale, overlapping grains): {radians(harsh["mean"])} with
+`fast`, {radians(harsh["median"])} in the median. The published network itself (`--preset paper`),
+trained on {paper["curves"][-1]["patterns"]:,} of these harsher patterns (published: 265 epochs of
 millions), has a median of {radians(theirs["median"])} on the test set and
 {percent(theirs["above_0.6"])} above 0.6 rad
 ([figure](experiments/results/paper_training_paper.png)).

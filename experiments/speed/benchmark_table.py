@@ -173,12 +173,18 @@ def to_markdown(results: dict) -> str:
     figure = "[figure](experiments/results/benchmark_speed.png)"
     matched = max(row.get("matched_positions", 0) for row in results["table"])
     right = {name: 100 * x["within_5"] for name, x in results["accuracy"].items()}
+    cold = [[row.get("cold_seconds") for (w, _), row in of.items() if w == way] for way in WAYS[1:]]
+    ends = [(min(filter(None, c)), max(filter(None, c))) for c in cold]
+    first = [" to ".join(map(seconds_text, pair)) for pair in ends]
     told = flowed(f"""
 The whole command `jaxstem map` on Bragg disks, start, picture and writing included
-(`experiments/speed/benchmark_speed.py`; {results["device"]}; {figure}). In brackets what was worked
-out: py4DSTEM matches {matched} positions of the same file, in turns with jaxstem. Published for
-1024 × 1024: 199.5 s on a GPU, 1,450 s on a many-core CPU. On the largest scan that is
-{fast:,.0f} patterns a second with `fast`
+(`experiments/speed/benchmark_speed.py`; {results["device"]}; {figure}). Times are warm: compiled
+programs are in the cache. A first run, with an empty one, took {first[0]} s with `fast` and
+{first[1]} s with `none`, from the smallest scan to the largest. In brackets what was worked out:
+py4DSTEM matches {matched} positions of the same file, in turns with jaxstem.
+
+Published for 1024 × 1024: 199.5 s on a GPU, 1,450 s on a many-core CPU. On the largest scan jaxstem
+maps {fast:,.0f} patterns a second with `fast`
 ({right["fast, float32"]:.0f} % of the sample within 5°, from py4DSTEM's disks) and {none:,.0f} with
 `none` ({right["none, float32"]:.0f} %; in bfloat16 {right["none, bfloat16"]:.0f} %). The arithmetic
 alone, operations counted at the rates that this machine reaches, would take
