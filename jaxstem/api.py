@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whole tasks as one function each, for use from Python: detect, train, map.
 
+    found = map_orientations("scan.h5", cif="Cu.cif")
+
     disks = detect_disks(patterns, pixel_size=0.0328, voltage_kv=300)
     model = train("Cu.cif", "my-model", voltage_kv=300)
     found = map_orientations(disks, model)
@@ -14,16 +16,17 @@ ValueError whose message is one sentence.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
 
 from jaxstem.crystal.cell import Crystal, read_cif
 from jaxstem.detection.config import DetectConfig
-from jaxstem.detection.opening import open_cube, open_scan
+from jaxstem.detection.opening import disks_of, look_at, open_cube
 from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions
 from jaxstem.detection.scan import detect_in_cube, progress_bar
 from jaxstem.diffraction.material import check_materials, make_material
@@ -35,10 +38,14 @@ from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.scan import DiskScan, DiskSource, source_of
 from jaxstem.inference.config import InferConfig
 from jaxstem.mapping import map_scan
+from jaxstem.network.choice import fitting_model, keep_model
 from jaxstem.network.losses import Loss, LossFn
+from jaxstem.network.matching import matching_model
 from jaxstem.network.model import Model, load_model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import default_cache
+
+METHODS = ("network", "match")
 
 REFINE = ("none", "fast", "full", "exact")
 
@@ -178,8 +185,8 @@ def train(
     out = Path(out)
     check_model_folder(out)
     _require("preset", preset, PRESETS)
-    cells = [cif] if isinstance(cif, str | Path | Crystal) else list(cif)
-    crystals = [x if isinstance(x, Crystal) else read_cif(x) for x in cells]
+    cells = _cells(cif)
+    crystals, names = [read_crystal(x) for x in cells], list(map(_cell_name, cells))
     config = preset_config(preset)
     if loss or head:
         config = config.with_loss(loss, head)
@@ -193,7 +200,6 @@ def train(
         batch=batch or -(-config.batch // mesh.size) * mesh.size,
         seed=seed,
     )
-    names = [x.name if isinstance(x, Crystal) else str(x) for x in cells]
     microscope = Microscope(voltage_kv, semiangle_mrad, precession_deg, k_max)
     specimen = Specimen(thickness, u_iso)
     materials = []
@@ -206,7 +212,7 @@ def train(
         check_materials(materials)
     except InputError as error:
         raise InputError(f"{', '.join(names) or 'no CIF'}: {error}") from None
-    return train(
+    trained = train(
         materials,
         config,
         out,
@@ -215,12 +221,91 @@ def train(
         progress=progress,
         cache=default_cache(),
     )
+    if parallel.is_first():
+        keep_model(default_cache(), trained)
+    return trained
+
+
+class ChosenModel(NamedTuple):
+    """A model for some crystals: whether it is a trained network or matching ("network", "match"),
+    what it is called, and why it was chosen, in one sentence.
+    """
+
+    model: Model
+    method: str
+    name: str
+    why: str
+
+
+def choose_model(
+    cif: CIFs,
+    voltage_kv: float,
+    semiangle_mrad: float | None = None,
+    method: str | None = None,
+    files: Sequence[str | Path] = (),
+) -> ChosenModel:
+    """What maps these crystals at this voltage [kV]: the best packaged or cached model that was
+    trained for them, and where there is none matching, which needs no training.
+
+    Args:
+        cif: The unit cell, or several, one for each phase; phases are named after the files.
+        voltage_kv: Accelerating voltage in kV.
+        semiangle_mrad: Convergence semi-angle in mrad, for which the model must do (None: any).
+        method: "network" or "match" to have that one (None: the network where there is one).
+        files: The CIFs of crystals that were read before, to name them in what is said.
+
+    Raises:
+        InputError: For CIFs that cannot be read or do not go together, and where the network is
+            asked for and none fits.
+    """
+    if method is not None:
+        _require("method", method, METHODS)
+    cells = _cells(cif)
+    crystals, names = [read_crystal(x) for x in cells], list(map(str, files))
+    names = names or list(map(_cell_name, cells))
+    fitting = None
+    if method != "match":
+        fitting = fitting_model(crystals, voltage_kv, semiangle_mrad, default_cache())
+    if fitting is not None:
+        why = f"{fitting.origin}, for these crystals"
+        return ChosenModel(fitting.model, "network", fitting.origin, why)
+    files = " ".join(shlex.quote(name) for name in names)
+    angle = "" if semiangle_mrad is None else f" --semiangle-mrad {semiangle_mrad:g}"
+    training = f"jaxstem train --cif {files} --voltage-kv {voltage_kv:g}{angle} --out MODEL"
+    if method == "network":
+        raise InputError(
+            f"{', '.join(names)}: no packaged or cached model is for these crystals at "
+            f"{voltage_kv:g} kV; train one with `{training}`, or leave out --method."
+        )
+    try:
+        matching = matching_model(crystals, voltage_kv)
+    except InputError as error:
+        raise InputError(f"--cif {files}: {error}") from None
+    why = "none, each pattern is matched with all orientations"
+    if method is None:
+        why += f", for no trained model fits; `{training}` makes one, which is then found by itself"
+    return ChosenModel(matching, "match", ", ".join(Path(name).name for name in names), why)
+
+
+def _cells(cif: CIFs) -> list[str | Path | Crystal]:
+    return [cif] if isinstance(cif, str | Path | Crystal) else list(cif)
+
+
+def _cell_name(cell: str | Path | Crystal) -> str:
+    return cell.name if isinstance(cell, Crystal) else str(cell)
+
+
+def read_crystal(cell: str | Path | Crystal) -> Crystal:
+    """A crystal, read where it is a CIF. Raises InputError as `read_cif` does."""
+    return cell if isinstance(cell, Crystal) else read_cif(cell)
 
 
 def map_orientations(
     scan: Patterns | DiskScan | DiskSource,
-    model: str | Path | Model,
+    model: str | Path | Model | None = None,
     *,
+    cif: CIFs | None = None,
+    method: str | None = None,
     refine: str = "fast",
     semiangle_mrad: float | None = None,
     least_confidence: float = 0.0,
@@ -239,6 +324,8 @@ def map_orientations(
             memory, or patterns as an array (ny, nx, height, width), in which disks are found first.
         model: Name of a packaged model ("cu", "cu-cu2o"), folder that `train` made, or a model in
             memory, such as `jaxstem.network.matching_model` makes of crystals without training.
+        cif: The unit cells instead of a model: `choose_model` finds what maps them.
+        method: "network" or "match": of what `choose_model` finds.
         refine: How candidates are verified and polished: "fast", by two-beam theory; "full", by
             Bloch waves too, which tells the thickness; "exact", by fits of these to intensities
             that are right to a per cent or two; "none", not at all.
@@ -262,26 +349,39 @@ def map_orientations(
         InputError: For a scan or model that cannot be used, and where the scan's voltage is not
             the model's.
     """
-    loaded = model if isinstance(model, Model) else load_model(model)
-    config = infer_config(loaded, refine, semiangle_mrad, batch, precision)
+    if (model is None) == (cif is None) or (method is not None and cif is None):
+        raise InputError("Give either a model, or cif with the unit cells, and method with these.")
     stated = _stated(pixel_size=pixel_size, voltage_kv=voltage_kv, scan_shape=scan_shape)
     options = dataclasses.replace(options or ReadOptions(), **stated)
+    loaded, told = model, {"model": str(model)}
+    if model is not None:
+        # before the scan, in which to find disks may take minutes
+        loaded = model if isinstance(model, Model) else load_model(model)
+        if loaded is model:
+            told = {"model": ", ".join(model.phase_names)}
+        infer_config(loaded, refine, semiangle_mrad, batch, precision)
     if isinstance(scan, DiskScan | DiskSource):
         options.refuse((*OF_PATTERNS, *OF_PIXELS, "scan_shape"), f"{scan.source} is disks in 1/Å")
         source = scan if isinstance(scan, DiskSource) else source_of(scan)
     elif isinstance(scan, str | Path):
-        source = open_scan(scan, options, progress)
+        opened = look_at(scan, options, needs_voltage=model is None)
+        source = disks_of(opened, progress)
     else:
         source = source_of(detect_disks(scan, options=options, progress=progress))
     if options.voltage_kv is not None:
         source = dataclasses.replace(source, voltage_kv=options.voltage_kv)
+    if model is None:
+        if source.voltage_kv is None:
+            raise InputError(f"{source.source} states no voltage; give voltage_kv.")
+        chosen = choose_model(cif, source.voltage_kv, semiangle_mrad, method)
+        loaded, told = chosen.model, {"method": chosen.method, "model": chosen.name}
     return map_scan(
         source,
         loaded,
-        config,
+        infer_config(loaded, refine, semiangle_mrad, batch, precision),
         least_confidence=least_confidence,
         options=options,
-        attributes={"model": ", ".join(model.phase_names) if loaded is model else str(model)},
+        attributes=told,
         progress=progress,
     )
 

@@ -1,12 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one error that users are meant to see, and the commonest reason for it."""
 
+from typing import Any
+
 
 class InputError(ValueError):
     """Input that cannot be used: one sentence naming the file, what is wrong and what to do.
 
     The command line prints the message alone and exits with status 2.
     """
+
+
+class NotStated(InputError):
+    """A file does not state something that an option can give.
+
+    what: that something, in words; option: its name (of `ReadOptions`); stand_in: a value with
+    which reading goes on, to see what else is not stated.
+    """
+
+    def __init__(self, sentence: str, *, what: str, option: str, stand_in: Any):
+        super().__init__(sentence)
+        self.what, self.option, self.stand_in = what, option, stand_in
 
 
 def require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:

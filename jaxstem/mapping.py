@@ -26,7 +26,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from jaxstem.crystal.identity import crystal_summary
 from jaxstem.detection.reading import ReadOptions
+from jaxstem.detection.scan import PlannedSearch
+from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
 from jaxstem.errors import InputError
 from jaxstem.files.map_file import MapHeader, map_writer
 from jaxstem.files.map_schema import MAP_DATASETS
@@ -38,9 +41,6 @@ from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
-
-VOLTAGE_TOLERANCE = 0.01
-"""Relative difference of voltage above which a model does not fit a scan."""
 
 Block = tuple[int, dict[str, np.ndarray]]
 """Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""
@@ -174,6 +174,7 @@ def map_header(
             "least_confidence": least_confidence,
             "symmetry": "Laue group",
             "symmetry_groups": ", ".join(crystal.laue_group for crystal in crystals),
+            **understood(source, model, config),
             **(attributes or {}),
         },
         settings={
@@ -182,6 +183,47 @@ def map_header(
             "read_options": (options or ReadOptions()).given(),
         },
     )
+
+
+def understood(
+    source: DiskSource | PlannedSearch, model: Model, config: InferConfig
+) -> dict[str, str]:
+    """What is taken for granted of crystals, microscope and beam, a line each, by the names of the
+    map's attributes.
+    """
+    known = source.instrument
+    voltage_kv = source.voltage_kv or model.voltage_kv
+    unstated = "" if source.voltage_kv else " (the model's, not stated)"
+    microscope = [f"{voltage_kv:g} kV{unstated}"]
+    beam, semi_angle = [], config.scoring.likelihood.semi_angle
+    if known.pixel_size is not None:
+        microscope.append(f"{known.pixel_size:.4g} 1/Å a pixel ({known.pixel_size_from})")
+    else:
+        microscope.append("disks in 1/Å")
+    microscope.append(f"semi-angle {semi_angle:g} mrad")
+    if known.rotation_deg is None:
+        microscope.append("no rotation stated")
+    else:
+        flipped = ", flipped" if known.flip else ""
+        microscope.append(f"turned by {known.rotation_deg:.1f}°{flipped}")
+    if known.centre is not None:
+        beam.append("centre ({:.1f}, {:.1f}) px".format(*known.centre))
+    if known.radius is not None:
+        radius = f"radius {known.radius:.1f} px"
+        if known.pixel_size is not None:
+            wavelength = replace(model.microscope, voltage_kv=voltage_kv).wavelength
+            radius += f" = {1e3 * known.radius * known.pixel_size * wavelength:.2f} mrad"
+        beam.append(radius)
+    if known.dose is not None:
+        dose = float(f"{known.dose:.3g}")
+        beam.append(f"{dose:,.{0 if dose >= 100 else 2}f} electrons a pattern")
+    if known.n_masked is not None:
+        beam.append(f"{known.n_masked} pixels masked")
+    return {
+        "about_crystals": "; ".join(crystal_summary(m.crystal) for m in model.materials),
+        "about_microscope": ", ".join(microscope),
+        "about_beam": ", ".join(beam) or "nothing known, for disks are listed",
+    }
 
 
 def map_blocks(
@@ -261,7 +303,7 @@ def shared(blocks: Iterator[Block], most_rows: int, n_columns: int) -> Iterator[
         more = bool(states[:, 1].any())
 
 
-def check_voltage(scan: DiskScan | DiskSource, model: Model) -> None:
+def check_voltage(scan: DiskScan | DiskSource | PlannedSearch, model: Model) -> None:
     """Raise InputError when the scan was taken at another voltage than the model's, by over 1 %.
 
     Nothing known of the scan's voltage passes.

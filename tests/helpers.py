@@ -466,7 +466,9 @@ def assert_command_refused(argv, folder, capsys, *words):
     code = main([str(argument) for argument in argv])
     out, err = capsys.readouterr()
     assert code == 2
-    assert out == ""
+    # what was understood of the scan may have been said before it proved unusable
+    understood = ("crystals: ", "microscope: ", "beam: ", "model: ")
+    assert all(line.startswith(understood) for line in out.splitlines())
     assert re.fullmatch(r"jaxstem: [^\n]+\.\n", err)
     for word in words:
         assert str(word) in err

@@ -73,6 +73,11 @@ class Output:
         """Whether to show bars: never, or (None) on a terminal."""
         return False if self.quiet else None
 
+    def say(self, *lines: str) -> None:
+        """Say something to people before the command ends."""
+        if not (self.json or self.quiet):
+            print("\n".join(lines), flush=True)
+
     def tell(self, summary: Mapping[str, Any], *lines: str) -> None:
         """Say how the command ended: `lines` to people, `summary` to programs.
 

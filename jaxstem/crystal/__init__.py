@@ -23,7 +23,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "symmetry_operations",
         ],
         "electron": ["ELECTRON_REST_ENERGY", "electron_wavelength"],
-        "scattering": ["lobato_factor", "lobato_parameters"],
+        "identity": ["crystal_summary", "formula", "same_crystal"],
+        "scattering": ["lobato_factor", "lobato_parameters", "symbols"],
         "setting": ["orix_group", "ORIX_NAMES", "quiet_orix", "setting_rotation"],
     },
 )

@@ -23,10 +23,18 @@ from jaxstem.errors import InputError
 @functools.cache
 def lobato_parameters() -> dict[int, Float[np.ndarray, "2 5"]]:
     """Parameters of Lobato & Van Dyck by atomic number: row 0 is a (Å), row 1 is b (Å²)."""
+    return {int(row[0]): np.array(row[2:], dtype=float).reshape(5, 2).T for row in _table()}
+
+
+@functools.cache
+def symbols() -> dict[int, str]:
+    """Symbols of the elements by atomic number."""
+    return {int(row[0]): row[1] for row in _table()}
+
+
+def _table() -> list[list[str]]:
     text = resources.files("jaxstem").joinpath("data/lobato.csv").read_text(encoding="utf-8")
-    rows = csv.reader(line for line in text.splitlines() if not line.startswith("#"))
-    next(rows)
-    return {int(row[0]): np.array(row[2:], dtype=float).reshape(5, 2).T for row in rows}
+    return list(csv.reader(line for line in text.splitlines() if not line.startswith("#")))[1:]
 
 
 def lobato_factor(number: int, g: Float[ArrayLike, "..."]) -> Float[np.ndarray, "..."]:

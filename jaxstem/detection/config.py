@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Settings of disk detection, and the images that they may name: detector mask, vacuum probe."""
+"""Settings of disk detection, and the images that they may name: detector mask, vacuum probe.
+
+Numbers are checked here, when they are stated, and, as soon as the detector is known, against its
+size (`DetectConfig.check_detector`).
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image
 
-from jaxstem.errors import InputError
+from jaxstem.errors import InputError, require_between
 
 Method = Literal["likelihood", "correlation"]
 
@@ -27,7 +30,8 @@ class Correlation:
     placed below a pixel; upsample: points a pixel of "upsampled"; blur: standard deviation of the
     correlogram's blur [px]; min_intensity: smallest height of a maximum, in electrons where power
     is 1; min_relative_intensity: the same as a share of the brightest disk's, or, with
-    relative_to = n, of that of the disk which n are brighter than.
+    relative_to = n, of that of the disk which n are brighter than. Raises InputError for numbers
+    that make no sense.
     """
 
     power: float = 1.0
@@ -37,6 +41,18 @@ class Correlation:
     min_intensity: float = 0.0
     min_relative_intensity: float = 0.0
     relative_to: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("correlation power", self.power, 0, 1),
+            ("upsampling", self.upsample, 2, 256),
+            ("blur", self.blur, 0, 100),
+            ("smallest intensity", self.min_intensity, 0, 1e12),
+            ("smallest relative intensity", self.min_relative_intensity, 0, 1),
+            ("number of the disk that intensities are relative to", self.relative_to, 0, 1000),
+        ):
+            if not low <= value <= high:
+                raise InputError(f"The {name} is {value:g}; give a number from {low} to {high:g}.")
 
 
 @dataclass(frozen=True)
@@ -48,14 +64,15 @@ class DetectConfig:
     aperture's image, and the width over which it falls to nothing [px]; probe: an image of the beam
     in vacuum instead, whose radial profile is taken, or by "correlation" all of it; mask: True for
     pixels to use (default: all that are alive); false_alarms: false disks a pattern that counting
-    noise alone may make; threshold: smallest significance, instead; min_spacing: between disks
-    [px]; border: disks nearer to the detector's edge are left out [px]; origin: the beam's centre
-    (row, column) [px] where it cannot be seen; search: how far the beam may be from its mean place
-    [px]; background_scale, roughness_scale: standard deviations of the blurs that estimate
+    noise alone may make; threshold: smallest significance, instead (0: any); min_spacing: between
+    disks [px]; border: disks nearer to the detector's edge are left out [px]; origin: the beam's
+    centre (row, column) [px] where it cannot be seen; search: how far the beam may be from its mean
+    place [px]; background_scale, roughness_scale: standard deviations of the blurs that estimate
     background and local spread [px]; structure: fit a slope across disks; gain: stored numbers per
     electron; pixel_size [1/Å] instead of the file's; n_disks: most disks a pattern, more where
     that is not enough; chunk: patterns at a time (default: 32 on a CPU, whose caches they fill, 512
-    elsewhere); n_sample: patterns for the estimates.
+    elsewhere); n_sample: patterns for the estimates. Raises InputError for numbers that make no
+    sense.
     """
 
     method: str = "likelihood"
@@ -78,6 +95,45 @@ class DetectConfig:
     n_disks: int = 64
     chunk: int | None = None
     n_sample: int = 128
+
+    def __post_init__(self) -> None:
+        for name, value, low, high, unit in (
+            ("--radius", self.radius, 0.5, 1e4, "px"),
+            ("edge", self.edge, 0.01, 1e4, "px"),
+            ("--false-alarms", self.false_alarms, 1e-12, 100.0, "a pattern"),
+            ("--threshold", self.threshold, 0.0, 1e4, "standard deviations"),
+            ("min_spacing", self.min_spacing, 0.1, 1e4, "px"),
+            ("border", self.border, 0.0, 1e4, "px"),
+            ("search", self.search, 0.0, 1e4, "px"),
+            ("background_scale", self.background_scale, 0.1, 1e4, "px"),
+            ("roughness_scale", self.roughness_scale, 0.1, 1e4, "px"),
+            ("--gain", self.gain, 1e-6, 1e6, ""),
+            ("--pixel-size", self.pixel_size, 1e-6, 10.0, "1/Å"),
+            ("n_disks", self.n_disks, 1, 10_000, ""),
+            ("chunk", self.chunk, 1, 10**6, ""),
+            ("n_sample", self.n_sample, 1, 10**6, ""),
+        ):
+            if value is not None:
+                require_between(name, value, low, high, unit)
+
+    def check_detector(self, shape: tuple[int, int], source: str) -> None:
+        """Raise InputError for lengths that do not fit a detector of (rows, columns).
+
+        A disk fits whose diameter is half of the smaller side at most: beside the direct beam there
+        must be room for another one.
+        """
+        side = min(shape)
+        for name, value, most in (
+            ("--radius", self.radius, side / 4),
+            ("edge", self.edge, side / 4),
+            ("border", self.border, (side - 1) // 2),
+            ("min_spacing", self.min_spacing, side),
+        ):
+            if value is not None and value > most:
+                raise InputError(
+                    f"{source}: {name} {value:g} is too large for a detector of {shape[0]} × "
+                    f"{shape[1]} pixels; give {most:g} px at most."
+                )
 
 
 DEFAULT = DetectConfig()
@@ -132,22 +188,11 @@ def _image(path: str | Path, meaning: str) -> Shaped[np.ndarray, "h w"]:
 
 def check_method(config: DetectConfig) -> None:
     """Raises InputError where the method or its settings are none, or belong to another method."""
-    of = config.correlation
     for name, value, known in (
         ("method", config.method, Method),
-        ("subpixel", of.subpixel, Subpixel),
+        ("subpixel", config.correlation.subpixel, Subpixel),
     ):
         if value not in get_args(known):
             raise InputError(f"The {name} is {value!r}; give one of {', '.join(get_args(known))}.")
-    if config.method != "correlation" and of != Correlation():
+    if config.method != "correlation" and config.correlation != Correlation():
         raise InputError("Settings of the correlation need the method 'correlation'.")
-    for name, value, low, high in (
-        ("correlation power", of.power, 0, 1),
-        ("upsampling", of.upsample, 2, 256),
-        ("blur", of.blur, 0, 100),
-        ("smallest intensity", of.min_intensity, 0, math.inf),
-        ("smallest relative intensity", of.min_relative_intensity, 0, 1),
-        ("number of the disk that intensities are relative to", of.relative_to, 0, 1000),
-    ):
-        if not low <= value <= high:
-            raise InputError(f"The {name} is {value:g}; give a number from {low} to {high:g}.")

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Any file of a scan as calibrated disks: lists are read, raw patterns searched first."""
+"""Any file of a scan as calibrated disks: lists are read, raw patterns searched first.
+
+`look_at` opens a file and understands it, in seconds; `disks_of` does the work. What a file does
+not state is asked for at once, all of it, with the options that give it.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxstem.detection.config import DEFAULT, DetectConfig
-from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions
-from jaxstem.detection.scan import detect_in_cube, progress_bar
-from jaxstem.errors import InputError
+from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions, option
+from jaxstem.detection.scan import PlannedSearch, detect_in_cube, plan_search, progress_bar
+from jaxstem.errors import InputError, NotStated
 from jaxstem.files.csv import read_csv
 from jaxstem.files.cube import Cube
 from jaxstem.files.cube_readers import read_cube
-from jaxstem.files.emd import bragg_source, holds_disks
+from jaxstem.files.emd import bragg_source, holds_disks, missing_scale
 from jaxstem.files.formats import READERS, format_of
 from jaxstem.files.packed import is_packed, packed_source
 from jaxstem.files.pyxem import holds_vectors, read_vectors
-from jaxstem.files.scan import DiskScan, DiskSource, no_disk_at_all, source_of
+from jaxstem.files.scan import DiskScan, DiskSource, Instrument, no_disk_at_all, source_of
+from jaxstem.runtime import parallel
+
+_HOW = {
+    "scan_shape": "ROWS COLUMNS",
+    "pixel_size": "1/Å (which 'jaxstem calibrate' measures)",
+    "voltage_kv": "KV",
+}
+"""What may be missing, in the order in which it is asked for, and what its option takes."""
 
 
 def open_scan(
@@ -39,12 +53,83 @@ def open_scan(
     options that cannot matter to this file.
     """
     options = replace(options or ReadOptions(), **stated)
+    return disks_of(look_at(path, options, config=config), progress)
+
+
+def look_at(
+    path: str | Path,
+    options: ReadOptions,
+    *,
+    config: DetectConfig = DEFAULT,
+    needs_voltage: bool = False,
+) -> DiskSource | PlannedSearch:
+    """A scan's disks where its file lists them, else the search for them, planned and not done.
+
+    Raises InputError as `open_scan` does; for what the file should state and does not (the scan's
+    shape, the pixel size, the voltage where it is needed) one that names all that is missing.
+    """
+    opened = _all_stated(Path(path), options, needs_voltage)
+    if isinstance(opened, DiskSource):
+        return replace(opened, instrument=_credited(opened.instrument, options))
+    planned = plan_search(opened, options.detection(config))
+    return planned._replace(instrument=_credited(planned.instrument, options))
+
+
+def disks_of(opened: DiskSource | PlannedSearch, progress: bool | None = None) -> DiskSource:
+    """The disks of what `look_at` opened, found by all devices of this process where they are not
+    listed.
+    """
+    if isinstance(opened, DiskSource):
+        return opened
+    mesh = parallel.make_mesh(jax.local_devices()) if jax.local_device_count() > 1 else None
+    with progress_bar(opened.cube, progress) as advance:
+        return source_of(detect_in_cube(opened.cube, opened.config, mesh, advance, opened))
+
+
+def _credited(instrument: Instrument, options: ReadOptions) -> Instrument:
+    """The instrument, saying who stated the size of a pixel."""
+    if options.pixel_size is not None:
+        return replace(instrument, pixel_size_from="as given")
+    if "Q_pixel_size" in (options.calibration or {}):
+        return replace(instrument, pixel_size_from="calibrated")
+    return instrument
+
+
+def _all_stated(path: Path, options: ReadOptions, needs_voltage: bool) -> DiskSource | Cube:
+    """The file, opened; InputError for all that it does not state."""
+    missing: dict[str, NotStated] = {}
+    while True:
+        # with a stand-in for what is missing, to see what else is
+        stand_ins = {lacking.option: lacking.stand_in for lacking in missing.values()}
+        try:
+            opened = _opened(path, replace(options, **stand_ins), needs_voltage)
+            break
+        except NotStated as lacking:
+            if lacking.option in missing:  # its stand-in did not help
+                raise
+            missing[lacking.option] = lacking
+    if not missing:
+        return opened
+    order = [name for name in _HOW if name in missing]
+    what = _listed(missing[name].what for name in order)
+    how = _listed(f"{option(name)} {_HOW[name]}" for name in order)
+    raise InputError(f"{path} does not state {what}; give {how}.")
+
+
+def _opened(path: Path, options: ReadOptions, needs_voltage: bool) -> DiskSource | Cube:
     listed = open_disks(path, options)
-    if listed is not None:
-        return listed
-    cube = open_cube(path, options)
-    with progress_bar(cube, progress) as advance:
-        return source_of(detect_in_cube(cube, options.detection(config), progress=advance))
+    opened = open_cube(path, options) if listed is None else listed
+    if isinstance(opened, Cube) and opened.pixel_size is None and options.pixel_size is None:
+        raise NotStated(f"{path}: no pixel size", **missing_scale(opened.pixel_units))
+    if needs_voltage and opened.voltage_kv is None:
+        stand_in = {"what": "the voltage", "option": "voltage_kv", "stand_in": 300.0}
+        raise NotStated(f"{path}: no voltage", **stand_in)
+    return opened
+
+
+def _listed(words) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def open_disks(path: str | Path, options: ReadOptions) -> DiskSource | None:

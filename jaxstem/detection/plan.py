@@ -47,10 +47,11 @@ def make_plan(
     `config.method` needs.
 
     Raises InputError where the patterns hold no counts, no direct beam stands out, or a setting
-    makes no sense.
+    does not fit them.
     """
     check_method(config)
     shape = patterns.shape[1:]
+    config.check_detector(shape, source)
     good = good_pixels(patterns, config, source)
     patterns = np.where(good & np.isfinite(patterns), patterns, 0).astype(np.float32)
     filled = patterns.sum((1, 2)) > 0
@@ -82,9 +83,10 @@ def make_plan(
     blurred = np.einsum("rij,ij->r", np.interp(about, background_radii, background), weights)
 
     border = radius + 1 if config.border is None else config.border
-    threshold = config.threshold or false_alarm_threshold(
-        config.false_alarms, kernel, (shape[0] - 2 * border) * (shape[1] - 2 * border)
-    )
+    threshold = config.threshold
+    if threshold is None:
+        n_pixels = (shape[0] - 2 * border) * (shape[1] - 2 * border)
+        threshold = false_alarm_threshold(config.false_alarms, kernel, n_pixels)
     touching = 2 * radius + edge
     spacing = config.min_spacing or touching
     block = _block_side(radius)

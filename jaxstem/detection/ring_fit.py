@@ -134,7 +134,7 @@ def fit_rings(
 
     scan: read with the calibration `IN_PIXELS`; pixel_size [1/Å]: looked for within a quarter of
     it, elsewhere where None; rotation [rad] is handed on. Raises InputError where there are too few
-    disks or they do not lie on the crystal's rings.
+    disks, they do not lie on the crystal's rings, or with pixels of that size could not.
     """
     x, block = ring_disks(scan)
     if len(x) < _LEAST_DISKS:
@@ -143,6 +143,9 @@ def fit_rings(
             f"give a scan with {_LEAST_DISKS} or more."
         )
     radius = np.hypot(*x.T)
+    if pixel_size is not None:
+        stated = f"{scan.source}: --pixel-size {pixel_size:g}"
+        _check_reach(pixel_size * radius.max(), crystals, stated)
     scale = _scale(radius, crystals, pixel_size)
     lengths, weights, _ = rings(crystals, 1.2 * scale * radius.max())
     background = _background(radius)
@@ -196,6 +199,18 @@ def ring_disks(scan: DiskScan) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray
     ]
     beyond = np.hypot(*x.T) > 4.0
     return x[beyond], (_BLOCKS * blocks[0] + blocks[1])[beyond]
+
+
+def _check_reach(reach: float, crystals: Sequence[Crystal], stated: str) -> None:
+    """Raise InputError unless rings may lie within the outermost disk's radius [1/Å], which a
+    rough pixel size tells to a quarter, and a detector may reach there.
+    """
+    inner = min(map(_first_ring, crystals))
+    if not inner / 0.9 < reach < 1.25 * REACH:
+        raise InputError(
+            f"{stated} puts the outermost disk at {reach:.3g} 1/Å, and the rings lie from "
+            f"{inner:.3g} to {REACH:g} 1/Å; give a rough pixel size, or none."
+        )
 
 
 def _scale(

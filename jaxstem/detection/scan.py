@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import jax
@@ -36,7 +37,8 @@ from jaxstem.detection.plan import make_plan
 from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube, chunks, sample
 from jaxstem.files.emd import calibrate_disks, create_emd_group, write_emd_entry
-from jaxstem.files.scan import DiskScan
+from jaxstem.files.hdf5_writing import create_hdf5
+from jaxstem.files.scan import DiskScan, Instrument
 from jaxstem.runtime.parallel import REPLICATED, SHARDED, keep_freed_memory, pmap
 from jaxstem.runtime.paths import atomic_path
 from jaxstem.version import __version__
@@ -52,7 +54,7 @@ class Detections:
     row, column: centre [px]; counts, sigma: in the disk above background, and their standard
     deviation; significance: standard deviations above a pattern without disks; origin: the direct
     beam's centre at each position, smoothed; origin_measured: as found, NaN where it was not;
-    cube: the scan; plan: the constants used.
+    cube: the scan; plan: the constants used; instrument: what was understood of it.
     """
 
     row: Float[np.ndarray, " total"]
@@ -65,6 +67,52 @@ class Detections:
     origin_measured: Float[np.ndarray, "ny nx 2"]
     cube: Cube
     plan: Plan | CorrelogramPlan
+    instrument: Instrument
+
+
+class PlannedSearch(NamedTuple):
+    """A scan whose disks can be searched, and what was understood of it before."""
+
+    cube: Cube
+    config: DetectConfig
+    plan: Plan | CorrelogramPlan
+    layout: Layout | CorrelogramLayout
+    instrument: Instrument
+
+    @property
+    def voltage_kv(self) -> float | None:
+        """Accelerating voltage [kV], None where it is not stated."""
+        return self.cube.voltage_kv
+
+    @property
+    def source(self) -> str:
+        """The scan's file."""
+        return self.cube.source
+
+
+def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
+    """What some patterns of a scan say of detector and beam, and how disks are found by it.
+
+    Raises InputError for patterns that cannot be read or used, and for settings that do not fit
+    them.
+    """
+    config.check_detector(cube.detector_shape, cube.source)  # before a pattern is read
+    patterns = sample(cube, config.n_sample)
+    plan, layout = make_plan(patterns, config, cube.source)
+    good = np.asarray(plan.good)
+    counts = np.sum(np.where(good, patterns, 0), axis=(1, 2), dtype=np.float64) / float(plan.gain)
+    radius = config.radius or (math.sqrt(plan.area / math.pi) if isinstance(plan, Plan) else None)
+    turn = cube.calibration.get("QR_rotation")
+    instrument = Instrument(
+        pixel_size=config.pixel_size or cube.pixel_size,
+        rotation_deg=None if turn is None else math.degrees(turn),
+        flip=turn is not None and bool(cube.calibration.get("QR_flip")),
+        centre=tuple(map(float, plan.centre)),
+        radius=radius,
+        dose=float(np.median(counts)),
+        n_masked=int((~good).sum()),
+    )
+    return PlannedSearch(cube, config, plan, layout, instrument)
 
 
 def find_disks(
@@ -72,14 +120,17 @@ def find_disks(
     config: DetectConfig = DEFAULT,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
+    planned: PlannedSearch | None = None,
 ) -> Detections:
     """All disks of a scan, read and searched a chunk at a time.
 
-    With a `mesh` each chunk is shared among its devices. `progress(done, total)` counts patterns.
-    Raises InputError for patterns that cannot be read or used.
+    With a `mesh` each chunk is shared among its devices. `progress(done, total)` counts patterns;
+    `planned` is `plan_search` of the same, where that was made before. Raises InputError as
+    `plan_search` does.
     """
     names = ("row", "column", "counts", "sigma", "significance")
-    plan, layout = make_plan(sample(cube, config.n_sample), config, cube.source)
+    planned = planned or plan_search(cube, config)
+    plan, layout = planned.plan, planned.layout
     size = config.chunk or (32 if jax.default_backend() == "cpu" else 512)
     parts, counts, origins = [], [], []
     for found in stream_disks(cube, plan, layout, size, mesh, progress):
@@ -100,6 +151,7 @@ def find_disks(
         origin_measured=measured,
         cube=cube,
         plan=plan,
+        instrument=planned.instrument,
     )
 
 
@@ -177,13 +229,14 @@ def detect_in_cube(
     config: DetectConfig = DEFAULT,
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
+    planned: PlannedSearch | None = None,
 ) -> DiskScan:
     """The calibrated disks of a scan, as `jaxstem.files.read_disks` would read them from a file.
 
     Raises InputError where the pixel size is neither in the file nor in `config`, and as
     `find_disks` does.
     """
-    return calibrated(find_disks(cube, config, mesh, progress), config.pixel_size)
+    return calibrated(find_disks(cube, config, mesh, progress, planned), config.pixel_size)
 
 
 @contextmanager
@@ -222,6 +275,7 @@ def calibrated(detections: Detections, pixel_size: float | None = None) -> DiskS
         scan_units=cube.scan_units,
         voltage_kv=cube.voltage_kv,
         source=cube.source,
+        instrument=detections.instrument,
     )
 
 
@@ -258,7 +312,7 @@ def write_bragg(
         calibration[f"{name}_mean"] = float(origin.mean())
         calibration[f"{name}_meas"] = detections.origin_measured[..., axis]
         calibration[f"{name}_shift"] = origin - origin.mean()
-    with atomic_path(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path, overwrite) as temporary, create_hdf5(temporary) as (file, _):
         file.attrs.update(
             emd_group_type="file",
             version_major=1,

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from jaxstem.crystal.electron import electron_wavelength
 from jaxstem.errors import InputError, require_between
 
+VOLTAGE_TOLERANCE = 0.01
+"""Relative difference of voltage above which a model does not fit a scan."""
+
 
 @dataclass(frozen=True)
 class Microscope:

@@ -11,15 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxstem.errors import InputError
+from jaxstem.errors import InputError, NotStated
 from jaxstem.files.hdf5 import is_number, open_hdf5, plain_value
-from jaxstem.files.scan import DISK_FIELDS, LARGEST, DiskScan, DiskSource, no_disk_at_all
-from jaxstem.files.units import VOLTAGE_KEY, in_inverse_angstroms, in_kv, without_angles
+from jaxstem.files.scan import (
+    DISK_FIELDS,
+    LARGEST,
+    DiskScan,
+    DiskSource,
+    Instrument,
+    no_disk_at_all,
+)
+from jaxstem.files.units import (
+    VOLTAGE_KEY,
+    angle_in_inverse_angstroms,
+    in_inverse_angstroms,
+    in_kv,
+    without_angles,
+)
 
 
 def create_emd_group(parent, name: str, kind: str, python_class: str | None):
@@ -109,7 +123,21 @@ def bragg_source(
             source=str(path),
         )
 
-    return DiskSource(scan_shape, scan_step, scan_units, voltage_kv, str(path), read)
+    instrument = stated_instrument(calibration, path)
+    return DiskSource(scan_shape, scan_step, scan_units, voltage_kv, str(path), read, instrument)
+
+
+def stated_instrument(calibration: Mapping, path: str | Path) -> Instrument:
+    """What a calibration in py4DSTEM's terms says of detector and beam."""
+    turn = calibration.get("QR_rotation")
+    origin = [calibration.get(name) for name in ("qx0", "qy0")]
+    known = all(value is not None for value in origin)
+    return Instrument(
+        pixel_size=stated_pixel_size(calibration, path),
+        rotation_deg=float(np.rad2deg(turn)) if is_number(turn) else None,
+        flip=is_number(turn) and bool(calibration.get("QR_flip")),
+        centre=tuple(float(np.nanmean(value)) for value in origin) if known else None,
+    )
 
 
 def emd_attribute(node: h5py.HLObject, name: str) -> str | None:
@@ -285,6 +313,18 @@ def stated_scan_step(calibration: dict) -> tuple[float, str]:
     return 1.0, "pixels"
 
 
+def missing_scale(units: str | None) -> dict[str, Any]:
+    """What has to be given, as `NotStated` takes it, where a detector's pixels are in such units:
+    for an angle the voltage, else the size.
+    """
+    if angle_in_inverse_angstroms(str(units), 300.0) is not None:
+        what = f"the voltage (its pixel size is in {units})"
+        return {"what": what, "option": "voltage_kv", "stand_in": 300.0}
+    stated = f" (it is in '{units}')" if units else ""
+    what = f"the detector's pixel size in 1/Å{stated}"
+    return {"what": what, "option": "pixel_size", "stand_in": 0.01}
+
+
 def stated_pixel_size(calibration: dict, path: str | Path) -> float:
     """Size of a detector pixel in 1/Å."""
     units = str(calibration.get("Q_pixel_units", "pixels"))
@@ -294,8 +334,9 @@ def stated_pixel_size(calibration: dict, path: str | Path) -> float:
         "set_Q_pixel_units('A^-1') in py4DSTEM and save it again"
     )
     if factor is None:
-        raise InputError(
-            f"{path}: the detector's pixel size is in '{units}' and not in 1/Å; {remedy}."
+        raise NotStated(
+            f"{path}: the detector's pixel size is in '{units}' and not in 1/Å; {remedy}.",
+            **missing_scale(units),
         )
     size = calibration.get("Q_pixel_size")
     if not is_number(size) or not np.isfinite(size) or size <= 0:

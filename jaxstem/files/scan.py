@@ -27,11 +27,31 @@ LARGEST = 1e30  # values beyond it, which float32 can barely hold, are rubbish l
 
 
 @dataclass(frozen=True)
+class Instrument:
+    """What was understood of a scan's detector and beam; None: not known, or not to be told apart.
+
+    pixel_size: of the detector [1/Å]; pixel_size_from: who says so; rotation_deg: of the detector's
+    axes against the scan's, qx and qy exchanged before where `flip`; centre: mean (row, column) of
+    the direct beam [px]; radius: of the disks [px]; dose: median electrons in a pattern; n_masked:
+    detector pixels left out.
+    """
+
+    pixel_size: float | None = None
+    pixel_size_from: str = "stated by the file"
+    rotation_deg: float | None = None
+    flip: bool = False
+    centre: tuple[float, float] | None = None
+    radius: float | None = None
+    dose: float | None = None
+    n_masked: int | None = None
+
+
+@dataclass(frozen=True)
 class DiskScan:
     """The calibrated disks of a scan, flat (see the module's docstring), direct beam included.
 
     qx, qy in 1/Å in the lab frame; intensity in the units of the disk detection; scan_step in
-    scan_units; voltage_kv in kV, None where the file does not say.
+    scan_units; voltage_kv in kV, None where the file does not say; instrument: what else is known.
     """
 
     qx: Float[np.ndarray, "total"]
@@ -43,6 +63,7 @@ class DiskScan:
     scan_units: str
     voltage_kv: float | None
     source: str
+    instrument: Instrument = Instrument()
 
 
 @dataclass(frozen=True)
@@ -60,6 +81,7 @@ class DiskSource:
     voltage_kv: float | None
     source: str
     read: Callable[[int, int], DiskScan]
+    instrument: Instrument = Instrument()
 
     def pieces(self, n_positions: int) -> list[tuple[int, int]]:
         """The scan cut into ranges of rows, each of about `n_positions` positions and one row at
@@ -87,7 +109,13 @@ def source_of(scan: DiskScan) -> DiskSource:
         )
 
     return DiskSource(
-        scan.scan_shape, scan.scan_step, scan.scan_units, scan.voltage_kv, scan.source, read
+        scan.scan_shape,
+        scan.scan_step,
+        scan.scan_units,
+        scan.voltage_kv,
+        scan.source,
+        read,
+        scan.instrument,
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxstem.errors import InputError
+from jaxstem.errors import InputError, NotStated
 from jaxstem.files.cube import Cube, check_shape
 
 
@@ -40,9 +40,12 @@ def likely_scan_shape(
         return stated
     side = round(np.sqrt(n_patterns))
     square = f" ({side} {side} if it is square)" if side * side == n_patterns else ""
-    raise InputError(
+    raise NotStated(
         f"{path} holds {n_patterns} patterns and does not state the shape of the scan; give it "
-        f"with --scan-shape ROWS COLUMNS{square}."
+        f"with --scan-shape ROWS COLUMNS{square}.",
+        what=f"the shape of the scan of {n_patterns} patterns{square}",
+        option="scan_shape",
+        stand_in=(1, n_patterns),
     )
 
 

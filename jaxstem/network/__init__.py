@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "with_phases",
             "with_simulation",
         ],
+        "choice": ["fitting_model", "Fitting", "keep_model"],
         "matching": [
             "match",
             "matcher",
@@ -59,7 +60,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "MODEL_FILES",
             "NEVER",
             "packaged_models",
+            "read_description",
+            "restored_model",
             "save_model",
+            "stored_model",
+            "StoredModel",
         ],
         "templates": [
             "cached_templates",

@@ -16,16 +16,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from jaxstem.crystal.cell import Crystal, symmetry_operations
 from jaxstem.diffraction.material import Material
@@ -106,10 +108,16 @@ def build_network(config: ModelConfig, materials: Sequence[Material]) -> Orienta
     return OrientationTransformer(config, materials[0].k_max, n_out)
 
 
-def save_model(folder: str | Path, model: Model) -> None:
-    """Write the three files of a model into `folder`, each under a temporary name first."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+class StoredModel(NamedTuple):
+    """A model as files hold it: what model.json says, the cells, the serialised weights."""
+
+    description: dict[str, Any]
+    grid: Float[np.ndarray, "n_cells 4"]
+    weights: bytes
+
+
+def stored_model(model: Model) -> StoredModel:
+    """What `save_model` writes."""
     description = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -128,10 +136,18 @@ def save_model(folder: str | Path, model: Model) -> None:
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), model.params)
     weights = flax.serialization.msgpack_serialize(half)
     description["fingerprint"] = _fingerprint(description, weights)
-    replace_file(folder / "weights.msgpack", weights)
+    grid = np.concatenate([m.grid for m in model.materials]).astype(np.float32)
+    return StoredModel(description, grid, weights)
+
+
+def save_model(folder: str | Path, model: Model) -> None:
+    """Write the three files of a model into `folder`, each under a temporary name first."""
+    folder, stored = Path(folder), stored_model(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "weights.msgpack", stored.weights)
     with atomic_path(folder / "grid.npy", overwrite=True) as part:
-        np.save(part, np.concatenate([m.grid for m in model.materials]).astype(np.float32))
-    replace_file(folder / "model.json", json.dumps(description, indent=1) + "\n")
+        np.save(part, stored.grid)
+    replace_file(folder / "model.json", json.dumps(stored.description, indent=1) + "\n")
 
 
 def load_model(name: str | Path) -> Model:
@@ -154,14 +170,41 @@ def load_model(name: str | Path) -> Model:
                 f"{', '.join(packaged_models()) or 'none'}."
             )
         folder = Path(str(resources.files("jaxstem") / "models" / str(name)))
-    try:
-        description = json.loads((folder / "model.json").read_text())
-        if description.get("format") != _FORMAT:
-            raise ValueError("model.json is not jaxstem's")
-        if description["version"] > _VERSION:
-            raise InputError(f"{folder}: was made by a newer jaxstem; upgrade jaxstem to use it.")
+    with _complete(folder):
+        description = read_description(folder)
         grid = np.load(folder / "grid.npy")
         weights = (folder / "weights.msgpack").read_bytes()
+        return restored_model(StoredModel(description, grid, weights), folder)
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """What model.json says. Raises ValueError or OSError where it is none."""
+    description = json.loads((Path(folder) / "model.json").read_text())
+    if description.get("format") != _FORMAT:
+        raise ValueError("model.json is not jaxstem's")
+    return description
+
+
+@contextmanager
+def _complete(source: str | Path) -> Iterator[None]:
+    """Whatever a damaged model makes others trip over becomes one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{source}: is not a complete jaxstem model ({error}); "
+            "train it again or copy the whole folder."
+        ) from None
+
+
+def restored_model(stored: StoredModel, source: str | Path) -> Model:
+    """The model that files hold. Raises InputError, naming `source`, for one that is damaged."""
+    with _complete(source):
+        description, grid, weights = stored
+        if description["version"] > _VERSION:
+            raise InputError(f"{source}: was made by a newer jaxstem; upgrade jaxstem to use it.")
         known = description.get("fingerprint")
         if known and known != _fingerprint(description, weights):
             raise ValueError("weights.msgpack does not fit the network in model.json")
@@ -185,13 +228,6 @@ def load_model(name: str | Path) -> Model:
         if not known:  # tracing takes longer than all else here
             _check_shapes(model)
         return model
-    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{folder}: is not a complete jaxstem model ({error}); "
-            "train it again or copy the whole folder."
-        ) from None
 
 
 def _fingerprint(description: dict[str, Any], weights: bytes) -> str:

@@ -2,6 +2,7 @@
 """`jaxstem map`: what it writes, where, and what it refuses."""
 
 import dataclasses
+import json
 import shutil
 
 import h5py
@@ -17,14 +18,17 @@ from helpers import (
     write_scan,
 )
 
-from jaxstem import __version__, mapping
+from jaxstem import __version__, api, mapping
 from jaxstem.app import painter
+from jaxstem.app.demo import sample
 from jaxstem.files.emd import read_disks
 from jaxstem.files.map_file import read_map
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS, count_disks
 from jaxstem.maps import drawing
+from jaxstem.network.choice import keep_model
+from jaxstem.network.model import load_model
 from jaxstem.runtime.cache import default_cache
 
 
@@ -204,6 +208,70 @@ def test_the_voltage_can_be_stated(trained, here, answers, capsys):
     assert run(*argv, "--overwrite") == 0
 
 
+ABOUT = {
+    "about_crystals": "Cu (Cu, Fm-3m, a = 3.6150 Å, 4 atoms in the cell)",
+    "about_microscope": "300 kV, 0.0328 1/Å a pixel (stated by the file), semi-angle 1.5 mrad, no "
+    "rotation stated",
+}
+
+
+@pytest.fixture
+def with_crystal(here):
+    """The scan states its voltage, and copper's CIF lies beside it."""
+    write_scan(here / "scan.h5", beam_energy=300e3)
+    shutil.copy(sample("Cu.cif"), here)
+    return here
+
+
+def test_a_scan_and_its_crystal_are_enough(with_crystal, answers, capsys):
+    assert run("map", "scan.h5", "--cif", "Cu.cif") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "crystals: " + ABOUT["about_crystals"]
+    assert said[1] == "microscope: " + ABOUT["about_microscope"]
+    assert said[2].startswith("beam: centre (6") and said[2].endswith(") px")
+    assert said[3] == "model: cu (packaged), for these crystals"
+    names = {path.name for path in with_crystal.iterdir()}
+    assert names == {"scan.h5", "Cu.cif", "scan_map.h5", "scan_map.png"}
+    with h5py.File("scan_map.h5") as file:
+        assert file.attrs["method"] == "network" and file.attrs["model"] == "cu (packaged)"
+        assert ABOUT.items() <= dict(file.attrs).items()
+        assert "beam: " + file.attrs["about_beam"] == said[2]
+    options = ["--out", "map.h5", "--no-figure", "--json"]
+    assert run("map", "scan.h5", "--cif", "Cu.cif", *options) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert ABOUT.items() <= told.items() and told["model"] == "cu (packaged)"
+
+
+def test_matching_says_why_and_how_a_model_is_made(
+    with_crystal, trained, answers, monkeypatch, capsys
+):
+    monkeypatch.setattr(api, "matching_model", lambda crystals, voltage_kv: load_model(trained))
+    argv = ["map", "scan.h5", "--cif", "Cu.cif", "--no-figure"]
+    # no model is for so wide a probe
+    assert run(*argv, "--semiangle-mrad", "4", "--out", "wide.h5") == 0
+    said = capsys.readouterr().out
+    assert "no trained model fits; `jaxstem train --cif Cu.cif --voltage-kv 300 --semi" in said
+    assert run(*argv, "--method", "match", "--out", "match.h5") == 0
+    assert "model: none, each pattern is matched with all orientations\n" in capsys.readouterr().out
+    with h5py.File("match.h5") as file:
+        assert file.attrs["method"] == "match" and file.attrs["model"] == "Cu.cif"
+    wide = [*argv, "--method", "network", "--semiangle-mrad", "4", "--out", "no.h5"]
+    assert_command_refused(wide, with_crystal, capsys, "Cu.cif", "train one with `jaxstem train")
+
+
+def test_a_trained_model_is_found_by_its_crystals(with_crystal, answers, monkeypatch, capsys):
+    """What `train` leaves in the cache, be the CIF called otherwise."""
+    fitting = load_model("cu")
+    microscope = dataclasses.replace(fitting.microscope, semi_angle_mrad=4.0)
+    material = dataclasses.replace(fitting.materials[0], microscope=microscope)
+    keep_model(default_cache(), dataclasses.replace(fitting, materials=(material,)))
+    (with_crystal / "Cu.cif").rename("copper.cif")
+    argv = ["map", "scan.h5", "--cif", "copper.cif", "--semiangle-mrad", "4", "--no-figure"]
+    assert run(*argv) == 0
+    assert "model: trained here for " in capsys.readouterr().out
+    assert read_map("scan_map.h5").phase_names == ("copper",)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -218,8 +286,9 @@ def test_the_voltage_can_be_stated(trained, here, answers, capsys):
         (["--voltage-kv", "nan"], ["--voltage-kv"]),
         (["--least-confidence", "1.2"], ["--least-confidence"]),
         (["--semiangle-mrad", "-1"], ["--semiangle-mrad"]),
-        (["--method", "match"], ["--model", "--cif"]),
+        (["--method", "match"], ["--method match", "--cif", "--model"]),
         (["--cif", "Cu.cif"], ["--model", "--cif"]),
+        (["--model", ""], ["--cif", "--model", "scan.h5 does not state the voltage", "voltage-kv"]),
     ],
 )
 def test_unusable_options_of_map_are_refused(changes, words, trained, here, capsys):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Masks from files."""
+"""Settings that make no sense or do not fit the detector, and masks from files."""
+
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +11,72 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxstem.detection.config import read_mask
+from jaxstem.detection.config import Correlation, DetectConfig, read_mask
+from jaxstem.detection.plan import make_plan
+from jaxstem.detection.scan import find_disks
 from jaxstem.errors import InputError
+from jaxstem.files.cube import cube_from_array
+
+LARGE = {
+    "radius": 1e5,
+    "edge": 1e5,
+    "false_alarms": 1e30,
+    "threshold": 1e9,
+    "min_spacing": 1e5,
+    "border": 1e5,
+    "search": 1e5,
+    "background_scale": 1e5,
+    "roughness_scale": 1e5,
+    "gain": 1e30,
+    "pixel_size": 1e3,
+    "n_disks": 10**9,
+    "chunk": 10**9,
+    "n_sample": 10**9,
+}
+MAY_BE_ZERO = ("threshold", "border", "search")
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_numbers_that_make_no_sense_are_refused(name):
+    nonsense = () if isinstance(LARGE[name], int) else (math.nan, math.inf, -math.inf)
+    for value in (*nonsense, -5, LARGE[name]):
+        with pytest.raises(InputError, match=f"{name.replace('_', '[_-]')} .*: give a number"):
+            DetectConfig(**{name: value})
+    if name in MAY_BE_ZERO:
+        assert getattr(DetectConfig(**{name: 0}), name) == 0
+    else:
+        with pytest.raises(InputError, match="give a number"):
+            DetectConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("name", [n for n in vars(Correlation()) if n != "subpixel"])
+def test_correlations_that_make_no_sense_are_refused(name):
+    whole = isinstance(getattr(Correlation(), name), int)
+    for value in (-1, 10**9) if whole else (math.nan, math.inf, -1, 1e30):
+        with pytest.raises(InputError, match="give a number"):
+            Correlation(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [({"radius": 17.0}, 16), ({"edge": 17.0}, 16), ({"border": 32}, 31), ({"min_spacing": 65}, 64)],
+    ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
+)
+@pytest.mark.parametrize("method", ["likelihood", "correlation"])
+def test_lengths_that_do_not_fit_the_detector_are_refused_at_once(given, most, method):
+    """Before a pattern is read."""
+    config = DetectConfig(method=method, **given)
+    unread = replace(
+        cube_from_array(np.zeros((2, 2, 64, 80), np.uint16)),
+        read=lambda *_: pytest.fail("patterns were read"),
+    )
+    (name,) = given
+    with pytest.raises(InputError, match=f"array: .*{name} .* 64 × 80 pixels; give {most} px"):
+        find_disks(unread, config)
+    with pytest.raises(InputError, match=f"scan: .*{name} .*; give {most} px"):
+        make_plan(np.ones((2, 64, 80)), config)
+    config = replace(config, **{name: most})
+    config.check_detector((64, 80), "array")
 
 
 def test_masks_from_files(tmp_path, rng):

@@ -295,7 +295,7 @@ def test_py4dstem_finds_the_same_disks(theirs, name, power, within):
     disks = theirs[f"{name}_disks"]
     least = {"cross": 0.0005, "hybrid": 0.002, "half": 0.03}[name.split("_")[0]]
     settings = Correlation(power, name.split("_")[1], min_relative_intensity=least)
-    config = DetectConfig("correlation", settings, min_spacing=5.0, border=4, threshold=-1e9)
+    config = DetectConfig("correlation", settings, min_spacing=5.0, border=4, threshold=0.0)
     plan, layout = make_plan(theirs["patterns"], config)
     transform = jnp.fft.rfft2(jnp.asarray(theirs["kernel"])).conj()
     plan = plan._replace(kernel=transform)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Constants of the detection from patterns whose aperture is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers import BEAM, DISK_RADIUS, diffuse, disk_image, patterns_of_disks
@@ -30,3 +32,16 @@ def test_layouts_are_shared(settings):
         expected = diffuse(level=level) + disk_image(BEAM, 1e5)
         layouts.add(make_plan(rng.poisson(expected, (8, 64, 64)), settings)[1])
     assert len(layouts) == 1 and isinstance(layouts.pop(), Layout)
+
+
+def test_the_threshold_is_the_one_given(rng, settings):
+    """0 too, by either method; none, that of the false disks wanted."""
+    patterns = rng.poisson(diffuse() + disk_image(BEAM, 1e5), (4, 64, 64))
+    for method in ("likelihood", "correlation"):
+        given = [replace(settings, method=method, threshold=t) for t in (0.0, 7.5)]
+        assert [float(make_plan(patterns, c)[0].threshold) for c in given] == [0.0, 7.5]
+        few, many = (
+            make_plan(patterns, replace(settings, method=method, false_alarms=n))[0].threshold
+            for n in (1e-12, 0.5)
+        )
+        assert 2 < float(many) < 4 < float(few) < 12

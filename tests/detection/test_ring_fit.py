@@ -48,6 +48,14 @@ def test_the_error_is_that_of_repetition(rng, crystals):
     assert 0.35 < scatter / np.median([x.pixel_size_error for x in found]) < 2.5
 
 
+@pytest.mark.parametrize("size", [1e-6, 0.3, 10.0])
+def test_a_pixel_size_with_which_no_ring_is_seen_is_refused(size, rng, crystals):
+    """At once: the rings up to some thousand 1/Å would fill the memory."""
+    scan = scan_on_rings(rng, crystals["Cu"], 0.03)
+    with pytest.raises(InputError, match=f"--pixel-size {size:g} puts .*; give a rough pixel size"):
+        fit_rings(scan, [crystals["Cu"]], size)
+
+
 def test_disks_without_rings_are_refused(rng, crystals):
     with pytest.raises(InputError, match="too few"):
         scan = scan_on_rings(rng, crystals["Cu"], 0.03, n=1)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions, Stages, command_text
-from jaxstem.app.options import ANY_AS_STATED, ReadingAnyOptions
+from jaxstem.app.options import ANY_AS_STATED, ReadingAny, ReadingAnyOptions
 from jaxstem.app.summaries import map_counts, map_summary
 from jaxstem.errors import InputError, require_between
 
@@ -23,10 +21,15 @@ every third, and so on."""
 
 def map_command(
     scan: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCAN.h5")],
-    out: Annotated[Path, tyro.conf.arg(metavar="MAP.h5")],
-    model: Annotated[str, tyro.conf.arg(metavar="DIR|NAME")] = "",
-    method: Literal["network", "match"] = "network",
     cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")] = (),
+    model: Annotated[str, tyro.conf.arg(metavar="DIR|NAME")] = "",
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="MAP.h5", help_behavior_hint="(default: SCAN_map.h5)")
+    ] = None,
+    method: Annotated[
+        Literal["network", "match", ""],
+        tyro.conf.arg(metavar="network|match", help_behavior_hint="(default: what fits)"),
+    ] = "",
     refine: Literal["none", "fast", "full", "exact"] = "fast",
     semiangle_mrad: Annotated[
         float | None, tyro.conf.arg(metavar="MRAD", help_behavior_hint="(default: the model's)")
@@ -44,16 +47,17 @@ def map_command(
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
-    """Map the phases and orientations over a scan.
+    """Map the phases and orientations over a scan, given the unit cells or a model of them.
 
     Args:
         scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them (EMD 1.0), the table that
             `jaxstem convert` makes of them, or a raw data cube, in which disks are found first.
-        out: Map to write, with its picture MAP.png beside it.
-        model: Folder that `jaxstem train` made, or the name of a packaged model: cu, cu-cu2o.
-        method: The trained network, or matching against all orientations of the --cif crystals,
-            which needs no model.
-        cif: The unit cells for --method match.
+        cif: The unit cells. A model that ships or was trained here is taken where one was trained
+            for them at the scan's voltage; else patterns are matched against all orientations.
+        model: A model instead: its folder, which `jaxstem train` made, or the name of a packaged
+            one: cu, cu-cu2o.
+        out: Map to write, with its picture beside it; by default in the folder you are in.
+        method: With --cif: the trained network, or matching, which needs none.
         refine: Verify and polish candidates: fast, by two-beam theory; full, by Bloch waves too,
             which gives the thickness and takes a hundred times as long; exact, by fits of these to
             the intensities, for those that are right to a per cent or two, which takes ten times as
@@ -70,12 +74,15 @@ def map_command(
     """
     require_between("--batch", 1 if batch is None else batch, 1, 10**6)
     require_between("--least-confidence", least_confidence, 0.0, 1.0)
-    if (method == "match") != bool(cif) or (method == "network") != bool(model):
-        raise InputError("Give either --model, or --method match with --cif and the unit cells.")
+    if bool(cif) and bool(model):
+        raise InputError("Give either --cif with the unit cells, or --model.")
+    if method == "match" and model:
+        raise InputError(f"--method match needs --cif with the unit cells, not --model {model}.")
 
     from jaxstem.app.painter import Painter
     from jaxstem.runtime.paths import atomic_path, check_target
 
+    out = out or Path(f"{scan.stem}_map.h5")
     picture = out.with_suffix(".png")
     if picture == out:
         raise InputError(f"{out}: is the picture's name; name the map MAP.h5 or the like.")
@@ -86,6 +93,9 @@ def map_command(
         raise InputError(f"--report {report}: is the name of another file; name it REPORT.html.")
     for target in targets:
         check_target(target, overwrite)
+
+    if not cif and not model:
+        raise InputError(_lacking(scan, reading))
 
     with ExitStack() as files:
         # before jax is loaded, so that both load at once
@@ -102,33 +112,39 @@ def map_command(
         elif painter:
             painter.close()
 
-        from jaxstem.api import infer_config
-        from jaxstem.detection.opening import open_scan
-        from jaxstem.mapping import check_voltage, map_to_file
+        from jaxstem.api import choose_model, infer_config, read_crystal
+        from jaxstem.detection.opening import disks_of, look_at
+        from jaxstem.mapping import check_voltage, map_to_file, understood
         from jaxstem.network.model import load_model
 
         options = reading.options()
-        # before the scan, in which to find disks may take minutes
-        loaded = load_model(model) if method == "network" else None
-        disks = open_scan(scan, options, output.progress)
+        # all that can be wrong, before disks are looked for
+        crystals = [read_crystal(path) for path in cif]
+        loaded, told = None, {"method": "network", "model": model}
+        why = model
+        if model:
+            loaded = load_model(model)
+        opened = look_at(scan, options, needs_voltage=loaded is None)
         if loaded is None:
-            if disks.voltage_kv is None:
-                raise InputError(f"{scan}: states no voltage; give --voltage-kv.")
-            loaded = _matching_model(cif, disks.voltage_kv)
-        check_voltage(disks, loaded)
+            loaded, told["method"], told["model"], why = choose_model(
+                crystals, opened.voltage_kv, semiangle_mrad, method or None, cif
+            )
+        check_voltage(opened, loaded)
+        config = infer_config(loaded, refine, semiangle_mrad, batch, precision)
+        about = understood(opened, loaded, config)
+        if parallel.is_first():
+            lines = {name.removeprefix("about_"): text for name, text in about.items()}
+            output.say(*(f"{name}: {text}" for name, text in (lines | {"model": why}).items()))
+        disks = disks_of(opened, output.progress)
         stages = Stages("start")
         found = map_to_file(
             map_file,
             disks,
             loaded,
-            infer_config(loaded, refine, semiangle_mrad, batch, precision),
+            config,
             least_confidence=least_confidence,
             options=options,
-            attributes={
-                "command": command_text(),
-                "method": method,
-                "model": model or ", ".join(path.name for path in cif),
-            },
+            attributes={"command": command_text(), **told},
             progress=output.progress,
         )
         if not parallel.is_first():
@@ -143,19 +159,19 @@ def map_command(
         write_report(out, report, scan, overwrite, progress=output.progress)
         stages.end("report")
     output.tell(
-        {"files": targets, **map_counts(found), "stages": stages.seconds},
+        {"files": targets, **about, **told, **map_counts(found), "stages": stages.seconds},
         map_summary(found),
         f"wrote {', '.join(map(str, targets))} ({stages})",
     )
 
 
-def _matching_model(cif: Sequence[Path], voltage_kv: float):
-    """What maps by matching, from CIFs alone."""
-    from jaxstem.crystal.cell import read_cif
-    from jaxstem.network.matching import matching_model
+def _lacking(scan: Path, reading: ReadingAny) -> str:
+    """What to give where neither crystals nor a model are named, for the scan too."""
+    from jaxstem.detection.opening import look_at
 
-    crystals = [read_cif(path) for path in cif]
+    lacking = "Give --cif with the unit cells, or --model."
     try:
-        return matching_model(crystals, voltage_kv)
+        look_at(scan, reading.options(), needs_voltage=True)
     except InputError as error:
-        raise InputError(f"--cif {shlex.join(map(str, cif))}: {error}") from None
+        return f"{lacking} And {error}"
+    return lacking
