@@ -177,6 +177,16 @@ def train(
             and where `out` holds a finished model, another run or other files.
         jaxstem.training.loop.Stopped: When SIGTERM ended the run, once it is checkpointed.
     """
+    for name, value, low, high, unit in (
+        ("--minutes", minutes, 0.01, 1e6, "minutes"),
+        ("--steps", steps, 1, 10**9, ""),
+        ("--batch", batch, 1, 10**6, ""),
+        ("--seed", seed, 0, 2**31 - 1, ""),
+        ("--spacing-deg", spacing_deg, 2.0, 30.0, "degrees"),
+    ):
+        if value is not None:
+            require_between(name, value, low, high, unit)
+
     from jaxstem.training.config import preset_config
     from jaxstem.training.loop import (
         train,  # its libraries take a while to load, and maps need none of them

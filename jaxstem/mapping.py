@@ -30,7 +30,7 @@ from jaxstem.crystal.identity import crystal_summary
 from jaxstem.detection.reading import ReadOptions
 from jaxstem.detection.scan import PlannedSearch
 from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
-from jaxstem.errors import InputError
+from jaxstem.errors import InputError, require_between
 from jaxstem.files.map_file import MapHeader, map_writer
 from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
@@ -75,14 +75,17 @@ def map_scan(
     the scan was opened, are stored in the map for those that open it again, and `attributes` beside
     those that say how the map was made; `mesh` (of this process's devices; all of them) and
     `progress` are `stream_answers`'s. Of several processes each gets the whole map. Raises
-    InputError when the scan's voltage is not the model's, and as the scan's source does.
+    InputError when the scan's voltage is not the model's, for a scan without positions or without
+    any disk, and as the scan's source does.
     """
     config = config or InferConfig()
     source = scan if isinstance(scan, DiskSource) else source_of(scan)
-    check_voltage(source, model)
+    _check(source, model, least_confidence)
     header = map_header(source, model, config, least_confidence, options, attributes)
     found = list(map_blocks(source, model, config, least_confidence, mesh, progress))
     found.sort(key=lambda block: block[0])
+    if not any((block["n_disks"] > 0).any() for _, block in found) and _is_empty(source):
+        raise no_disk_at_all(source)
     arrays = {name: np.concatenate([block[name] for _, block in found]) for name in found[0][1]}
     return OrientationMap(
         **arrays,
@@ -115,7 +118,7 @@ def map_to_file(
     written.
     """
     config = config or InferConfig()
-    check_voltage(source, model)
+    _check(source, model, least_confidence)
     header = map_header(source, model, config, least_confidence, options, attributes)
     were_empty: set[bool] = set()
 
@@ -301,6 +304,20 @@ def shared(blocks: Iterator[Block], most_rows: int, n_columns: int) -> Iterator[
             if n_rows:
                 yield row, {name: np.asarray(x[process][:n_rows]) for name, x in gathered.items()}
         more = bool(states[:, 1].any())
+
+
+def _check(source: DiskSource, model: Model, least_confidence: float) -> None:
+    """Raise InputError where there is nothing to map, or it does not fit the model."""
+    require_between("--least-confidence", least_confidence, 0.0, 1.0)
+    if 0 in source.scan_shape:
+        rows, columns = source.scan_shape
+        raise InputError(f"{source.source} holds {rows} × {columns} positions; give one at least.")
+    check_voltage(source, model)
+
+
+def _is_empty(source: DiskSource) -> bool:
+    """Whether no position has a disk, the direct beam included."""
+    return not any(len(source.read(*rows).qx) for rows in source.pieces(PIECE))
 
 
 def check_voltage(scan: DiskScan | DiskSource | PlannedSearch, model: Model) -> None:

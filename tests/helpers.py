@@ -102,13 +102,13 @@ def lengthened(observed, n):
     )
 
 
-def scan_of_lists(lists):
-    """A one-row scan at 300 kV from (n, 3) arrays of qx, qy [1/Å] and intensity."""
+def scan_of_lists(lists, scan_shape=None):
+    """A scan at 300 kV, of one row by default, from (n, 3) arrays of qx, qy [1/Å], intensity."""
     from jaxstem.files.scan import DiskScan
 
     disks = np.concatenate([np.zeros((0, 3)), *lists]).astype(np.float32)
     offsets = np.cumsum([0, *(len(one) for one in lists)]).astype(np.int64)
-    return DiskScan(*disks.T, offsets, (1, len(lists)), 1.0, "nm", 300.0, "test")
+    return DiskScan(*disks.T, offsets, scan_shape or (1, len(lists)), 1.0, "nm", 300.0, "test")
 
 
 @cache

@@ -15,7 +15,7 @@ import jax
 import matplotlib
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, scan_of_lists
 
 import jaxstem
 from jaxstem import api
@@ -118,6 +118,10 @@ def test_files_disks_and_arrays_give_one_map(small, hasty, patterns, found, tmp_
     assert same[0].attributes["model"] == "cu" and answer.attributes["model"] == "Cu"
 
 
+def scan_without_disks(rows, columns):
+    return scan_of_lists([np.zeros((0, 3))] * (rows * columns), (rows, columns))
+
+
 def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path):
     refused = [
         (lambda: jaxstem.detect_disks(patterns), "pixel_size"),
@@ -127,6 +131,26 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
         (lambda: jaxstem.map_orientations(found, "cu", refine="fats"), "fats"),
         (lambda: jaxstem.map_orientations(found, "cu", precision="half"), "half"),
         (lambda: jaxstem.map_orientations(found, "cu", voltage_kv=200), "200 kV"),
+        (lambda: jaxstem.map_orientations(found, "cu", batch=-5), "batch -5"),
+        (
+            lambda: jaxstem.map_orientations(found, "cu", semiangle_mrad=np.nan),
+            "semiangle-mrad nan",
+        ),
+        (lambda: jaxstem.map_orientations(found, "cu", least_confidence=np.nan), "confidence nan"),
+        (lambda: jaxstem.map_orientations(scan_without_disks(0, 5), "cu"), "0 × 5 positions"),
+        (lambda: jaxstem.map_orientations(scan_without_disks(2, 3), "cu"), "holds no disk"),
+        (lambda: jaxstem.map_orientations(found), "either a model, or cif"),
+        (lambda: jaxstem.map_orientations(found, "cu", cif="Cu.cif"), "either a model, or cif"),
+        (lambda: jaxstem.map_orientations(found, "cu", method="match"), "method with these"),
+        (lambda: jaxstem.map_orientations(found, cif=[]), "one crystal at least"),
+        (lambda: jaxstem.train("Cu.cif", "m", minutes=np.nan), "--minutes nan"),
+        (lambda: jaxstem.train("Cu.cif", "m", batch=-3), "--batch -3"),
+        (lambda: jaxstem.train("Cu.cif", "m", steps=0), "--steps 0"),
+        (lambda: jaxstem.train("Cu.cif", "m", spacing_deg=0.01), "--spacing-deg 0.01"),
+        (
+            lambda: jaxstem.train(sample("Cu.cif"), "m", loss="chorale"),
+            "loss 'chorale' is not known",
+        ),
         (lambda: jaxstem.map_orientations(found, "cu", pixel_size=0.1), "in 1/Å"),
         (lambda: jaxstem.train("nonesuch.cif", tmp_path / "m"), "nonesuch.cif"),
         (lambda: jaxstem.train([], tmp_path / "m"), "CIF"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from jaxstem.app.commands.train import train
 from jaxstem.app.console import CommandLine, command_line, complain, expanded, warn
 from jaxstem.errors import InputError
 from jaxstem.runtime.cache import bound, default_cache, jax_folder
+from jaxstem.runtime.signals import Ended, imports, signals_put_off, signals_unwind
 from jaxstem.version import __version__
 
 _DESCRIPTION = "4D-STEM orientation maps. Example: jaxstem map scan.h5 --model cu --out map.h5"
@@ -70,7 +72,7 @@ def run() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code, 2 for unusable input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), signals_unwind(), signals_put_off(imports):
         warnings.showwarning = warn
         return _run(arguments)
 
@@ -96,10 +98,13 @@ def _run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CUT_OFF
     except OSError as error:
-        about = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        return complain(f"{about}.", 2)
+        about = [str(part) for part in (error.filename, error.strerror) if part]
+        return complain(f"{': '.join(about) or error}.", 2)
     except KeyboardInterrupt:
         return complain("interrupted.", 130)
+    except Ended as ended:
+        (number,) = ended.args
+        return complain(f"interrupted by {signal.Signals(number).name}.", 128 + number)
     return 0
 
 

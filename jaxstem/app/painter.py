@@ -3,9 +3,11 @@
 
 What draws (matplotlib, orix) takes a second or two to load. Another process can do that on another
 core while this one loads jax and reads the scan; jax itself is not loaded there, so that devices
-are left alone. It ends with this one, however that ends: its input is closed then.
+are left alone. It ends with this one, however that ends: its input is closed then. It draws into a
+folder of its own, so that it leaves nothing whenever it is ended.
 
-Orders go there as lines of JSON, the arguments of `paint`, and each is answered by `_DONE`.
+Orders go there as lines of JSON, the arguments of `paint`, and each is answered by `_DONE`. Where
+the process has ended, or does not answer within `PATIENCE`, this one draws.
 """
 
 from __future__ import annotations
@@ -16,10 +18,21 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+import warnings
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+
+from jaxstem.runtime.paths import replace_file
 
 _DONE = "painted"
+
+PATIENCE = 300.0
+"""Seconds that the other process may take for a picture; the largest take a tenth of that."""
+
+_GRACE = 5.0
+"""Seconds until a process that was killed is given up, as one that waits for a dead disk."""
 
 LOADED = "orix.plot"
 """The module whose loading takes longest; with it here no other process is needed."""
@@ -36,29 +49,54 @@ class Painter(AbstractContextManager):
 
         Raises InputError as `maps.figure` and `read_map` do.
         """
-        if not self._asked([str(Path(map_file).absolute()), str(Path(picture).absolute()), every]):
+        drawn = self._drawn(map_file, Path(picture).name, every)
+        if drawn is None:
             paint(map_file, picture, every)
+        else:
+            replace_file(picture, drawn)
 
-    def _asked(self, order: list) -> bool:
-        """Whether the other process did it."""
+    def _drawn(self, map_file: Path, name: str, every: int) -> bytes | None:
+        """The picture that the other process drew, None where it did not."""
         if self._process is None:
-            return False
-        try:
-            self._process.stdin.write(json.dumps(order) + "\n")
-            self._process.stdin.flush()
-            return any(line.strip() == _DONE for line in self._process.stdout)
-        except OSError:  # it has ended
-            return False
+            return None
+        with suppress(OSError), TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            own = Path(folder) / name
+            # in a thread, because waiting for that can be ended
+            answers: list[bool] = []
+            order = json.dumps([str(Path(map_file).absolute()), str(own), every])
+            asking = Thread(target=_ask, args=(self._process, order, answers), daemon=True)
+            asking.start()
+            try:
+                asking.join(PATIENCE)
+            finally:
+                is_late = asking.is_alive()
+                if is_late:
+                    self.close()
+            if answers == [True]:
+                return own.read_bytes()
+            if is_late:
+                what = f"the process that draws did not answer for {PATIENCE:g} s"
+                warnings.warn(f"{what}; the picture is drawn without it.", stacklevel=3)
+        return None
 
     def close(self) -> None:
         """End the other process."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.communicate(timeout=_GRACE)
             self._process = None
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _ask(process: subprocess.Popen, order: str, answers: list[bool]) -> None:
+    """Append whether the process obeyed."""
+    with suppress(OSError, ValueError):  # it has ended
+        process.stdin.write(order + "\n")
+        process.stdin.flush()
+        answers.append(any(line.strip() == _DONE for line in process.stdout))
 
 
 def paint(map_file: str | Path, picture: str | Path, every: int) -> None:

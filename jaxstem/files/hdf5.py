@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,9 @@ import numpy as np
 from jaxstem.errors import InputError
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+_NO_MEMORY = ("memory allocation failed", "H5MM_")
+"""What HDF5 says where it gets no memory."""
 
 
 @contextmanager
@@ -33,10 +38,24 @@ def open_hdf5(path: str | Path) -> Iterator[h5py.File]:
             yield file
     except InputError:
         raise
-    except PermissionError as error:
-        raise InputError(f"{path} cannot be read; change its permissions.") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:
-        raise InputError(f"{path} is cut short or damaged; copy or save it again.") from error
+        raise InputError(f"{path} {_trouble(error)}.") from error
+
+
+def _trouble(error: Exception) -> str:
+    """What is wrong with a file that HDF5 could not read, and what to do."""
+    if isinstance(error, PermissionError):
+        return "cannot be read; change its permissions"
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        return "needs more memory than there is; free some, or save it again if it should be small"
+    number = getattr(error, "errno", None)
+    if number is None:  # no fault of the system's
+        return "is cut short or damaged; copy or save it again"
+    if number == errno.EAGAIN:  # of HDF5's lock
+        return "is open for writing in another program; close it there"
+    if "lock file" in str(error):
+        return f"cannot be locked ({os.strerror(number)}); set HDF5_USE_FILE_LOCKING=FALSE"
+    return f"cannot be read ({os.strerror(number)}); try again, or copy it to another disk"
 
 
 def plain_value(value):

@@ -22,6 +22,7 @@ from jaxstem.files.hdf5 import (
     read_settings,
     write_settings,
 )
+from jaxstem.files.hdf5_writing import create_hdf5
 from jaxstem.files.map_schema import DERIVED, MAP_DATASETS
 from jaxstem.files.orientation_map import NO_CRYSTAL, OrientationMap, ambiguous_by_180
 from jaxstem.runtime.paths import atomic_path
@@ -80,7 +81,7 @@ def map_writer(
     The file appears under its name when the block ends without an error; by then every row must
     have been written. Raises InputError as `atomic_path` does.
     """
-    with atomic_path(path, overwrite) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path, overwrite) as temporary, create_hdf5(temporary) as (file, check):
         file.attrs.update({"jaxstem_version": __version__, **header.attributes})
         file.attrs.update({"format": _MAP_FORMAT, "version": MAP_VERSION})
         file.attrs.update({"scan_step": header.scan_step, "scan_units": header.scan_units})
@@ -105,6 +106,7 @@ def map_writer(
             )
             for name, values in {**arrays, "ambiguous_180": ambiguous}.items():
                 stored[name][rows] = values
+            check()
 
         yield write
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from jaxstem.errors import InputError
 from jaxstem.files.hdf5 import open_hdf5
+from jaxstem.files.hdf5_writing import create_hdf5
 from jaxstem.files.scan import DISK_FIELDS, LARGEST, DiskScan, DiskSource, no_disk_at_all
 from jaxstem.runtime.paths import atomic_path
 from jaxstem.version import __version__
@@ -56,7 +57,7 @@ def write_packed(
     disable = None if progress is None else not progress
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(path, overwrite))
-        file = stack.enter_context(h5py.File(temporary, "w"))
+        file, check = stack.enter_context(create_hdf5(temporary))
         bar = stack.enter_context(tqdm(total=n_positions, unit="position", disable=disable))
         file.attrs.update({"format": _FORMAT, "version": _VERSION, "jaxstem_version": __version__})
         file.attrs.update({"scan_shape": source.scan_shape, "scan_step": source.scan_step})
@@ -77,6 +78,7 @@ def write_packed(
                 table[own] = getattr(piece, name)
             count = len(piece.offsets) - 1
             offsets[done + 1 : done + 1 + count] = piece.offsets[1:] + total
+            check()
             total, done = own.stop, done + count
             bar.update(count)
         if not total:

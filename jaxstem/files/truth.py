@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a scan really holds, where that is known: for scoring maps."""
+"""What a scan really holds, where that is known: for scoring maps.
+
+A `Truth` is checked when it is made, and nowhere else: whoever scores relies on its orientations
+being rotations.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,16 @@ from jaxtyping import Float, Int
 from jaxstem.errors import InputError
 from jaxstem.files.hdf5 import numeric_array, open_hdf5
 
+_NEARLY = 0.01
+"""By how much R^T R may differ from 1, as rounding to three digits makes it."""
+
 
 @dataclass(frozen=True)
 class Truth:
     """What a scan really holds, over its positions; orientation NaN where there is no crystal.
 
-    boundary_weight is 0 inside a grain; grain is -1 and thickness (Å) NaN where not known.
+    boundary_weight is 0 inside a grain; grain is -1 and thickness (Å) NaN where not known. Raises
+    InputError for orientations that are no rotation matrices.
     """
 
     orientation: Float[np.ndarray, "*scan 3 3"]
@@ -27,12 +35,25 @@ class Truth:
     grain: Int[np.ndarray, "*scan"]
     thickness: Float[np.ndarray, "*scan"]
 
+    def __post_init__(self) -> None:
+        known = self.orientation[~np.isnan(self.orientation).all((-2, -1))]
+        with np.errstate(invalid="ignore"):
+            apart = np.abs(np.swapaxes(known, -1, -2) @ known - np.eye(3)).max((-2, -1))
+            wrong, mirrored = ~(apart <= _NEARLY), np.linalg.det(known) < 0
+        if wrong.any() or mirrored.any():
+            what, count = ("are no rotations", wrong) if wrong.any() else ("are mirrored", mirrored)
+            raise InputError(
+                f"{count.sum()} of the truth's {len(known)} orientations {what}; give orthonormal "
+                "matrices of determinant 1, and NaN where there is no crystal."
+            )
+
 
 def read_truth(path: str | Path) -> Truth:
     """The known orientations and phases of a scan.
 
     Needs the datasets `orientation` (…, 3, 3) and `phase` (…); takes `boundary_weight`, `grain` and
-    `thickness` (Å) where present. Raises InputError where they are missing or of unequal shape.
+    `thickness` (Å) where present. Raises InputError where they are missing or of unequal shape, and
+    for orientations that are no rotation matrices.
     """
     with open_hdf5(path) as file:
         for name in ("orientation", "phase"):
@@ -67,4 +88,8 @@ def read_truth(path: str | Path) -> Truth:
                 f"{scan_shape}; give one value a position."
             )
     names = [p.decode() if isinstance(p, bytes) else str(p) for p in phase.ravel()]
-    return Truth(orientation, np.array(names, dtype=np.str_).reshape(scan_shape), **optional)
+    names = np.array(names, dtype=np.str_).reshape(scan_shape)
+    try:
+        return Truth(orientation, names, **optional)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -52,7 +52,8 @@ def evaluate_maps(
 ) -> list[Row]:
     """A row for each phase of each map's truth; `resamples` and `seed` as in `metrics.evaluate`.
 
-    Raises InputError for files that cannot be read, and for a map and a truth that do not fit.
+    Raises InputError for files that cannot be read, for a map and a truth that do not fit, and
+    where nothing of a scan can be scored.
     """
     rows = []
     for map_file, truth_file in paired(maps, truths):
@@ -61,6 +62,11 @@ def evaluate_maps(
             score = evaluate(found, truth, resamples, seed)
         except InputError as error:
             raise InputError(f"{map_file}, {truth_file}: {error}") from None
+        if not score.phases:
+            raise InputError(
+                f"{truth_file} holds no crystal, and a table has a line for each; score "
+                f"{map_file} without one."
+            )
         told = {name: str(found.attributes.get(name, "")) for name in _ATTRIBUTES}
         rows += [
             {"map": str(map_file), "truth": str(truth_file), **told, **_phase_row(name, score)}
@@ -114,13 +120,14 @@ def to_markdown(rows: Sequence[Row]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        percent = {k: f"{100 * row[k]:.1f} %" for k in row if k.startswith("within")}
+        percent = {k: _percent(v) for k, v in row.items() if k.startswith("within")}
+        median = "–" if _unknown(row["median"]) else f"{row['median']:.2f}°"
         if not _unknown(row["within_5_low"]):
             low, high = 100 * row["within_5_low"], 100 * row["within_5_high"]
             percent["within_5"] += f" ({low:.0f}–{high:.0f})"
         lines.append(
             f"| {Path(row['map']).stem} | {row['refine']} | {row['phase']} | {row['n']} | "
-            f"{row['median']:.2f}° | {percent['within_2']} | {percent['within_5']} | "
+            f"{median} | {percent['within_2']} | {percent['within_5']} | "
             f"{percent['within_5_mod_180']} |"
         )
     return "\n".join(lines) + "\n"
@@ -139,6 +146,10 @@ def write_table(path: str | Path, rows: Sequence[Row], overwrite: bool = False) 
     to_text = {".csv": _to_csv, ".json": _to_json, ".md": to_markdown}[Path(path).suffix]
     with atomic_path(path, overwrite) as part:
         Path(part).write_text(to_text(rows))
+
+
+def _percent(share: float) -> str:
+    return "–" if _unknown(share) else f"{100 * share:.1f} %"
 
 
 def _unknown(value: Any) -> bool:

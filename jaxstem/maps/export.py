@@ -17,6 +17,8 @@ Shapes: `ny nx` scan positions, flattened row by row in a `CrystalMap`.
 from __future__ import annotations
 
 import csv
+import io
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from jaxtyping import Float
 
 from jaxstem.crystal.setting import quiet_orix
 from jaxstem.errors import InputError
+from jaxstem.files.hdf5_writing import create_hdf5
 from jaxstem.files.map_file import read_map
 from jaxstem.files.orientation_map import PROPERTIES, OrientationMap
 from jaxstem.maps.drawing import FIGURE_SUFFIXES, figure
@@ -58,8 +61,10 @@ def export_map(
         return figure(orientation_map, out, overwrite)
     with atomic_path(out, overwrite) as temporary:
         if suffix == ".npy":
-            with open(temporary, "wb") as file:
-                np.save(file, py4dstem_matrices(orientation_map))
+            # to a file itself numpy writes by a way of its own, on which a full disk can go unseen
+            stored = io.BytesIO()
+            np.save(stored, py4dstem_matrices(orientation_map))
+            temporary.write_bytes(stored.getbuffer())
         elif suffix == ".csv":
             _write_grains(temporary, orientation_map, grain_deg)
         else:
@@ -69,11 +74,21 @@ def export_map(
 def _write_by_orix(path: Path, orientation_map: OrientationMap) -> None:
     """`.ang` or orix's HDF5, by the suffix of the path."""
     converted = orientation_map.to_orix()
+    is_ang = path.suffix.lower() == ".ang"
+    for _, phase in converted.phases:
+        phase.name = _plain_name(phase.name, spaces=not is_ang)
     with quiet_orix():
+        import orix
         from orix.io.plugins import ang, orix_hdf5
 
-        if path.suffix.lower() == ".h5":
-            return orix_hdf5.file_writer(path, converted)
+        if not is_ang:  # as orix's own `file_writer`, which opens the file itself
+            content = {
+                "manufacturer": "orix",
+                "version": orix.__version__,
+                "crystal_map": orix_hdf5.crystalmap2dict(converted),
+            }
+            with create_hdf5(path) as (file, _):
+                return orix_hdf5.dict2hdf5group(content, file["/"])
         if converted.scan_unit == "nm":  # the format counts in µm
             converted._x, converted._y = converted._x / 1e3, converted._y / 1e3
             converted.scan_unit = "um"
@@ -87,6 +102,19 @@ def _write_by_orix(path: Path, orientation_map: OrientationMap) -> None:
             detector_signal_prop="score",
             extra_prop=["phase_confidence", "confidence_mod180", "thickness"],
         )
+
+
+def _plain_name(name: str, spaces: bool) -> str:
+    """A phase's name as orix reads it back: ASCII (α becomes alpha, ₂ 2), and of a header's words
+    in `.ang` only the last.
+    """
+    letters = (
+        letter if letter.isascii() else unicodedata.name(letter, "x").split()[-1].lower()
+        for letter in unicodedata.normalize("NFKD", name)
+        if not unicodedata.combining(letter)
+    )
+    text = "".join(letters)
+    return text if spaces else "_".join(text.split())
 
 
 def _write_grains(path: Path, orientation_map: OrientationMap, grain_deg: float) -> None:

@@ -38,6 +38,8 @@ _NO_CRYSTAL_NAME = "no crystal"
 
 _UNASSIGNED_NAME = "unassigned"
 
+_NOT_KNOWN = "–"
+
 _WRONG = 180.0
 
 
@@ -106,13 +108,16 @@ def evaluate(
     """Score the pixels with `boundary_weight == 0` of a map against the truth of the same scan.
 
     `resamples` is the number of bootstrap draws behind each interval, `seed` their random seed.
-    Raises InputError when map and truth differ in shape.
+    Raises InputError when map and truth differ in shape, and when there is nothing to score.
     """
     check_shapes(orientation_map, truth)
     names = phase_names(truth)
     plain, mod_180 = pixel_errors(orientation_map, truth)
     crystalline = names != VACUUM_NAME
-    scored = (np.asarray(truth.boundary_weight) == 0) & (~crystalline | np.isfinite(plain))
+    known = ~crystalline | np.isfinite(plain)
+    scored = known & (np.asarray(truth.boundary_weight) == 0)
+    if not scored.any():
+        raise InputError(_nothing_to_score(known))
 
     def phase_evaluation(name: str) -> PhaseEvaluation:
         pixels = scored & (names == name)
@@ -136,6 +141,18 @@ def evaluate(
         vacuum_accuracy=share(right, scored & ~crystalline),
         ambiguous_180=share(orientation_map.ambiguous_180, scored & crystalline),
         confusion=phase_confusion(orientation_map, names, scored),
+    )
+
+
+def _nothing_to_score(known: Bool[np.ndarray, "ny nx"]) -> str:
+    if not known.any():
+        return (
+            f"There is nothing to score, for the truth has an orientation at none of {known.size} "
+            "positions; give the truth of a scan that holds crystals."
+        )
+    return (
+        f"There is nothing to score, for all {known.sum()} positions whose truth is known lie on "
+        "boundaries; give a truth whose 'boundary_weight' is 0 inside grains."
     )
 
 
@@ -296,21 +313,24 @@ def _json_able(value: Any) -> Any:
 
 def to_text(evaluation: Evaluation) -> str:
     """The evaluation as a table for people."""
-    header = ["phase", "n", "", "median", "mean", "95 %", "within 2°", "within 5°"]
-    rows = [header]
-    for name, phase in evaluation.phases.items():
-        label = name if phase.in_map else f"{name} (not in the map)"
-        rows.append([label, str(phase.n), "plain", *_cells(phase.plain)])
-        rows.append(["", "", "mod 180°", *_cells(phase.mod_180)])
     lines = [
         f"{evaluation.n_scored} of {evaluation.n_pixels} pixels scored "
         "(away from boundaries, truth known)",
         "",
-        *_aligned(rows),
-        "",
-        f"[ ]: 95 % interval over grains ({_grain_counts(evaluation)})",
+        *(_phase_lines(evaluation) if evaluation.phases else []),
+        *_confusion_lines(evaluation),
     ]
-    return "\n".join(lines + ["", *_confusion_lines(evaluation)])
+    return "\n".join(lines)
+
+
+def _phase_lines(evaluation: Evaluation) -> list[str]:
+    rows = [["phase", "n", "", "median", "mean", "95 %", "within 2°", "within 5°"]]
+    for name, phase in evaluation.phases.items():
+        label = name if phase.in_map else f"{name} (not in the map)"
+        rows.append([label, str(phase.n), "plain", *_cells(phase.plain)])
+        rows.append(["", "", "mod 180°", *_cells(phase.mod_180)])
+    intervals = f"[ ]: 95 % interval over grains ({_grain_counts(evaluation)})"
+    return [*_aligned(rows), "", intervals, ""]
 
 
 def _grain_counts(evaluation: Evaluation) -> str:
@@ -318,6 +338,9 @@ def _grain_counts(evaluation: Evaluation) -> str:
 
 
 def _cells(errors: ErrorStatistics) -> list[str]:
+    if math.isnan(errors.median):
+        return [_NOT_KNOWN] * 5
+
     def share(value: float, interval: tuple[float, float]) -> str:
         if math.isnan(interval[0]):
             return f"{100 * value:.1f} %"

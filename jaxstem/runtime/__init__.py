@@ -56,5 +56,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "turned",
         ],
         "rows": ["map_rows", "map_rows_where", "packed"],
+        "signals": ["Ended", "imports", "signals_put_off", "signals_unwind"],
     },
 )

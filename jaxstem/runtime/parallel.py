@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,12 @@ CLUSTER_VARIABLES = ("JAXSTEM_COORDINATOR", "JAXSTEM_PROCESSES", "JAXSTEM_PROCES
 """Environment variables that join processes by hand: HOST:PORT of process 0, how many processes
 there are, and which one (from 0) this is."""
 
+_SWITCH = "JAXSTEM_CLUSTER"
+"""Environment variable; `off` makes a process work alone, whatever launched it."""
+
+_QUIET, _PATIENCE = 5, 300
+"""Seconds after which a process that waits for the others says so, and after which it ends."""
+
 
 def start_cluster(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
@@ -54,10 +61,11 @@ def start_cluster(
     process: which of them this is, from 0. What is None is read from the environment
     (`CLUSTER_VARIABLES`), and where that says nothing either, from Slurm (a job step of several
     tasks) or Open MPI, which jax knows. A lone process is left as it is; so is one that has
-    joined before.
+    joined before, and any where JAXSTEM_CLUSTER is `off`. Where the others do not come, the process
+    ends with exit code 2 (`_waiting`).
     Raises InputError when only some of the three are known, or when they make no sense.
     """
-    if jax.distributed.is_initialized():
+    if jax.distributed.is_initialized() or _switched_off():
         return
     given = [
         os.environ.get(name) if value is None else str(value)
@@ -65,14 +73,26 @@ def start_cluster(
     ]
     if any(given):
         _join_by_hand(*given)
-    elif _launched_tasks() > 1:
+        return
+    tasks, where = _launched_tasks()
+    if tasks > 1:
         try:
-            jax.distributed.initialize()
+            with _waiting(tasks, where):
+                jax.distributed.initialize(initialization_timeout=2 * _PATIENCE)
         except ValueError as error:
+            problem = str(error).rstrip(".")
             raise InputError(
                 f"The launcher started several processes, but jax cannot tell how they find each "
-                f"other ({error}); set {', '.join(CLUSTER_VARIABLES)} for each of them."
+                f"other ({problem}); set {', '.join(CLUSTER_VARIABLES)} for each of them, or "
+                f"{_SWITCH}=off for each to work alone."
             ) from None
+
+
+def _switched_off() -> bool:
+    told = os.environ.get(_SWITCH, "")
+    if told.lower() not in ("", "off"):
+        raise InputError(f"{_SWITCH} is {told}; set it to off, or not at all.")
+    return bool(told)
 
 
 def _join_by_hand(coordinator: str | None, processes: str | None, process: str | None) -> None:
@@ -86,14 +106,57 @@ def _join_by_hand(coordinator: str | None, processes: str | None, process: str |
     if not coordinator.rpartition(":")[2].isdecimal():
         raise InputError(f"{CLUSTER_VARIABLES[0]} {coordinator}: give HOST:PORT.")
     if int(processes) > 1:
-        jax.distributed.initialize(coordinator, int(processes), int(process))
+        with _waiting(int(processes), f"{CLUSTER_VARIABLES[0]} is {coordinator}"):
+            jax.distributed.initialize(
+                coordinator, int(processes), int(process), initialization_timeout=2 * _PATIENCE
+            )
 
 
-def _launched_tasks() -> int:
-    """Tasks that Slurm's srun or Open MPI's mpirun started together with this one."""
-    if "SLURM_STEP_NODELIST" in os.environ:
-        return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1)
-    return int(os.environ.get("OMPI_COMM_WORLD_SIZE") or 1)
+def _launched_tasks() -> tuple[int, str]:
+    """Tasks that Slurm's srun or Open MPI's mpirun started together with this one, and where."""
+    nodes = os.environ.get("SLURM_STEP_NODELIST")
+    if nodes is not None:
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("SLURM_NTASKS") or 1
+        return int(tasks), f"started by srun on {nodes}"
+    return int(os.environ.get("OMPI_COMM_WORLD_SIZE") or 1), "started by mpirun"
+
+
+@contextmanager
+def _waiting(processes: int, where: str) -> Iterator[None]:
+    """The block in which jax waits for the other processes: it is said what for, and not for ever.
+
+    jax waits outside of Python, where nothing can be raised, deaf to signals that Python handles,
+    and aborts the process in the end. So Ctrl-C, SIGTERM and SIGHUP end the process at once, and
+    after `_PATIENCE` it ends with a sentence and exit code 2, as for an InputError.
+    """
+
+    def say(sentence: str) -> None:
+        print(f"jaxstem: {sentence} {_SWITCH}=off for each to work alone.", file=sys.stderr)
+        sys.stderr.flush()
+
+    def give_up() -> None:
+        say(f"{who} did not all come within {_PATIENCE} s; start them together, or set")
+        os._exit(2)
+
+    who = f"the {processes} processes of this job ({where})"
+    said = f"waiting for {who} to start; set"
+    timers = [threading.Timer(_QUIET, say, [said]), threading.Timer(_PATIENCE, give_up)]
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is not on Windows
+    before = {x: signal.getsignal(x) for x in (getattr(signal, n, None) for n in names) if x}
+    in_main = threading.current_thread() is threading.main_thread()
+    handled = {number: own for number, own in before.items() if in_main and callable(own)}
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, own in handled.items():
+            signal.signal(number, own)
 
 
 def is_first() -> bool:

@@ -7,7 +7,9 @@ an interrupted program leaves nothing half-written, and what is there is not rep
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,13 +18,20 @@ from pathlib import Path
 
 from jaxstem.errors import InputError
 
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+"""What numpy says of a write that failed, whatever the reason."""
+
 
 @contextmanager
 def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.
 
     The temporary name keeps the suffix, and is removed after an error. Raises InputError where the
-    folder does not exist or cannot be written, or `path` exists and `overwrite` is False.
+    folder does not exist or cannot be written, or `path` exists and `overwrite` is False, and, in
+    the place of an OSError within the block, where there is no room. Sentences of the block's own
+    InputErrors get `path` in the place of the temporary one.
     """
     path = Path(path)
     check_target(path, overwrite)
@@ -31,11 +40,33 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         _refuse_existing(path, overwrite)
         os.replace(temporary, path)
+    except InputError as error:
+        error.args = (str(error).replace(temporary.name, path.name),)
+        raise
+    except Exception as error:
+        problem = _write_problem(error, temporary)
+        if problem is None:
+            raise
+        raise InputError(f"{path}: {problem}.") from error
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _write_problem(error: BaseException, temporary: Path) -> str | None:
+    """Why the file could not be written, and what to do; None for an error of something else."""
+    if not isinstance(error, OSError):  # one that followed, as where matplotlib tidies up
+        return error.__context__ and _write_problem(error.__context__, temporary)
+    reason = (error.strerror or "").lower()
+    if error.errno in _NO_ROOM:
+        return f"{reason}; make room there or choose another folder"
+    if _CUT_SHORT.search(str(error)):
+        return "only a part of it could be written; make room there or choose another folder"
+    if error.filename is not None and os.fspath(error.filename) == os.fspath(temporary):
+        return f"{reason}; choose another name or folder"
+    return None
 
 
 def replace_file(path: str | Path, content: bytes | str) -> None:

@@ -5,9 +5,14 @@ import json
 import re
 from pathlib import Path
 
+import h5py
+import jax
 import numpy as np
+import pytest
 from helpers import (
     assert_command_refused,
+    make_map,
+    random_matrices,
     run,
     write_truth,
 )
@@ -15,6 +20,7 @@ from helpers import (
 from jaxstem import mapping
 from jaxstem.app.demo import sample
 from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.files.map_file import write_map
 from jaxstem.files.truth import read_truth
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import load_model
@@ -60,3 +66,40 @@ def test_unusable_maps_and_truths_are_refused(trained, here, answers, capsys):
     assert_command_refused(
         ["evaluate", "map.h5", larger], here, capsys, "map.h5", larger, "64 x 64"
     )
+
+
+@pytest.mark.parametrize(
+    ("known", "boundary", "words"),
+    [
+        (np.eye(3), 1.0, "nothing to score"),
+        (np.full((3, 3), np.nan), 0.0, "nothing to score"),
+        (-np.eye(3), 0.0, "mirrored"),
+    ],
+    ids=["boundaries", "no truth", "mirrored"],
+)
+def test_what_cannot_be_scored_is_refused(known, boundary, words, here, crystals, rng, capsys):
+    matrices = random_matrices(rng, 6).reshape(2, 3, 3, 3)
+    write_map("map.h5", make_map(matrices, np.zeros((2, 3)), [crystals["Cu"]]))
+    with h5py.File("truth.h5", "w") as file:
+        file["orientation"] = matrices @ known
+        file["phase"] = np.full((2, 3), b"Cu")
+        file["boundary_weight"] = np.full((2, 3), boundary)
+    for argv in (["map.h5", "truth.h5"], ["map.h5", "--truth", "truth.h5", "--out", "table.csv"]):
+        assert_command_refused(["evaluate", *argv], here, capsys, "truth.h5", words)
+
+
+def test_commands_for_one_process_wait_for_no_other(here, crystals, rng, monkeypatch):
+    """In a task of several that Slurm started, whose peers never come."""
+    matrices = random_matrices(rng, 6).reshape(2, 3, 3, 3)
+    write_map("map.h5", make_map(matrices, np.zeros((2, 3)), [crystals["Cu"]]))
+    with h5py.File("truth.h5", "w") as file:
+        file["orientation"], file["phase"] = matrices, np.full((2, 3), b"Cu")
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("waits"))
+    for name in ("JOB_ID", "NTASKS", "STEP_NUM_TASKS"):
+        monkeypatch.setenv(f"SLURM_{name}", "2")
+    for name in ("PROCID", "LOCALID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "localhost")
+    for command in ("evaluate map.h5 truth.h5", "export map.h5 --out map.npy", "doctor"):
+        assert run(*command.split()) == 0
+    assert run("convert", "scan.h5", "--out", "disks.csv") == 0

@@ -63,7 +63,9 @@ def test_a_cube_is_asked_for_all_at_once(
 
 def test_lists_are_asked_for_all_at_once(tmp_path):
     path = write_scan(tmp_path / "scan.h5", Q_pixel_size=1, Q_pixel_units="pixels")
-    with pytest.raises(InputError, match="does not state the detector.* and the voltage; give --pix"):
+    with pytest.raises(
+        InputError, match="does not state the detector.* and the voltage; give --pix"
+    ):
         look_at(path, ReadOptions(), needs_voltage=True)
     opened = look_at(path, ReadOptions(pixel_size=0.03, voltage_kv=300.0), needs_voltage=True)
     assert isinstance(opened, DiskSource) and opened.instrument.pixel_size_from == "as given"

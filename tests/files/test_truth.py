@@ -4,7 +4,7 @@
 import h5py
 import numpy as np
 import pytest
-from helpers import assert_refused
+from helpers import assert_refused, random_matrices
 
 from jaxstem.files.truth import read_truth
 
@@ -12,7 +12,7 @@ from jaxstem.files.truth import read_truth
 def write_truth(path, **changes):
     rng = np.random.default_rng(0)
     arrays = {
-        "orientation": rng.normal(size=(2, 3, 3, 3)),
+        "orientation": random_matrices(rng, 6, np.float64).reshape(2, 3, 3, 3),
         "phase": np.array([[b"Cu", b"Cu2O", b"vacuum"]] * 2),
         "boundary_weight": rng.uniform(size=(2, 3)),
         "grain": np.arange(6).reshape(2, 3),
@@ -57,3 +57,40 @@ def test_truth_may_say_less(tmp_path):
 def test_unusable_truths_are_refused(tmp_path, changes, word):
     write_truth(tmp_path / "truth.h5", **changes)
     assert_refused(read_truth, tmp_path / "truth.h5", word)
+
+
+def spoiled(change):
+    orientation = random_matrices(np.random.default_rng(1), 6, np.float64).reshape(2, 3, 3, 3)
+    orientation[1, 2] = change(orientation[1, 2])
+    return orientation
+
+
+def part_unknown(matrix):
+    return np.where(np.eye(3) == 1, np.nan, matrix)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda matrix: -matrix, "1 of the truth's 6 orientations are mirrored"),
+        (lambda matrix: 1.1 * matrix, "1 of the truth's 6 orientations are no rotations"),
+        (lambda matrix: 0 * matrix, "no rotations"),
+        (lambda matrix: np.full((3, 3), np.inf), "no rotations"),
+        (part_unknown, "no rotations"),
+    ],
+    ids=["mirrored", "stretched", "zero", "infinite", "part NaN"],
+)
+def test_matrices_that_are_no_rotations_are_refused(tmp_path, change, words):
+    write_truth(tmp_path / "truth.h5", orientation=spoiled(change))
+    assert_refused(read_truth, tmp_path / "truth.h5", words, "NaN where there is no crystal")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda matrix: np.full((3, 3), np.nan), lambda matrix: matrix.round(3), np.float32],
+    ids=["unknown", "three digits", "float32"],
+)
+def test_rounded_and_unknown_orientations_are_read(tmp_path, change):
+    orientation = spoiled(change)
+    write_truth(tmp_path / "truth.h5", orientation=orientation)
+    np.testing.assert_array_equal(read_truth(tmp_path / "truth.h5").orientation, orientation)

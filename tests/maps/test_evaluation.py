@@ -51,6 +51,34 @@ def test_one_table_of_several_maps(files, tmp_path):
     assert len(lines) == 4 and "91.7 %" in lines[3] and len({x.count("|") for x in lines}) == 1
 
 
+def test_boundaries_alone_and_vacuum_alone_give_no_table(files, tmp_path):
+    good, _, truth = files
+    with h5py.File(truth, "a") as file:
+        file["boundary_weight"] = np.ones((3, 4))
+    with pytest.raises(InputError, match="good.h5, .*truth.h5: There is nothing to score"):
+        evaluate_maps([good], [truth])
+    with h5py.File(truth, "a") as file:
+        del file["boundary_weight"], file["phase"], file["orientation"]
+        file["phase"] = np.full((3, 4), b"vacuum")
+        file["orientation"] = np.full((3, 4, 3, 3), np.nan)
+    with pytest.raises(InputError, match="truth.h5 holds no crystal"):
+        evaluate_maps([good], [truth])
+
+
+def test_a_phase_without_a_scored_position_is_a_dash(files, tmp_path):
+    good, _, truth = files
+    with h5py.File(truth, "a") as file:
+        file["boundary_weight"] = np.repeat([[0.0], [0.0], [1.0]], 4, axis=1)
+        names = np.full((3, 4), b"Cu")
+        names[2] = b"Mg"
+        del file["phase"]
+        file["phase"] = names
+    rows = evaluate_maps([good], [truth], resamples=10)
+    assert [row["n"] for row in rows] == [8, 0]
+    write_table(tmp_path / "table.md", rows)
+    assert "| Mg | 0 | – | – | – | – |" in (tmp_path / "table.md").read_text()
+
+
 def test_what_is_refused(files, tmp_path):
     good, bad, truth = files
     with pytest.raises(InputError, match="3 maps and 2 truths do not pair"):

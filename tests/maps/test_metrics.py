@@ -202,15 +202,42 @@ def test_maps_of_another_shape_are_refused():
             evaluate(orientation_map, make_truth(random_orientations(rng, shape)))
 
 
-def test_all_pixels_on_boundaries_leave_nothing_to_score():
+@pytest.mark.parametrize(
+    ("share_known", "weight", "words"),
+    [(1, 0.4, "all 4 positions.*boundaries"), (0, 0.0, "at none of 4"), (1, np.nan, "all 4")],
+    ids=["boundaries", "no truth", "weights not known"],
+)
+def test_nothing_to_score_is_refused(share_known, weight, words):
     truth = random_orientations(np.random.default_rng(4), (2, 2))
+    found = make_map(truth, np.zeros((2, 2)), [CU])
+    known = np.where(share_known, truth, np.nan)
+    with pytest.raises(InputError, match=f"nothing to score.*{words}"):
+        evaluate(found, make_truth(known, boundary_weight=np.full((2, 2), weight)))
+
+
+def test_a_map_without_an_answer_is_wrong_everywhere():
+    truth = random_orientations(np.random.default_rng(4), (2, 2))
+    result = evaluate(make_map(truth, np.full((2, 2), -1), [CU]), make_truth(truth))
+    assert result.phases["Cu"].plain.median == 180 and result.phase_accuracy == 0
+
+
+def test_what_is_not_known_of_a_phase_is_a_dash():
+    truth = random_orientations(np.random.default_rng(4), (2, 2))
+    names = np.array([["Cu", "Cu"], ["Mg", "Mg"]])
+    boundary = np.array([[0.0, 0.0], [0.5, 0.5]])
     result = evaluate(
-        make_map(truth, np.zeros((2, 2)), [CU]), make_truth(truth, boundary_weight=np.ones((2, 2)))
+        make_map(truth, np.zeros((2, 2)), [CU]), make_truth(truth, names, boundary_weight=boundary)
     )
-    assert result.n_scored == 0
-    assert math.isnan(result.phase_accuracy)
-    assert to_dict(result)["phases"]["Cu"]["plain"]["median"] is None
-    assert "0 of 4 pixels" in to_text(result)
+    text = to_text(result)
+    assert "nan" not in text and text.count("–") == 10
+    assert to_dict(result)["phases"]["Mg"]["plain"]["median"] is None
+
+
+def test_of_vacuum_alone_the_table_is_left_out():
+    nothing, names = np.full((2, 2, 3, 3), np.nan), np.full((2, 2), "vacuum")
+    result = evaluate(make_map(nothing, np.full((2, 2), -2), [CU]), make_truth(nothing, names))
+    text = to_text(result)
+    assert "vacuum called no crystal 100.0 %" in text and "median" not in text
 
 
 def test_grain_bootstrap_is_wider_than_pixels_alone_allow():

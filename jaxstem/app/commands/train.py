@@ -12,7 +12,6 @@ import tyro
 from jaxstem.app.console import USUAL, Flag, OutputOptions, complain
 from jaxstem.app.options import OF_PRESET
 from jaxstem.diffraction.settings import Microscope, Specimen
-from jaxstem.errors import require_between
 
 STOPPED = 143
 """Exit code of a run that SIGTERM ended early: 128 + 15, as shells report that signal."""
@@ -84,12 +83,6 @@ def train(
         overwrite: Replace a model that is there.
         output: What is said.
     """
-    require_between("--minutes", minutes, 0.01, 1e6, "minutes")
-    require_between("--steps", 1 if steps is None else steps, 1, 10**9)
-    require_between("--batch", 1 if batch is None else batch, 1, 10**6)
-    require_between("--seed", seed, 0, 2**31 - 1)
-    require_between("--spacing-deg", 2.0 if spacing_deg is None else spacing_deg, 2, 30, "degrees")
-
     from jaxstem.api import train
     from jaxstem.network.model import MODEL_FILES
     from jaxstem.runtime import parallel
