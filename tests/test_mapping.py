@@ -38,7 +38,7 @@ from jaxstem.runtime import parallel
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-CONFIG = InferConfig(refine="none", lengths=(12,), batch=8)
+CONFIG = InferConfig(refine="none", lengths=(12,), batch=8, lot=4)
 SHAPE = (9, 5)
 
 

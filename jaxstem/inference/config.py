@@ -17,6 +17,11 @@ BY_BLOCH_WAVES = ("full", "exact")
 ON_CPU = {"none": 128, "fast": 128, "full": 32, "exact": 8}
 """Patterns a step on CPUs. The last step is filled up with empty ones."""
 
+LOT = 64
+"""Patterns that a CPU looks at together, at most, whatever the batch: how it sums depends on how
+many there are.
+"""
+
 ON_ACCELERATOR = {"none": 8192, "fast": 4096, "full": 128, "exact": 128}
 """Patterns a step on each device where the devices are no CPUs."""
 
@@ -38,8 +43,8 @@ class InferConfig:
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
     numbers of disks to which patterns may be padded, ascending (None: `LENGTHS`); batch: patterns a
-    step (None: `ON_CPU` or `ON_ACCELERATOR`); chunk: patterns verified at once within it (what fits
-    a processor's cache); least: patterns whose work a length of their own must save to be worth its
+    step (None: `ON_CPU` or `ON_ACCELERATOR`); lot: patterns that a CPU looks at together (None:
+    `LOT`); chunk: patterns verified at once within it (what fits a processor's cache); least: patterns whose work a length of their own must save to be worth its
     program (None: `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16"
     (verification is in float32); cache: folder that keeps templates and compiled programs for the
     next time, if one does.
@@ -52,6 +57,7 @@ class InferConfig:
     chance: float = 6.0
     lengths: tuple[int, ...] | None = None
     batch: int | None = None
+    lot: int | None = None
     chunk: int = 4
     least: int | None = None
     precision: str = "float32"
@@ -72,8 +78,14 @@ class InferConfig:
         usual = {"none": UNVERIFIED, "fast": ScoreConfig(), "full": THOROUGH, "exact": EXACT}
         return self.score or usual[self.refine]
 
+    @property
+    def together(self) -> int:
+        """Patterns that a CPU looks at together."""
+        return self.lot or min(LOT, ON_CPU[self.refine])
+
     def batch_on(self, mesh: Mesh) -> int:
-        """Patterns a step, a multiple of the number of devices."""
+        """Patterns a step, a multiple of the number of devices, on CPUs of a lot on each."""
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         usual = ON_CPU[self.refine] if on_cpu else ON_ACCELERATOR[self.refine] * mesh.size
-        return -(-(self.batch or usual) // mesh.size) * mesh.size
+        each = mesh.size * (self.together if on_cpu else 1)
+        return -(-(self.batch or usual) // each) * each

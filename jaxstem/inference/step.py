@@ -35,7 +35,7 @@ from jaxstem.orientation.space import OrientationSpace, half_angle_cosine, neare
 from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import cached
 from jaxstem.runtime.programs import cached_pmap
-from jaxstem.runtime.rows import map_rows
+from jaxstem.runtime.rows import in_lots, map_rows
 from jaxstem.verification.candidates import CandidateTables, candidate_tables, modes
 from jaxstem.verification.ranking import Forward, Ranked
 from jaxstem.verification.refinement import verify, verify_dynamically
@@ -260,8 +260,14 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         exposed = Exposure(incident, incident_sigma, is_cut, limit)
         return verified(disks, exposed, log_probability, phases)
 
+    def step_in_lots(given, disks: Disks, incident, incident_sigma, is_cut, limit) -> Answer:
+        rows = (disks, incident, incident_sigma, is_cut)
+        if jax.default_backend() != "cpu":
+            return step(given, *rows, limit)
+        return in_lots(lambda lot: step(given, *lot, limit), rows, config.together)
+
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     specs = (replicated, *[sharded] * 4, replicated)
     content = predict_content(model, config)
-    program = cached_pmap(step, mesh, specs, sharded, content, config.cache)
+    program = cached_pmap(step_in_lots, mesh, specs, sharded, content, config.cache)
     return lambda params, disks, exposed: program((params, tables), disks, *exposed)

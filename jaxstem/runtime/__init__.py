@@ -55,7 +55,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "totals_of_rows",
             "turned",
         ],
-        "rows": ["map_rows", "map_rows_where", "packed"],
+        "rows": ["in_lots", "map_rows", "map_rows_where", "packed"],
         "signals": ["Ended", "imports", "signals_put_off", "signals_unwind"],
     },
 )

@@ -24,6 +24,20 @@ def map_rows(f: Callable[[Any], Any], rows: Any, at_once: int | None) -> Any:
     return jax.vmap(f)(rows) if at_once is None else jax.lax.map(f, rows, batch_size=at_once)
 
 
+def in_lots(f: Callable[[Any], Any], rows: Any, lot: int) -> Any:
+    """`f` of many rows, always of so many at once, the last lot filled up with its last row.
+
+    For an `f` that takes rows together, as matrix products do: how a processor sums depends on how
+    many there are, so that only a fixed number makes a row's result independent of the others.
+    """
+    n = len(jax.tree.leaves(rows)[0])
+    spare = -n % lot
+    fill = lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], spare, axis=0)])  # noqa: E731
+    filled = jax.tree.map(fill, rows) if spare else rows
+    lots = jax.tree.map(lambda x: x.reshape(-1, lot, *x.shape[1:]), filled)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], jax.lax.map(f, lots))
+
+
 def map_rows_where(
     f: Callable[[Any], Any],
     rows: Any,

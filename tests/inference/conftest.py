@@ -31,6 +31,7 @@ def config():
         chance=-1e6,  # to have a crystal everywhere, whatever the untrained network proposes
         lengths=(16,),
         batch=8,
+        lot=4,
         chunk=4,
         least=1,
     )

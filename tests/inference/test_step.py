@@ -80,7 +80,7 @@ def test_any_number_of_devices_answers_the_same(answers, n):
     np.testing.assert_array_equal(counts, other_counts)
     for name in one._fields:
         np.testing.assert_allclose(
-            getattr(one, name), getattr(other, name), atol=2e-4, err_msg=name
+            getattr(one, name), getattr(other, name), atol=2e-6, err_msg=name
         )
 
 
@@ -141,7 +141,7 @@ def test_bloch_waves_tell_the_thickness(refine, by_bloch_waves):
 def test_eight_devices_give_the_verdict_of_one(by_bloch_waves):
     one_device, eight = (by_bloch_waves("full", n)[0] for n in (1, 8))
     for name, one, other in zip(Answer._fields, one_device, eight, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(one, other, atol=2e-6, err_msg=name)
 
 
 @pytest.fixture(scope="module")

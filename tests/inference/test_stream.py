@@ -49,7 +49,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
         return predict
 
     monkeypatch.setattr(stream, "make_predict", make_predict)
-    config = replace(config, lengths=(8, 16, 24), batch=6, least=0)
+    config = replace(config, lengths=(8, 16, 24), batch=6, lot=1, least=0)
     scan = replace(scan_of_lists(lists), scan_shape=(14, 5))
     answer, counts = predict_scan(model, scan, config, progress=False)
     np.testing.assert_array_equal(counts, [len(one) for one in lists])
