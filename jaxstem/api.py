@@ -375,7 +375,7 @@ def map_orientations(
         source = scan if isinstance(scan, DiskSource) else source_of(scan)
     elif isinstance(scan, str | Path):
         opened = look_at(scan, options, needs_voltage=model is None)
-        source = disks_of(opened, progress)
+        source = disks_of(opened, progress, across=True)
     else:
         source = source_of(detect_disks(scan, options=options, progress=progress))
     if options.voltage_kv is not None:

@@ -20,7 +20,8 @@ from helpers import FIXTURES, ROOT
 
 from jaxstem import mapping
 from jaxstem.crystal.cell import read_cif
-from jaxstem.detection.opening import open_scan
+from jaxstem.detection.opening import disks_of, look_at, open_scan
+from jaxstem.detection.reading import ReadOptions
 from jaxstem.diffraction.material import make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
@@ -60,7 +61,8 @@ def work(scan, out):
     parallel.start_cluster()
     stream.PIECE = mapping.PIECE = 10
     try:
-        map_to_file(out, open_scan(scan), tiny_model(), CONFIG, progress=False)
+        source = disks_of(look_at(scan, ReadOptions()), False, across=True)
+        map_to_file(out, source, tiny_model(), CONFIG, progress=False)
     except InputError as error:
         print(error)
         sys.exit(2)
@@ -217,6 +219,30 @@ def test_two_processes_make_the_map_of_one(in_memory, table, tmp_path):
         assert code == 0, said
     assert_same_map(tmp_path / "one.h5", tmp_path / "two.h5", 1e-5)
     assert sorted(os.listdir(tmp_path)) == ["one.h5", "two.h5"]
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_disks_of_one(model, tmp_path, one_device):
+    """Each searches a share of the rows: three of five here, and two."""
+    with h5py.File(ROOT / "experiments/data/cu_random_cube.h5") as file:
+        node = next(node for node in nodes(file) if node.ndim == 4)
+        patterns = node[:5, :3]
+    with h5py.File(tmp_path / "cube.h5", "w") as file:
+        file.create_dataset("cube", data=patterns)
+    with h5py.File(tmp_path / "cube.h5", "r+") as file:
+        root = file.create_group("calibration")
+        root["Q_pixel_size"], root["Q_pixel_units"] = 0.0328, "A^-1"
+    one = map_scan(open_scan(tmp_path / "cube.h5", progress=False), model, CONFIG, **one_device)
+    write_map(tmp_path / "one.h5", one)
+    for said, code in run_processes(2, tmp_path / "cube.h5", tmp_path / "two.h5"):
+        assert code == 0, said
+    assert_same_map(tmp_path / "one.h5", tmp_path / "two.h5", 1e-5)
+
+
+def nodes(file):
+    found = []
+    file.visititems(lambda _, node: found.append(node) if isinstance(node, h5py.Dataset) else None)
+    return found
 
 
 @pytest.mark.slow

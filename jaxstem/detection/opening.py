@@ -75,15 +75,17 @@ def look_at(
     return planned._replace(instrument=_credited(planned.instrument, options))
 
 
-def disks_of(opened: DiskSource | PlannedSearch, progress: bool | None = None) -> DiskSource:
+def disks_of(
+    opened: DiskSource | PlannedSearch, progress: bool | None = None, across: bool = False
+) -> DiskSource:
     """The disks of what `look_at` opened, found by all devices of this process where they are not
-    listed.
+    listed; `across` processes as in `find_disks`.
     """
     if isinstance(opened, DiskSource):
         return opened
     mesh = parallel.make_mesh(jax.local_devices()) if jax.local_device_count() > 1 else None
     with progress_bar(opened.cube, progress) as advance:
-        return source_of(detect_in_cube(opened.cube, opened.config, mesh, advance, opened))
+        return source_of(detect_in_cube(opened.cube, opened.config, mesh, advance, opened, across))
 
 
 def _credited(instrument: Instrument, options: ReadOptions) -> Instrument:

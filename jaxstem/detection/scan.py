@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +39,7 @@ from jaxstem.files.cube import Cube, chunks, sample
 from jaxstem.files.emd import calibrate_disks, create_emd_group, write_emd_entry
 from jaxstem.files.hdf5_writing import create_hdf5
 from jaxstem.files.scan import DiskScan, Instrument
+from jaxstem.runtime import parallel
 from jaxstem.runtime.parallel import REPLICATED, SHARDED, keep_freed_memory, pmap
 from jaxstem.runtime.paths import atomic_path
 from jaxstem.version import __version__
@@ -121,38 +122,66 @@ def find_disks(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
     planned: PlannedSearch | None = None,
+    across: bool = False,
 ) -> Detections:
     """All disks of a scan, read and searched a chunk at a time.
 
     With a `mesh` each chunk is shared among its devices. `progress(done, total)` counts patterns;
-    `planned` is `plan_search` of the same, where that was made before. Raises InputError as
-    `plan_search` does.
+    `planned` is `plan_search` of the same, where that was made before. With
+    `across` each of several processes, all of which must call this, searches a share of the scan's
+    rows and gets the disks of all. Raises InputError as `plan_search` does.
     """
-    names = ("row", "column", "counts", "sigma", "significance")
     planned = planned or plan_search(cube, config)
-    plan, layout = planned.plan, planned.layout
     size = config.chunk or (32 if jax.default_backend() == "cpu" else 512)
-    parts, counts, origins = [], [], []
-    for found in stream_disks(cube, plan, layout, size, mesh, progress):
-        parts.append([getattr(found, name)[found.mask] for name in names])
-        counts.append(found.mask.sum(1))
-        origins.append(found.origin)
-    flat = dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    own = _own_share(cube) if across else cube
+    search = lambda: _flat_disks(  # noqa: E731
+        stream_disks(own, planned.plan, planned.layout, size, mesh, progress)
+    )
+    shares = parallel.from_all(search) if across else [search()]
+    flat = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
+    counts, origin = flat.pop("n_disks"), flat.pop("origin")
     if not len(flat["row"]):
         raise InputError(
             f"{cube.source}: no disk stands out at any position; lower the threshold or check the "
             "file."
         )
-    measured = np.concatenate(origins).reshape(*cube.scan_shape, 2).astype(np.float64)
+    measured = origin.reshape(*cube.scan_shape, 2).astype(np.float64)
     return Detections(
         **flat,
-        offsets=np.concatenate([[0], np.cumsum(np.concatenate(counts))]),
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
         origin=smooth_origin(measured),
         origin_measured=measured,
         cube=cube,
-        plan=plan,
+        plan=planned.plan,
         instrument=planned.instrument,
     )
+
+
+def _own_share(cube: Cube) -> Cube:
+    """The scan rows that this process searches."""
+    bounds = np.linspace(0, cube.scan_shape[0], jax.process_count() + 1).astype(int)
+    first, last = bounds[jax.process_index() : jax.process_index() + 2].tolist()
+    if last - first == cube.scan_shape[0]:
+        return cube
+
+    def read(rows: slice, columns: slice) -> np.ndarray:
+        start, stop, step = rows.indices(last - first)
+        return cube.read(slice(first + start, first + stop, step), columns)
+
+    return replace(cube, shape=(last - first, *cube.shape[1:]), read=read)
+
+
+def _flat_disks(found: Iterator[FoundDisks]) -> dict[str, np.ndarray]:
+    """The disks of chunks of patterns in a row, and of each pattern their number and the origin."""
+    names = ("row", "column", "counts", "sigma", "significance")
+    parts = [
+        [np.zeros(0, np.float32)] * len(names) + [np.zeros(0, int), np.zeros((0, 2), np.float32)]
+    ]
+    for chunk in found:
+        disks = [getattr(chunk, name)[chunk.mask] for name in names]
+        parts.append([*disks, chunk.mask.sum(1), chunk.origin])
+    joined = map(np.concatenate, zip(*parts, strict=True))
+    return dict(zip((*names, "n_disks", "origin"), joined, strict=True))
 
 
 def stream_disks(
@@ -230,13 +259,15 @@ def detect_in_cube(
     mesh: Mesh | None = None,
     progress: Callable[[int, int], None] | None = None,
     planned: PlannedSearch | None = None,
+    across: bool = False,
 ) -> DiskScan:
     """The calibrated disks of a scan, as `jaxstem.files.read_disks` would read them from a file.
 
     Raises InputError where the pixel size is neither in the file nor in `config`, and as
     `find_disks` does.
     """
-    return calibrated(find_disks(cube, config, mesh, progress, planned), config.pixel_size)
+    found = find_disks(cube, config, mesh, progress, planned, across)
+    return calibrated(found, config.pixel_size)
 
 
 @contextmanager

@@ -44,7 +44,8 @@ class InferConfig:
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
     numbers of disks to which patterns may be padded, ascending (None: `LENGTHS`); batch: patterns a
     step (None: `ON_CPU` or `ON_ACCELERATOR`); lot: patterns that a CPU looks at together (None:
-    `LOT`); chunk: patterns verified at once within it (what fits a processor's cache); least: patterns whose work a length of their own must save to be worth its
+    `LOT`); chunk: patterns verified at once within it (what fits a processor's cache); least:
+    patterns whose work a length of their own must save to be worth its
     program (None: `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16"
     (verification is in float32); cache: folder that keeps templates and compiled programs for the
     next time, if one does.

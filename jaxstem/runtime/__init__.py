@@ -30,6 +30,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "parallel": [
             "all_agree",
             "first_says",
+            "from_all",
             "is_first",
             "keep_freed_memory",
             "make_mesh",

@@ -164,6 +164,40 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def from_all(make: Callable[[], dict[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """What `make` gives in each process, in their order, in each of them.
+
+    Arrays by the same names in each, of elements of up to four bytes (wider ones are rounded);
+    their lengths may differ. An InputError of one process is raised there, and another one in its
+    place elsewhere.
+    """
+    failure, own = None, {}
+    try:
+        own = make()
+    except InputError as error:
+        failure = error
+    n = jax.process_count()
+    failed = n > 1 and multihost_utils.process_allgather(np.int32(failure is not None)).any()
+    if failure is not None:
+        raise failure
+    if failed:
+        raise InputError("Another process could not read its share of the scan; see there.")
+    if n == 1:
+        return [own]
+    lengths = np.array([len(x) for x in own.values()], np.int32)
+    of_each = multihost_utils.process_allgather(lengths).reshape(n, -1).tolist()
+    most = np.max(of_each, axis=0)
+    filled = {
+        name: np.concatenate([x, np.zeros((longest - len(x), *x.shape[1:]), x.dtype)])
+        for (name, x), longest in zip(own.items(), most, strict=True)
+    }
+    gathered = multihost_utils.process_allgather(filled)
+    return [
+        {name: np.asarray(gathered[name])[p][:k] for name, k in zip(own, of_each[p], strict=True)}
+        for p in range(n)
+    ]
+
+
 def first_says(answer: Callable[[], Any]) -> Any:
     """What process 0 gets from `answer()`, in every process: None, text, numbers, lists of those.
 

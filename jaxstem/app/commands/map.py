@@ -135,7 +135,7 @@ def map_command(
         if parallel.is_first():
             lines = {name.removeprefix("about_"): text for name, text in about.items()}
             output.say(*(f"{name}: {text}" for name, text in (lines | {"model": why}).items()))
-        disks = disks_of(opened, output.progress)
+        disks = disks_of(opened, output.progress, across=True)
         stages = Stages("start")
         found = map_to_file(
             map_file,
