@@ -32,7 +32,7 @@ from jaxstem.app.commands.train import train
 from jaxstem.app.console import CommandLine, command_line, complain, expanded, warn
 from jaxstem.errors import InputError
 from jaxstem.runtime.cache import bound, default_cache, jax_folder
-from jaxstem.runtime.signals import Ended, imports, signals_put_off, signals_unwind
+from jaxstem.runtime.signals import IMPORTS, Ended, signals_put_off, signals_unwind
 from jaxstem.version import __version__
 
 _DESCRIPTION = "4D-STEM orientation maps. Example: jaxstem map scan.h5 --model cu --out map.h5"
@@ -72,7 +72,7 @@ def run() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); the exit code, 2 for unusable input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with warnings.catch_warnings(), signals_unwind(), signals_put_off(imports):
+    with warnings.catch_warnings(), signals_unwind(), signals_put_off(IMPORTS):
         warnings.showwarning = warn
         return _run(arguments)
 

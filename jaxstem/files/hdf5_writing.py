@@ -27,7 +27,7 @@ def create_hdf5(path: str | Path) -> Iterator[tuple[h5py.File, Callable[[], None
 
     `check` raises the OSError of a write that failed; so does the end of the block.
     """
-    with _Storage(path) as storage, signals_put_off(_CALLED_BY_HDF5.__contains__):
+    with _Storage(path) as storage, signals_put_off(__file__):
         try:
             with h5py.File(storage, "w") as file:
                 yield file, storage.check
@@ -82,8 +82,3 @@ class _Storage(io.FileIO):
         except OSError as error:
             self._failure = error
         return self.tell() if size is None else size
-
-
-_CALLED_BY_HDF5 = {
-    method.__code__ for method in (_Storage.write, _Storage.readinto, _Storage.truncate)
-}

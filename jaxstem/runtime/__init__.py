@@ -57,6 +57,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "turned",
         ],
         "rows": ["in_lots", "map_rows", "map_rows_where", "packed"],
-        "signals": ["Ended", "imports", "signals_put_off", "signals_unwind"],
+        "signals": ["Ended", "IMPORTS", "signals_put_off", "signals_unwind"],
     },
 )

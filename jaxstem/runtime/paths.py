@@ -24,6 +24,10 @@ _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 """What numpy says of a write that failed, whatever the reason."""
 
 
+_LONGEST = 100
+"""Letters of a file's name that its temporary one has too; most disks allow 255 in all."""
+
+
 @contextmanager
 def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends without an error.
@@ -35,7 +39,7 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     check_target(path, overwrite)
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:12]}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:_LONGEST]}-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
         yield temporary
         _refuse_existing(path, overwrite)

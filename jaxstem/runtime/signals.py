@@ -3,7 +3,9 @@
 
 Python runs the handler of a signal in the main thread between any two of its steps. It may stand
 where C has called it and does not survive an exception: within HDF5 (`files/hdf5_writing.py`), or
-while a module of jaxlib is loaded. From there a signal is put off.
+while a module of jaxlib is loaded. From there a signal is put off. Or it may stand where an
+exception is told and goes no further, as in what tidies up after objects. From there it comes
+again.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType, FrameType
+from types import FrameType
 
 _FATAL = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 """Those of `kill` and batch systems, and of a terminal that is closed."""
 
+IMPORTS = "<frozen importlib"
+"""How the names of the files begin that hold Python's import of modules."""
+
 _MOMENT = 0.05
-"""Seconds after which a signal that was put off comes again."""
+"""Seconds after which a signal that was put off or lost comes again."""
 
 
 class Ended(BaseException):
@@ -32,40 +37,50 @@ def signals_unwind() -> Iterator[None]:
 
     Where one is ignored (nohup) or handled already, it stays so; outside the main thread all do.
     """
-    came = []
+    came, tell = [], sys.unraisablehook
 
     def end(number: int, _: FrameType | None) -> None:
         came.append(number)
         if len(came) == 1:
             raise Ended(number)
 
+    def come_again(lost) -> None:
+        if isinstance(lost.exc_value, Ended):
+            came.clear()
+            _raise_soon(*lost.exc_value.args)
+        elif isinstance(lost.exc_value, KeyboardInterrupt):
+            _raise_soon(signal.SIGINT)
+        else:
+            tell(lost)
+
     caught = [number for number in _settable(_FATAL) if signal.getsignal(number) is signal.SIG_DFL]
     try:
+        sys.unraisablehook = come_again
         for number in caught:
             signal.signal(number, end)
         yield
     finally:
+        sys.unraisablehook = tell
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager
-def signals_put_off(within: Callable[[CodeType], bool]) -> Iterator[None]:
-    """Within the block handlers of SIGINT and of signals that end the process do not run while any
-    code runs, between there and the block, of which `within` is true; the signal comes again then.
+def signals_put_off(where: str) -> Iterator[None]:
+    """Within the block handlers of SIGINT and of signals that end the process do not run while code
+    runs, called from the block, of a file whose name starts with `where`; the signal comes again.
     """
     block = sys._getframe(2)  # past this generator and contextlib's `__enter__`
 
     def careful(handler: Callable) -> Callable:
         def handle(number: int, frame: FrameType | None) -> None:
             inner = frame
-            while inner is not None and inner is not block and not within(inner.f_code):
+            while inner is not None and inner is not block and not _stands(inner, where):
                 inner = inner.f_back
             if inner is None or inner is block:
-                return handler(number, frame)
-            again = threading.Timer(_MOMENT, signal.raise_signal, [number])
-            again.daemon = True
-            again.start()
+                handler(number, frame)
+            else:
+                _raise_soon(number)
 
         return handle
 
@@ -80,9 +95,14 @@ def signals_put_off(within: Callable[[CodeType], bool]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def imports(code: CodeType) -> bool:
-    """Whether this is of Python's own import of modules."""
-    return code.co_filename.startswith("<frozen importlib")
+def _stands(frame: FrameType, where: str) -> bool:
+    return frame.f_code.co_filename.startswith(where)
+
+
+def _raise_soon(number: int) -> None:
+    timer = threading.Timer(_MOMENT, signal.raise_signal, [number])
+    timer.daemon = True
+    timer.start()
 
 
 def _settable(numbers: list[int]) -> list[int]:

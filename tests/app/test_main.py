@@ -5,12 +5,20 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from helpers import contents, run, run_process, write_truth
+from helpers import (
+    assert_command_refused,
+    contents,
+    files_of_at_most,
+    run,
+    run_process,
+    write_truth,
+)
 
 from jaxstem import __version__, mapping
 from jaxstem.app.main import COMMANDS, CUT_OFF
@@ -90,6 +98,27 @@ def test_an_interruption_leaves_nothing(trained, here, monkeypatch, capsys):
     assert run("map", "scan.h5", "--model", trained, "--out", "map.h5") == 130
     assert capsys.readouterr().err == "jaxstem: interrupted.\n"
     assert contents(here) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_process_leaves_nothing(number, here, monkeypatch, capsys):
+    def half_written(file, *args, **kwargs):
+        file.write("half")
+        assert len(contents(here)) == len(before) + 1
+        signal.raise_signal(number)
+
+    before = contents(here)
+    monkeypatch.setattr(np, "savetxt", half_written)
+    assert run("convert", "scan.h5", "--out", "disks.csv") == 128 + number
+    assert capsys.readouterr().err == f"jaxstem: interrupted by {number.name}.\n"
+    assert contents(here) == before
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("out", ["disks.h5", "disks.csv"])
+def test_a_full_disk_is_told_in_one_sentence(out, here, capsys):
+    with files_of_at_most(400):
+        assert_command_refused(["convert", "scan.h5", "--out", out], here, capsys, out, "too large")
 
 
 @pytest.mark.slow

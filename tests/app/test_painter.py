@@ -3,6 +3,9 @@
 
 import subprocess
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +72,44 @@ def test_what_a_painter_cannot_draw_is_drawn_here(painted, trouble, monkeypatch,
         else:
             beside.paint(map_file, picture, 1)
             np.testing.assert_array_equal(imread(picture), expected)
+
+
+@pytest.fixture
+def hanging(monkeypatch, tmp_path):
+    """A painter whose process never answers, and the folder in which it would draw."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "encoding": "utf-8"}
+    monkeypatch.setattr(painter, "LOADED", "not loaded")
+    monkeypatch.setattr(painter, "_started", lambda: subprocess.Popen(["sleep", "100"], **pipes))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with Painter() as beside:
+        yield beside, tmp_path / "temporary"
+
+
+def test_a_painter_that_hangs_is_not_waited_for(hanging, monkeypatch):
+    beside, folder = hanging
+    process, drawn = beside._process, []
+    orders = [(Path("map.h5"), Path(name), 2) for name in ("map.png", "again.png")]
+    monkeypatch.setattr(painter, "PATIENCE", 0.1)
+    monkeypatch.setattr(painter, "paint", lambda *order: drawn.append(order))
+    with pytest.warns(UserWarning, match="did not answer for 0.1 s; the picture is drawn"):
+        beside.paint(*orders[0])
+    beside.paint(*orders[1])  # by now without it
+    assert drawn == orders
+    assert process.returncode is not None and not list(folder.iterdir())
+
+
+def test_an_interruption_while_a_painter_draws_leaves_nothing(hanging, monkeypatch):
+    def interrupt(thread, timeout=None):
+        assert list(folder.iterdir())
+        raise KeyboardInterrupt
+
+    beside, folder = hanging
+    process = beside._process
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "join", interrupt)
+        beside.paint(Path("map.h5"), Path("map.png"), 2)
+    assert process.returncode is not None and not list(folder.iterdir())
 
 
 def test_nothing_is_started_where_all_is_loaded():

@@ -4,6 +4,7 @@
 They are cut short, or their parts replaced by arrays of any shape and kind, resized or left out.
 """
 
+import errno
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,11 +13,12 @@ import h5py
 import numpy as np
 import pytest
 from helpers import FIXTURES, assert_refused, assert_whole, read_or_refuse
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.emd import bragg_source, read_disks
+from jaxstem.files.hdf5 import open_hdf5
 from jaxstem.files.map_file import read_map, write_map
 from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.packed import packed_source, write_packed
@@ -33,6 +35,34 @@ def test_files_that_cannot_be_opened_are_refused(read, tmp_path):
     for name, content in [("empty.h5", b""), ("text.h5", b"h k l\n" * 1000)]:
         (tmp_path / name).write_bytes(content)
         assert_refused(read, tmp_path / name, "not an HDF5 file")
+
+
+def test_a_file_that_another_program_writes_is_not_called_damaged(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    path = Path(shutil.copy(BRAGG, tmp_path / "scan.h5"))
+    with path.open("rb+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as HDF5 does for mode "r+"
+        assert_refused(read_disks, path, "open for writing in another program", "close it")
+    assert len(read_disks(path).qx)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError("Unable to allocate 40. GiB for an array"), "memory"),
+        (OSError("Can't read data (memory allocation failed for raw data chunk)"), "memory"),
+        (OSError(errno.EMFILE, "Unable to open file"), "cannot be read (Too many open files)"),
+        (OSError(errno.ENOLCK, "Unable to open file (unable to lock file)"), "cannot be locked"),
+        (OSError("Can't read data (wrong B-tree signature)"), "cut short or damaged"),
+        (KeyError("Unable to open object"), "cut short or damaged"),
+    ],
+)
+def test_failures_of_hdf5_are_told_by_their_causes(error, words):
+    def read(path):
+        with open_hdf5(path):
+            raise error
+
+    assert_refused(read, BRAGG, words)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +183,7 @@ def test_packed_tables_of_any_kind_are_read_or_refused(
 
 
 @settings(max_examples=25, deadline=None)
+@example(name="phase_names", kind="?", shape=[2, 1], attribute="version", value=None)
 @given(
     name=st.sampled_from([*(dataset.location for dataset in MAP_DATASETS.values()), "phase_names"]),
     kind=st.sampled_from(KINDS),

@@ -3,10 +3,17 @@
 
 import csv
 import dataclasses
+import os
 
 import numpy as np
 import pytest
-from helpers import crystal_in_setting, make_map, random_map
+from helpers import (
+    assert_refused,
+    crystal_in_setting,
+    files_of_at_most,
+    make_map,
+    random_map,
+)
 from scipy.spatial.transform import Rotation
 
 from jaxstem.errors import InputError
@@ -46,6 +53,37 @@ def test_orix_reads_back_the_same_map(suffix, tmp_path, seed):
         np.testing.assert_allclose(score[known], found.score.ravel()[known], atol=1e-5)
         confidence = read.prop["ci" if suffix == ".ang" else "confidence"]
         np.testing.assert_allclose(confidence[known], found.confidence.ravel()[known], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "names"),
+    [(".ang", ["Iron_(Alpha)", "beta-Sn2_x"]), (".h5", ["Iron (Alpha)", "beta-Sn2  x"])],
+)
+def test_names_of_several_words_or_other_letters_are_read_back(suffix, names, tmp_path):
+    """orix takes the last word of a name in `.ang`, and its HDF5 for Latin-1 cut short."""
+    from orix import io as orix_io
+
+    crystals = [crystal_in_setting("cubic"), crystal_in_setting("monoclinic")]
+    for number, name in enumerate(("Iron (Alpha)", "β-Sn₂  x")):
+        crystals[number] = dataclasses.replace(crystals[number], name=name)
+    write_map(tmp_path / "map.h5", random_map(crystals, 4))
+    export_map(tmp_path / "map.h5", tmp_path / f"out{suffix}")
+    read = orix_io.load(tmp_path / f"out{suffix}").phases
+    assert [phase.name for index, phase in read if index >= 0] == names
+
+
+@pytest.mark.parametrize("suffix", [".ang", ".h5", ".npy", ".csv", ".png", ".svg", ".pdf"])
+def test_a_full_disk_is_told_and_nothing_left(suffix, tmp_path):
+    write_map(tmp_path / "map.h5", random_map([crystal_in_setting("cubic")], 3))
+    out = tmp_path / f"out{suffix}"
+    out.write_text("before")
+
+    def export(out):
+        with files_of_at_most(120):
+            export_map(tmp_path / "map.h5", out, overwrite=True)
+
+    assert_refused(export, out, "file too large")
+    assert sorted(os.listdir(tmp_path)) == ["map.h5", out.name] and out.read_text() == "before"
 
 
 def test_ang_columns(tmp_path):
