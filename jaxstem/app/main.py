@@ -35,7 +35,7 @@ from jaxstem.runtime.cache import bound, default_cache, jax_folder
 from jaxstem.runtime.signals import IMPORTS, Ended, signals_put_off, signals_unwind
 from jaxstem.version import __version__
 
-_DESCRIPTION = "4D-STEM orientation maps. Example: jaxstem map scan.h5 --model cu --out map.h5"
+_DESCRIPTION = "4D-STEM orientation maps. Example: jaxstem map scan.h5 --cif Cu.cif"
 
 _SELDOM = 100_000
 """Python objects that are made between two looks for cycles among them."""

@@ -155,6 +155,8 @@ def _correlogram_plan(
     if threshold is None:
         n_pixels = (shape[0] - 2 * border) * (shape[1] - 2 * border)
         threshold = false_alarm_threshold(config.false_alarms, blurred, n_pixels)
+    elif threshold == 0:  # any: the least intensities decide
+        threshold = -np.inf
     block = _block_side(radius)
     rough = config.roughness_scale or 2.75 * radius
     transforms = (transform.conj(), np.fft.rfft2(blurred**2).conj())

@@ -68,7 +68,7 @@ class Detections:
     origin_measured: Float[np.ndarray, "ny nx 2"]
     cube: Cube
     plan: Plan | CorrelogramPlan
-    instrument: Instrument
+    instrument: Instrument = Instrument()
 
 
 class PlannedSearch(NamedTuple):

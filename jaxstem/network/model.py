@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from jaxstem.errors import InputError
 from jaxstem.network.heads import HEADS
 from jaxstem.network.templates import MatchConfig
 from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
-from jaxstem.runtime.paths import atomic_path, replace_file
+from jaxstem.runtime.paths import replace_file
 
 _FORMAT, _VERSION = "jaxstem-model", 3
 
@@ -145,8 +146,9 @@ def save_model(folder: str | Path, model: Model) -> None:
     folder, stored = Path(folder), stored_model(model)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / "weights.msgpack", stored.weights)
-    with atomic_path(folder / "grid.npy", overwrite=True) as part:
-        np.save(part, stored.grid)
+    grid = io.BytesIO()  # to a file itself numpy writes in a way that can miss a full disk
+    np.save(grid, stored.grid)
+    replace_file(folder / "grid.npy", grid.getvalue())
     replace_file(folder / "model.json", json.dumps(stored.description, indent=1) + "\n")
 
 

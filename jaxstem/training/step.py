@@ -196,7 +196,13 @@ def init_state(
     best = jax.tree.map(jnp.copy, params) if keep == "best" else ()
     opt_state = optimiser.init(params)
     return TrainState(
-        number(0), number(total), params, opt_state, jnp.zeros(()), jnp.full((), jnp.inf), best
+        number(0),
+        number(total),
+        params,
+        opt_state,
+        jnp.zeros(()),
+        jnp.full((), jnp.inf, jnp.float32),
+        best,
     )
 
 

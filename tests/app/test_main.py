@@ -85,7 +85,7 @@ def test_incomplete_command_lines_exit_with_2(argv, here, capsys):
 
 
 def test_the_missing_option_is_named(capsys):
-    assert run("map", "scan.h5", "--model", "cu") == 2
+    assert run("convert", "scan.h5") == 2
     assert "--out" in capsys.readouterr().err
 
 

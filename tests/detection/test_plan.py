@@ -35,11 +35,13 @@ def test_layouts_are_shared(settings):
 
 
 def test_the_threshold_is_the_one_given(rng, settings):
-    """0 too, by either method; none, that of the false disks wanted."""
+    """0 too (for the correlation, whose least intensities decide then, none at all); by default
+    that of the false disks wanted.
+    """
     patterns = rng.poisson(diffuse() + disk_image(BEAM, 1e5), (4, 64, 64))
-    for method in ("likelihood", "correlation"):
+    for method, least in (("likelihood", 0.0), ("correlation", -np.inf)):
         given = [replace(settings, method=method, threshold=t) for t in (0.0, 7.5)]
-        assert [float(make_plan(patterns, c)[0].threshold) for c in given] == [0.0, 7.5]
+        assert [float(make_plan(patterns, c)[0].threshold) for c in given] == [least, 7.5]
         few, many = (
             make_plan(patterns, replace(settings, method=method, false_alarms=n))[0].threshold
             for n in (1e-12, 0.5)

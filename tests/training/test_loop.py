@@ -67,7 +67,9 @@ def memoised_init(init_state):
         return jax.jit(lambda seed, total: init_state(network, optimiser, seed, total, keep))
 
     optimisers = cache(lambda: make_optimiser(TrainConfig()))
-    return lambda network, _, seed, total, keep: compiled(network, optimisers(), keep)(seed, total)
+    return lambda network, _, seed, total, keep="last": compiled(network, optimisers(), keep)(
+        seed, total
+    )
 
 
 @pytest.fixture(scope="module")

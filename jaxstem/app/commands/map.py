@@ -47,7 +47,7 @@ def map_command(
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
-    """Map the phases and orientations over a scan, given the unit cells or a model of them.
+    """Map the phases and orientations over a scan.
 
     Args:
         scan: Bragg disks as `jaxstem detect` or py4DSTEM saves them (EMD 1.0), the table that
