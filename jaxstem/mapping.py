@@ -81,6 +81,8 @@ def map_scan(
     config = config or InferConfig()
     source = scan if isinstance(scan, DiskSource) else source_of(scan)
     _check(source, model, least_confidence)
+    if isinstance(scan, DiskScan) and not len(scan.qx):
+        raise no_disk_at_all(source)
     header = map_header(source, model, config, least_confidence, options, attributes)
     found = list(map_blocks(source, model, config, least_confidence, mesh, progress))
     found.sort(key=lambda block: block[0])

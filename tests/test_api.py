@@ -91,6 +91,7 @@ def test_disks_of_an_array_are_those_of_its_file(patterns, found, tmp_path):
     import h5py
 
     assert found.scan_shape == SHAPE and (found.scan_step, found.voltage_kv) == (2.0, 300.0)
+    assert found.instrument.pixel_size == PIXEL and 2 < found.instrument.radius < 3
     with h5py.File(tmp_path / "cube.h5", "w") as file:
         file["cube"] = patterns
     of_file = jaxstem.detect_disks(tmp_path / "cube.h5", pixel_size=PIXEL, voltage_kv=300.0)

@@ -380,13 +380,8 @@ def test_two_phases_train(two, config, tmp_path, one_device):
     assert not (tmp_path / "twins").exists()
 
 
-REGRESSIONS = [head for head in HEADS if head != "grid"]
-OFTEN = ("hypotheses",)
-
-
-@pytest.mark.parametrize(
-    "head", [pytest.param(h, marks=() if h in OFTEN else pytest.mark.slow) for h in REGRESSIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "grid"])
 def test_every_head_trains_on_two_phases(two, config, tmp_path, one_device, head):
     """The loss that each head comes with; the model remembers both."""
     config = replace(config.with_loss("", head), steps=2)

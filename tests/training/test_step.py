@@ -168,6 +168,7 @@ def test_eight_devices_do_the_plain_mathematics_of_one(on_devices, copper, tiny,
 def test_sharded_step_is_jax_pmap(on_devices, copper, tiny, start, monkeypatch):
     """The very same per-device program through `jax.pmap`."""
     network, optimiser = build_network(tiny.model, [copper]), watched_optimiser(tiny)
+    expected = on_devices(8)
     monkeypatch.setattr(parallel, "pmap", lambda step, *_, **__: step)
     mesh = parallel.make_mesh()
     per_device = make_train_step(network, [copper], tiny, optimiser, mesh)
@@ -181,7 +182,7 @@ def test_sharded_step_is_jax_pmap(on_devices, copper, tiny, start, monkeypatch):
         state, loss = jax.device_get(mapped(jnp.zeros(8), state, key, source))
         return jax.tree.map(lambda x: x[3], state), loss[5]
 
-    assert_same_run(run(step, start), on_devices(8))
+    assert_same_run(run(step, start), expected)
 
 
 def test_learning_rate_warms_up_and_falls(tiny):
