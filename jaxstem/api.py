@@ -35,7 +35,7 @@ from jaxstem.errors import InputError, require_between
 from jaxstem.files.cube import Cube, cube_from_array
 from jaxstem.files.emd import stated_pixel_size
 from jaxstem.files.orientation_map import OrientationMap
-from jaxstem.files.scan import DiskScan, DiskSource, source_of
+from jaxstem.files.scan import DiskScan, DiskSource
 from jaxstem.inference.config import InferConfig
 from jaxstem.mapping import map_scan
 from jaxstem.network.choice import fitting_model, keep_model
@@ -372,12 +372,12 @@ def map_orientations(
         infer_config(loaded, refine, semiangle_mrad, batch, precision)
     if isinstance(scan, DiskScan | DiskSource):
         options.refuse((*OF_PATTERNS, *OF_PIXELS, "scan_shape"), f"{scan.source} is disks in 1/Å")
-        source = scan if isinstance(scan, DiskSource) else source_of(scan)
+        source = scan
     elif isinstance(scan, str | Path):
         opened = look_at(scan, options, needs_voltage=model is None)
         source = disks_of(opened, progress, across=True)
     else:
-        source = source_of(detect_disks(scan, options=options, progress=progress))
+        source = detect_disks(scan, options=options, progress=progress)
     if options.voltage_kv is not None:
         source = dataclasses.replace(source, voltage_kv=options.voltage_kv)
     if model is None:

@@ -42,7 +42,7 @@ os.environ["NUMBA_CACHE_DIR"] = os.path.join(
 )
 
 
-TURNS = 7
+TURNS = 21
 """Into so many lots the slow tests are cut, of which `--slow turn` runs one each day."""
 
 

@@ -280,6 +280,7 @@ def answers_of(on_devices, config, monkeypatch):
     return answer
 
 
+@pytest.mark.slow
 def test_verification_tells_phases_and_vacuum_apart(two_phases, answers_of):
     """The network gives both phases, and none, the same probability."""
     answer, (phase, orientation) = answers_of(two_phases)
