@@ -78,6 +78,7 @@ def test_weights_do_not_depend_on_where_in_a_pixel(rng, settings, detect):
     assert error.max() < 0.08
 
 
+@pytest.mark.slow
 def test_a_slope_across_a_disk_does_not_move_it(rng, settings, detect):
     slopes = rng.uniform(-0.3, 0.3, (32, 2))
     centres = np.array([20.0, 44.0]) + rng.uniform(-0.5, 0.5, (32, 2))

@@ -164,6 +164,7 @@ def test_network_alone(unverified, copper, likeliest):
     assert np.all(angle.min(axis=1) < copper.spacing)
 
 
+@pytest.mark.slow
 def test_half_precision_is_the_networks_alone(unverified, on_devices, model, scan, config):
     """Answers are nearly those of float32; verification has the same candidates to judge."""
     config = replace(config, refine="none")

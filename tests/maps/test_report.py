@@ -289,6 +289,7 @@ def test_the_page_answers_clicks_and_keys(browser, found, written, tmp_path):
     assert all(name.startswith("data:") for name in loaded)
 
 
+@pytest.mark.slow
 def test_patterns_are_drawn_in_the_lab_frame(browser, found, bright, tmp_path, monkeypatch):
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -319,6 +320,7 @@ def test_patterns_are_drawn_in_the_lab_frame(browser, found, bright, tmp_path, m
     assert complaints(browser) == []
 
 
+@pytest.mark.slow
 def test_the_page_fits_a_phone_and_says_where_it_holds_no_pattern(browser, found, tmp_path):
     write_map(tmp_path / "map.h5", found)
     config = ReportConfig(most_kept=12)

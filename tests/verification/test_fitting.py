@@ -118,6 +118,7 @@ def test_deviations_are_logarithms_of_ratios(tables, simulate, rng):
     np.testing.assert_allclose(expected[: len(order)][np.asarray(disks.mask)], told, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_beam_without_a_disk_deviates_by_its_excess(tables, simulate, rng):
     ((truth, thickness),) = samples(rng, simulate, 1)
     disks = simulate(truth, thickness)

@@ -165,6 +165,7 @@ def test_candidates_in_one_place_count_once(pairs_in_one_place):
     np.testing.assert_allclose(best, best_of_all, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", [0, 1])
 def test_verification_finds_the_phase_that_the_network_thinks_unlikely(two, judge, phase, rng):
     """The distribution is right within each phase and in favour of the wrong one."""
