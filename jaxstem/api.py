@@ -37,7 +37,7 @@ from jaxstem.files.emd import stated_pixel_size
 from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.scan import DiskScan, DiskSource
 from jaxstem.inference.config import InferConfig
-from jaxstem.mapping import map_scan
+from jaxstem.mapping import check_voltage, map_scan
 from jaxstem.network.choice import fitting_model, keep_model
 from jaxstem.network.losses import Loss, LossFn
 from jaxstem.network.matching import matching_model
@@ -363,30 +363,32 @@ def map_orientations(
         raise InputError("Give either a model, or cif with the unit cells, and method with these.")
     stated = _stated(pixel_size=pixel_size, voltage_kv=voltage_kv, scan_shape=scan_shape)
     options = dataclasses.replace(options or ReadOptions(), **stated)
-    loaded, told = model, {"model": str(model)}
+    # all that can be wrong, before disks are looked for, which may take minutes
+    loaded, told = None, {"model": str(model)}
     if model is not None:
-        # before the scan, in which to find disks may take minutes
         loaded = model if isinstance(model, Model) else load_model(model)
         if loaded is model:
             told = {"model": ", ".join(model.phase_names)}
         infer_config(loaded, refine, semiangle_mrad, batch, precision)
+    else:
+        crystals = [read_crystal(cell) for cell in _cells(cif)]
     if isinstance(scan, DiskScan | DiskSource):
         options.refuse((*OF_PATTERNS, *OF_PIXELS, "scan_shape"), f"{scan.source} is disks in 1/Å")
         source = scan
     elif isinstance(scan, str | Path):
-        opened = look_at(scan, options, needs_voltage=model is None)
-        source = disks_of(opened, progress, across=True)
+        source = look_at(scan, options, needs_voltage=loaded is None)
     else:
         source = detect_disks(scan, options=options, progress=progress)
-    if options.voltage_kv is not None:
+    if options.voltage_kv is not None and isinstance(source, DiskScan | DiskSource):
         source = dataclasses.replace(source, voltage_kv=options.voltage_kv)
-    if model is None:
+    if loaded is None:
         if source.voltage_kv is None:
             raise InputError(f"{source.source} states no voltage; give voltage_kv.")
-        chosen = choose_model(cif, source.voltage_kv, semiangle_mrad, method)
+        chosen = choose_model(crystals, source.voltage_kv, semiangle_mrad, method)
         loaded, told = chosen.model, {"method": chosen.method, "model": chosen.name}
+    check_voltage(source, loaded)
     return map_scan(
-        source,
+        source if isinstance(source, DiskScan) else disks_of(source, progress, across=True),
         loaded,
         infer_config(loaded, refine, semiangle_mrad, batch, precision),
         least_confidence=least_confidence,

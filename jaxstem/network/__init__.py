@@ -55,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "model": [
             "build_network",
+            "described_microscope",
             "load_model",
             "Model",
             "MODEL_FILES",

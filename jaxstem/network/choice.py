@@ -18,11 +18,12 @@ import numpy as np
 
 from jaxstem.crystal.cell import Crystal
 from jaxstem.crystal.identity import same_crystal
-from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE, Microscope
+from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
 from jaxstem.errors import InputError
 from jaxstem.network.model import (
     Model,
     StoredModel,
+    described_microscope,
     load_model,
     packaged_models,
     read_description,
@@ -139,8 +140,7 @@ def _same_microscope(
     description: dict[str, Any], voltage_kv: float, semi_angle_mrad: float | None
 ) -> bool:
     """Whether a model is for a beam that stands still, of this voltage and about this angle."""
-    known = {name: description[name] for name in ("voltage_kv", "k_max")}
-    trained_for = Microscope(**description.get("microscope", {}) | known)
+    trained_for = described_microscope(description)
     if abs(trained_for.voltage_kv - voltage_kv) > VOLTAGE_TOLERANCE * trained_for.voltage_kv:
         return False
     if trained_for.precession_deg:

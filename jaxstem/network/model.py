@@ -245,15 +245,21 @@ def _check_shapes(model: Model) -> None:
         raise ValueError("weights.msgpack does not fit the network in model.json")
 
 
+def described_microscope(description: dict[str, Any]) -> Microscope:
+    """The microscope of which model.json tells; in models of before this setting travelled the
+    usual beam at their voltage and k_max.
+    """
+    known = {name: float(description[name]) for name in ("voltage_kv", "k_max")}
+    return Microscope(**description.get("microscope", {}) | known)
+
+
 def _read_materials(description: dict[str, Any], grid: np.ndarray) -> tuple[Material, ...]:
     ends = np.cumsum([phase["n_cells"] for phase in description["phases"]])
     if ends[-1] != len(grid):
         raise ValueError("grid.npy does not fit the phases in model.json")
     found = [Crystal.from_dict(phase["crystal"]) for phase in description["phases"]]
-    # models of before these settings travelled are for the usual beam and thicknesses
-    beam = description.get("microscope", {})
-    known = {name: float(description[name]) for name in ("voltage_kv", "k_max")}
-    microscope = Microscope(**beam | known)
+    # models of before these settings travelled are for the usual thicknesses
+    microscope = described_microscope(description)
     specimen = description.get("specimen", {})
     if "thickness" in specimen:
         specimen = specimen | {"thickness": tuple(specimen["thickness"])}

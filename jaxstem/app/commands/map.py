@@ -169,9 +169,9 @@ def _lacking(scan: Path, reading: ReadingAny) -> str:
     """What to give where neither crystals nor a model are named, for the scan too."""
     from jaxstem.detection.opening import look_at
 
-    lacking = "Give --cif with the unit cells, or --model."
+    lacking = "Give --cif with the unit cells, or --model"
     try:
         look_at(scan, reading.options(), needs_voltage=True)
     except InputError as error:
-        return f"{lacking} And {error}"
-    return lacking
+        return f"{lacking}; besides, {error}"
+    return f"{lacking}."
