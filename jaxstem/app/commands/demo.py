@@ -39,6 +39,6 @@ def demo(
             f"{file}  {meaning}"
             for file, meaning in zip(files, (*meanings, "the same as JSON"), strict=True)
         ),
-        "your own crystal: jaxstem train --cif FILE.cif --out MODEL_DIR",
-        "your own scan:    jaxstem map SCAN.h5 --model MODEL_DIR --out MAP.h5",
+        "your own scan:    jaxstem map SCAN.h5 --cif FILE.cif",
+        "a network for it: jaxstem train --cif FILE.cif --out MODEL_DIR",
     )

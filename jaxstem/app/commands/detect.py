@@ -70,5 +70,5 @@ def detect(
     output.tell(
         disk_counts(out, raw.scan_shape, len(found.row)),
         disk_summary(out, raw.scan_shape, len(found.row)),
-        f"use them: jaxstem map {shlex.quote(str(out))} --model DIR|NAME --out MAP.h5",
+        f"use them: jaxstem map {shlex.quote(str(out))} --cif FILE.cif",
     )
