@@ -48,6 +48,7 @@ from jaxstem.runtime.cache import default_cache
 METHODS = ("network", "match")
 
 REFINE = ("none", "fast", "full", "exact")
+JUDGES = ("counts", "list")
 
 PRECISION = ("float32", "bfloat16")
 
@@ -317,6 +318,7 @@ def map_orientations(
     cif: CIFs | None = None,
     method: str | None = None,
     refine: str = "fast",
+    judge: str = "counts",
     semiangle_mrad: float | None = None,
     least_confidence: float = 0.0,
     options: ReadOptions | None = None,
@@ -339,6 +341,8 @@ def map_orientations(
         refine: How candidates are verified and polished: "fast", by two-beam theory; "full", by
             Bloch waves too, which tells the thickness; "exact", by fits of these to intensities
             that are right to a per cent or two; "none", not at all.
+        judge: What decides between candidates: "counts", those of raw patterns at the places where
+            each predicts disks; "list", the disks that were found, as it is without patterns.
         semiangle_mrad: Convergence semi-angle of the probe in mrad (None: the model's).
         least_confidence: Leave positions unassigned whose answer is less likely right than this.
         options: How the scan is opened, where its file does not say; the next three, if given,
@@ -369,7 +373,7 @@ def map_orientations(
         loaded = model if isinstance(model, Model) else load_model(model)
         if loaded is model:
             told = {"model": ", ".join(model.phase_names)}
-        infer_config(loaded, refine, semiangle_mrad, batch, precision)
+        infer_config(loaded, refine, semiangle_mrad, batch, precision, judge)
     else:
         crystals = [read_crystal(cell) for cell in _cells(cif)]
     if isinstance(scan, DiskScan | DiskSource):
@@ -387,10 +391,13 @@ def map_orientations(
         chosen = choose_model(crystals, source.voltage_kv, semiangle_mrad, method)
         loaded, told = chosen.model, {"method": chosen.method, "model": chosen.name}
     check_voltage(source, loaded)
+    config = infer_config(loaded, refine, semiangle_mrad, batch, precision, judge)
+    if not isinstance(source, DiskScan):
+        source = disks_of(source, progress, across=True, keep_light=config.looks_at_counts)
     return map_scan(
-        source if isinstance(source, DiskScan) else disks_of(source, progress, across=True),
+        source,
         loaded,
-        infer_config(loaded, refine, semiangle_mrad, batch, precision),
+        config,
         least_confidence=least_confidence,
         options=options,
         attributes=told,
@@ -404,16 +411,20 @@ def infer_config(
     semiangle_mrad: float | None = None,
     batch: int | None = None,
     precision: str = "float32",
+    judge: str = "counts",
 ) -> InferConfig:
     """How a model's answers are made, from the settings that users choose (`map_orientations`)."""
     _require("refine", refine, REFINE)
+    _require("judge", judge, JUDGES)
     _require("precision", precision, PRECISION)
     if batch is not None:
         require_between("batch", batch, 1, 10**6)
     microscope = model.microscope
     if semiangle_mrad is not None:
         microscope = dataclasses.replace(microscope, semi_angle_mrad=semiangle_mrad)
-    config = InferConfig(refine=refine, batch=batch, precision=precision, cache=default_cache())
+    config = InferConfig(
+        refine=refine, judge=judge, batch=batch, precision=precision, cache=default_cache()
+    )
     score = config.scoring.under(microscope, model.specimen)
     return dataclasses.replace(config, score=score)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Bool, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float, UInt8
 
 TABLE_STEP = 1 / 16
 """Spacing [px] of the tables of functions of the radius."""
@@ -60,7 +60,9 @@ class Plan(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What fixes the shapes of the compiled programs; lengths in pixels."""
+    """What fixes the shapes of the compiled programs; lengths in pixels. places: spacing of those
+    at which sums over the aperture are kept, 0 where none are.
+    """
 
     reach: float
     block: int
@@ -73,6 +75,7 @@ class Layout(NamedTuple):
     overlapping: bool
     fixed_origin: bool
     all_good: bool
+    places: int = 0
 
 
 class CorrelogramPlan(NamedTuple):
@@ -121,7 +124,8 @@ class FoundDisks(NamedTuple):
 
     row, column: centre [px]; counts: in the disk above background; sigma: their standard deviation;
     significance: in standard deviations of a pattern without disks; origin: centre of the direct
-    beam (row, column) [px], NaN where there is none.
+    beam (row, column) [px], NaN where there is none; sums, factor: of `files.light.Light`, None
+    where they are not kept.
     """
 
     row: Float[Array, "B K"]
@@ -131,3 +135,5 @@ class FoundDisks(NamedTuple):
     significance: Float[Array, "B K"]
     mask: Bool[Array, "B K"]
     origin: Float[Array, "B 2"]
+    sums: UInt8[Array, "B H W"] | None = None
+    factor: Float[Array, "B h w"] | None = None

@@ -51,6 +51,7 @@ from jaxstem.detection.layout import (
     Layout,
     Plan,
 )
+from jaxstem.files.light import encoded
 
 
 def detect_patterns(patterns: Num[ArrayLike, "B H W"], plan: Plan, layout: Layout) -> FoundDisks:
@@ -68,7 +69,8 @@ def detect_patterns(patterns: Num[ArrayLike, "B H W"], plan: Plan, layout: Layou
     z = _significance(summed, blurred, factor, plan, layout)
     row, column, strength, mask, factor = _peaks(z, good, blocks, factor, plan, layout)
     fitted = _fitted(counts, base, factor, good, (row, column, mask), plan, layout)
-    return FoundDisks(*fitted, strength, mask, origin)
+    light = _light(summed, factor, plan, layout) if layout.places else (None, None)
+    return FoundDisks(*fitted, strength, mask, origin, *light)
 
 
 _step = functools.partial(jax.jit, static_argnames="layout")
@@ -139,6 +141,13 @@ def _peaks(z, good, blocks, factor, plan, layout):
 def _fitted(counts, base, factor, good, peaks, plan, layout):
     """Row, column, counts and their standard deviation of each peak's disk."""
     return fit_all(counts, base, factor, good, peaks, plan, layout)
+
+
+@_step
+def _light(summed, factor, plan, layout):
+    """Electrons in a disk about each place, and the background's factor, as they are kept."""
+    sums = summed[:, :: layout.places, :: layout.places] * (plan.area / plan.power)
+    return encoded(sums), factor.astype(jnp.float16)
 
 
 def correlate(images: Float[Array, "B H W"], kernel: Array) -> Float[Array, "B H W"]:

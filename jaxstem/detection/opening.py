@@ -42,6 +42,7 @@ def open_scan(
     progress: bool | None = None,
     *,
     config: DetectConfig = DEFAULT,
+    keep_light: bool = True,
     **stated: Any,
 ) -> DiskSource:
     """The calibrated disks of a file, read when asked for: Bragg vectors, a packed table, CSV,
@@ -49,11 +50,12 @@ def open_scan(
 
     `options` say what the file does not; `stated` are options by their names (`voltage_kv=300.0`),
     which win. `progress`: show a bar while disks are found (None: on a terminal); `config`: how
-    they are found, besides what the options say. Raises InputError as the readers do, and for
-    options that cannot matter to this file.
+    they are found, besides what the options say; `keep_light`: whether the counts of raw patterns
+    come along, for verification. Raises InputError as the readers do, and for options that cannot
+    matter to this file.
     """
     options = replace(options or ReadOptions(), **stated)
-    return disks_of(look_at(path, options, config=config), progress)
+    return disks_of(look_at(path, options, config=config), progress, keep_light=keep_light)
 
 
 def look_at(
@@ -76,16 +78,21 @@ def look_at(
 
 
 def disks_of(
-    opened: DiskSource | PlannedSearch, progress: bool | None = None, across: bool = False
+    opened: DiskSource | PlannedSearch,
+    progress: bool | None = None,
+    across: bool = False,
+    keep_light: bool = True,
 ) -> DiskSource:
     """The disks of what `look_at` opened, found by all devices of this process where they are not
-    listed; `across` processes as in `find_disks`.
+    listed; `across` processes and with `keep_light` as in `find_disks`.
     """
     if isinstance(opened, DiskSource):
         return opened
     mesh = parallel.make_mesh(jax.local_devices()) if jax.local_device_count() > 1 else None
     with progress_bar(opened.cube, progress) as advance:
-        return source_of(detect_in_cube(opened.cube, opened.config, mesh, advance, opened, across))
+        return source_of(
+            detect_in_cube(opened.cube, opened.config, mesh, advance, opened, across, keep_light)
+        )
 
 
 def _credited(instrument: Instrument, options: ReadOptions) -> Instrument:

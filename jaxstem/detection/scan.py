@@ -31,6 +31,7 @@ from tqdm import tqdm
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.correlogram import correlate_patterns
 from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks, Layout, Plan
+from jaxstem.detection.light import calibrated_light, places_apart, room_for_light
 from jaxstem.detection.likelihood import detect_patterns
 from jaxstem.detection.origin import smooth_origin
 from jaxstem.detection.plan import make_plan
@@ -38,6 +39,7 @@ from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube, chunks, sample
 from jaxstem.files.emd import calibrate_disks, create_emd_group, write_emd_entry
 from jaxstem.files.hdf5_writing import create_hdf5
+from jaxstem.files.light import Light
 from jaxstem.files.scan import DiskScan, Instrument
 from jaxstem.runtime import parallel
 from jaxstem.runtime.parallel import REPLICATED, SHARDED, keep_freed_memory, pmap
@@ -55,7 +57,9 @@ class Detections:
     row, column: centre [px]; counts, sigma: in the disk above background, and their standard
     deviation; significance: standard deviations above a pattern without disks; origin: the direct
     beam's centre at each position, smoothed; origin_measured: as found, NaN where it was not;
-    cube: the scan; plan: the constants used; instrument: what was understood of it.
+    cube: the scan; plan: the constants used; instrument: what was understood of it; light: what is
+    kept of the patterns' counts, without their centres, None where nothing is; layout: that of the
+    program.
     """
 
     row: Float[np.ndarray, " total"]
@@ -69,6 +73,8 @@ class Detections:
     cube: Cube
     plan: Plan | CorrelogramPlan
     instrument: Instrument = Instrument()
+    light: Light | None = None
+    layout: Layout | CorrelogramLayout | None = None
 
 
 class PlannedSearch(NamedTuple):
@@ -123,19 +129,26 @@ def find_disks(
     progress: Callable[[int, int], None] | None = None,
     planned: PlannedSearch | None = None,
     across: bool = False,
+    keep_light: bool = False,
 ) -> Detections:
     """All disks of a scan, read and searched a chunk at a time.
 
     With a `mesh` each chunk is shared among its devices. `progress(done, total)` counts patterns;
     `planned` is `plan_search` of the same, where that was made before. With
     `across` each of several processes, all of which must call this, searches a share of the scan's
-    rows and gets the disks of all. Raises InputError as `plan_search` does.
+    rows and gets the disks of all. With `keep_light` the counts about every place are kept too, by
+    each process those of its share; not for `--method correlation`. Raises InputError as
+    `plan_search` does.
     """
     planned = planned or plan_search(cube, config)
     size = config.chunk or (32 if jax.default_backend() == "cpu" else 512)
-    own = _own_share(cube) if across else cube
+    own, first = _own_share(cube) if across else (cube, 0)
+    layout, light = planned.layout, None
+    if keep_light and isinstance(layout, Layout):
+        layout = layout._replace(places=places_apart(planned.plan))
+        light = room_for_light(cube, layout)
     search = lambda: _flat_disks(  # noqa: E731
-        stream_disks(own, planned.plan, planned.layout, size, mesh, progress)
+        stream_disks(own, planned.plan, layout, size, mesh, progress), light, first
     )
     shares = parallel.from_all(search) if across else [search()]
     flat = {name: np.concatenate([share[name] for share in shares]) for name in shares[0]}
@@ -154,30 +167,42 @@ def find_disks(
         cube=cube,
         plan=planned.plan,
         instrument=planned.instrument,
+        light=light,
+        layout=layout,
     )
 
 
-def _own_share(cube: Cube) -> Cube:
-    """The scan rows that this process searches."""
+def _own_share(cube: Cube) -> tuple[Cube, int]:
+    """The scan rows that this process searches, and its first position."""
     bounds = np.linspace(0, cube.scan_shape[0], jax.process_count() + 1).astype(int)
     first, last = bounds[jax.process_index() : jax.process_index() + 2].tolist()
     if last - first == cube.scan_shape[0]:
-        return cube
+        return cube, 0
 
     def read(rows: slice, columns: slice) -> np.ndarray:
         start, stop, step = rows.indices(last - first)
         return cube.read(slice(first + start, first + stop, step), columns)
 
-    return replace(cube, shape=(last - first, *cube.shape[1:]), read=read)
+    own = replace(cube, shape=(last - first, *cube.shape[1:]), read=read)
+    return own, first * cube.scan_shape[1]
 
 
-def _flat_disks(found: Iterator[FoundDisks]) -> dict[str, np.ndarray]:
-    """The disks of chunks of patterns in a row, and of each pattern their number and the origin."""
+def _flat_disks(
+    found: Iterator[FoundDisks], light: Light | None = None, first: int = 0
+) -> dict[str, np.ndarray]:
+    """The disks of chunks of patterns in a row, and of each pattern their number and the origin.
+
+    What is kept of the counts goes into `light`, from position `first` on.
+    """
     names = ("row", "column", "counts", "sigma", "significance")
     parts = [
         [np.zeros(0, np.float32)] * len(names) + [np.zeros(0, int), np.zeros((0, 2), np.float32)]
     ]
     for chunk in found:
+        if light is not None:
+            here = slice(first, first + len(chunk.mask))
+            light.sums[here], light.factor[here] = chunk.sums, chunk.factor
+            first = here.stop
         disks = [getattr(chunk, name)[chunk.mask] for name in names]
         parts.append([*disks, chunk.mask.sum(1), chunk.origin])
     joined = map(np.concatenate, zip(*parts, strict=True))
@@ -208,11 +233,12 @@ def stream_disks(
         n = len(patterns)
         if n < size:  # one shape, one compilation
             patterns = np.concatenate([patterns, np.repeat(patterns[-1:], size - n, axis=0)])
-        found = FoundDisks(*(np.asarray(x)[:n] for x in detect(patterns, plan)))
+        on_host = lambda found: jax.tree.map(lambda x: np.asarray(x)[:n], found)  # noqa: E731
+        found = on_host(detect(patterns, plan))
         full = layout
         while found.mask.all(1).any() and full.n_disks < 1000:
             full = full._replace(n_disks=4 * full.n_disks)
-            found = FoundDisks(*(np.asarray(x)[:n] for x in _detector(full)(patterns, plan)))
+            found = on_host(_detector(full)(patterns, plan))
         return found
 
     for found in _overlapped(search, _pieces(cube, size)):
@@ -260,13 +286,14 @@ def detect_in_cube(
     progress: Callable[[int, int], None] | None = None,
     planned: PlannedSearch | None = None,
     across: bool = False,
+    keep_light: bool = True,
 ) -> DiskScan:
     """The calibrated disks of a scan, as `jaxstem.files.read_disks` would read them from a file.
 
     Raises InputError where the pixel size is neither in the file nor in `config`, and as
     `find_disks` does.
     """
-    found = find_disks(cube, config, mesh, progress, planned, across)
+    found = find_disks(cube, config, mesh, progress, planned, across, keep_light)
     return calibrated(found, config.pixel_size)
 
 
@@ -307,6 +334,15 @@ def calibrated(detections: Detections, pixel_size: float | None = None) -> DiskS
         voltage_kv=cube.voltage_kv,
         source=cube.source,
         instrument=detections.instrument,
+        light=detections.light
+        and calibrated_light(
+            detections.light,
+            detections.origin,
+            _calibration(detections, pixel_size),
+            detections.plan,
+            detections.layout,
+            cube.source,
+        ),
     )
 
 

@@ -76,9 +76,9 @@ class Material:
         """Mean square displacement of the atoms [Å²]."""
         return self.specimen.u_iso
 
-    def reflectors(self) -> Reflectors:
-        """Reflections up to k_max as device arrays."""
-        found = reflections(self.crystal, self.k_max, self.u_iso)
+    def reflectors(self, k_max: float | None = None) -> Reflectors:
+        """Reflections up to k_max [1/Å], the microscope's if not said, as device arrays."""
+        found = reflections(self.crystal, k_max or self.k_max, self.u_iso)
         return Reflectors(
             jnp.asarray(found.g, jnp.float32),
             jnp.asarray(np.abs(found.structure_factor) ** 2, jnp.float32),

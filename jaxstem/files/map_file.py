@@ -23,7 +23,7 @@ from jaxstem.files.hdf5 import (
     write_settings,
 )
 from jaxstem.files.hdf5_writing import create_hdf5
-from jaxstem.files.map_schema import DERIVED, MAP_DATASETS
+from jaxstem.files.map_schema import DERIVED, LATER, MAP_DATASETS
 from jaxstem.files.orientation_map import NO_CRYSTAL, OrientationMap, ambiguous_by_180
 from jaxstem.runtime.paths import atomic_path
 from jaxstem.version import __version__
@@ -128,7 +128,11 @@ def read_map(path: str | Path, every: int = 1) -> OrientationMap:
                 f"version {MAP_VERSION}; update jaxstem."
             )
         locations = [dataset.location for dataset in MAP_DATASETS.values()]
-        missing = [x for x in [*locations, "phase_names", "phases"] if x not in file]
+        # maps of before counts judged
+        younger = [dataset.location for dataset in LATER.values()]
+        missing = [
+            x for x in [*locations, "phase_names", "phases"] if x not in file and x not in younger
+        ]
         if missing:
             raise InputError(
                 f"{path} lacks '{missing[0]}' of a jaxstem map; make it again with 'jaxstem map'."
@@ -138,7 +142,11 @@ def read_map(path: str | Path, every: int = 1) -> OrientationMap:
                 dataset.dtype, copy=False
             )
             for name, dataset in MAP_DATASETS.items()
+            if dataset.location in file
         }
+        shape = arrays["phase"].shape
+        for name, dataset in LATER.items():
+            arrays.setdefault(name, np.full(dataset.shape(*shape), np.nan, dataset.dtype))
         phase_names = tuple(plain_value(name) for name in file["phase_names"][()])
         crystals = tuple(
             Crystal.from_dict({key: plain_value(value[()]) for key, value in group.items()})

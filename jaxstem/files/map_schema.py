@@ -93,9 +93,27 @@ MAP_DATASETS: Mapping[str, MapDataset] = {
         "Å",
         "likeliest thickness by Bloch waves (`--refine full` or `exact`), else NaN",
     ),
+    "log_evidence": MapDataset(
+        "log_evidence",
+        np.float32,
+        (),
+        "nat",
+        "ln of how much likelier the answer makes the pattern's counts than no crystal; NaN where "
+        "nothing is assigned or counts did not judge",
+    ),
+    "explained_light": MapDataset(
+        "explained_light",
+        np.float32,
+        (),
+        "",
+        "share, 0…1, of the light above background that the answer explains; NaN as above",
+    ),
     "n_disks": MapDataset("n_disks", np.int32, (), "", "disks used"),
 }
 """By the names of `OrientationMap`'s arrays; all but the last are those of `inference.Answer`."""
+
+LATER = {name: MAP_DATASETS[name] for name in ("log_evidence", "explained_light")}
+"""Arrays that maps of before they were introduced lack."""
 
 DERIVED: Mapping[str, MapDataset] = {
     "ambiguous_180": MapDataset(

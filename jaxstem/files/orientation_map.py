@@ -26,6 +26,8 @@ PROPERTIES = (
     "score",
     "second_score",
     "thickness",
+    "log_evidence",
+    "explained_light",
     "n_disks",
 )
 """What a pixel of an orix `CrystalMap` has besides phase and rotation."""
@@ -40,7 +42,8 @@ class OrientationMap:
     probability that the phase is right and the truth within 5 degrees; confidence_mod180 counts the
     turn by 180 degrees about the beam too; phase_confidence: that the phase is right. All three are
     that of "no crystal" where this is the answer, and NaN where not known. score: cosine score in
-    0…1. second_*: the runner-up. thickness [Å]: NaN where nothing tells it. n_disks: disks used.
+    0…1. second_*: the runner-up. thickness [Å]: NaN where nothing tells it. log_evidence [nat],
+    explained_light in 0…1: what the counts say, NaN where they did not judge. n_disks: disks used.
     attributes: how the map was made (command, model, jaxstem_version, ...), numbers or strings;
     settings: "microscope", "specimen" and "read_options" as mappings of plain values.
     """
@@ -56,6 +59,8 @@ class OrientationMap:
     second_phase: Int[np.ndarray, "ny nx"]
     second_score: Float[np.ndarray, "ny nx"]
     thickness: Float[np.ndarray, "ny nx"]
+    log_evidence: Float[np.ndarray, "ny nx"]
+    explained_light: Float[np.ndarray, "ny nx"]
     n_disks: Int[np.ndarray, "ny nx"]
     crystals: tuple[Crystal, ...]
     scan_step: float = 1.0

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxstem.errors import InputError
+from jaxstem.files.light import Detector, Light, ScanLight
 
 DISK_FIELDS = ("qx", "qy", "intensity")
 LARGEST = 1e30  # values beyond it, which float32 can barely hold, are rubbish like infinities
@@ -51,7 +52,8 @@ class DiskScan:
     """The calibrated disks of a scan, flat (see the module's docstring), direct beam included.
 
     qx, qy in 1/Å in the lab frame; intensity in the units of the disk detection; scan_step in
-    scan_units; voltage_kv in kV, None where the file does not say; instrument: what else is known.
+    scan_units; voltage_kv in kV, None where the file does not say; instrument: what else is known;
+    light: the counts of the patterns in which the disks were found, where they are at hand.
     """
 
     qx: Float[np.ndarray, "total"]
@@ -64,6 +66,7 @@ class DiskScan:
     voltage_kv: float | None
     source: str
     instrument: Instrument = Instrument()
+    light: ScanLight | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class DiskSource:
     """A scan whose disks are read when asked for, and what is known of it before.
 
     read: `read(start, stop)` gives the scan rows `start` to `stop - 1` as a `DiskScan` of their own
-    and raises InputError for disks that cannot be used. Nothing is kept. The rest is as in
-    `DiskScan`.
+    and raises InputError for disks that cannot be used. Nothing is kept. detector: that of the
+    `light` with which what is read comes, None where it does not. The rest is as in `DiskScan`.
     """
 
     scan_shape: tuple[int, int]
@@ -82,6 +85,7 @@ class DiskSource:
     source: str
     read: Callable[[int, int], DiskScan]
     instrument: Instrument = Instrument()
+    detector: Detector | None = None
 
     def pieces(self, n_positions: int) -> list[tuple[int, int]]:
         """The scan cut into ranges of rows, each of about `n_positions` positions and one row at
@@ -99,8 +103,10 @@ def source_of(scan: DiskScan) -> DiskSource:
     def read(start: int, stop: int) -> DiskScan:
         offsets = scan.offsets[start * n_columns : stop * n_columns + 1]
         own = slice(offsets[0], offsets[-1])
+        here = slice(start * n_columns, stop * n_columns)
         return replace(
             scan,
+            light=scan.light and scan.light.at(here),
             qx=scan.qx[own],
             qy=scan.qy[own],
             intensity=scan.intensity[own],
@@ -116,6 +122,7 @@ def source_of(scan: DiskScan) -> DiskSource:
         scan.source,
         read,
         scan.instrument,
+        scan.light and scan.light.detector,
     )
 
 
@@ -123,8 +130,13 @@ def joined(scans: list[DiskScan]) -> DiskScan:
     """Scans of the same number of columns, one below the other, as one."""
     ends = np.cumsum([0, *(len(scan.qx) for scan in scans)])
     offsets = [scan.offsets[1:] + end for scan, end in zip(scans, ends[:-1], strict=True)]
+    light = scans[0].light
+    if light is not None:
+        parts = zip(*(scan.light.light for scan in scans), strict=True)
+        light = light._replace(light=Light(*map(np.concatenate, parts)))
     return replace(
         scans[0],
+        light=light,
         qx=np.concatenate([scan.qx for scan in scans]),
         qy=np.concatenate([scan.qy for scan in scans]),
         intensity=np.concatenate([scan.intensity for scan in scans]),

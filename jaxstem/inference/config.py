@@ -9,6 +9,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 from jaxtyping import ArrayLike, Float
 
+from jaxstem.files.scan import DiskSource
 from jaxstem.verification.config import EXACT, THOROUGH, ScoreConfig
 
 BY_BLOCH_WAVES = ("full", "exact")
@@ -34,14 +35,17 @@ class InferConfig:
     """How answers are made.
 
     refine: "fast": verify and polish candidates by two-beam theory; "full": more of them, then by
-    Bloch waves; "exact": these fitted to intensities; "none": the network alone; score: how (None:
-    as suits `refine`); likelihood_weight,
+    Bloch waves; "exact": these fitted to intensities; "none": the network alone; judge: "counts":
+    by those at the places that candidates predict, where the patterns are at hand; "list": by the
+    listed disks alone; score: how (None: as suits `refine`); likelihood_weight,
     prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
     of a candidate (below one, since neither model is exact and both saw the same disks; None for
-    the prior: 0.5, or 0.05 beside Bloch waves, which leave the network little to add); chance:
+    the prior: 0.5, or 0.05 beside Bloch waves, which leave the network little to add);
+    counts_weight, counts_prior_weight: the same where counts judge; chance:
     log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
-    positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9); lengths:
+    positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9);
+    counts_chance: the same of the counts; lengths:
     numbers of disks to which patterns may be padded, ascending (None: `LENGTHS`); batch: patterns a
     step (None: `ON_CPU` or `ON_ACCELERATOR`); lot: patterns that a CPU looks at together (None:
     `LOT`); chunk: patterns verified at once within it (what fits a processor's cache); least:
@@ -52,10 +56,14 @@ class InferConfig:
     """
 
     refine: str = "fast"
+    judge: str = "counts"
     score: ScoreConfig | None = None
     likelihood_weight: float = 0.25
     prior_weight: float | None = None
+    counts_weight: float = 0.5
+    counts_prior_weight: float = 0.0
     chance: float = 6.0
+    counts_chance: float = 3.0
     lengths: tuple[int, ...] | None = None
     batch: int | None = None
     lot: int | None = None
@@ -65,9 +73,18 @@ class InferConfig:
     cache: Path | None = None
 
     def log_odds(
-        self, log_likelihood: Float[ArrayLike, "..."], prior: Float[ArrayLike, "..."]
+        self,
+        log_likelihood: Float[ArrayLike, "..."],
+        prior: Float[ArrayLike, "..."],
+        log_evidence: Float[ArrayLike, "..."] | None = None,
     ) -> Float[Array, "..."]:
-        """Log-odds from a log-likelihood [nat] and the network's log-probability."""
+        """Log-odds from a log-likelihood [nat] and the network's log-probability, and from what the
+        counts say [nat] where they were looked at.
+        """
+        if log_evidence is not None:
+            by_disks = self.scoring.counts.list_weight * log_likelihood
+            by_counts = self.counts_weight * (log_evidence + by_disks)
+            return by_counts + self.counts_prior_weight * prior
         weight = self.prior_weight
         if weight is None:
             weight = 0.05 if self.refine in BY_BLOCH_WAVES else 0.5
@@ -78,6 +95,20 @@ class InferConfig:
         """How candidates are found and verified."""
         usual = {"none": UNVERIFIED, "fast": ScoreConfig(), "full": THOROUGH, "exact": EXACT}
         return self.score or usual[self.refine]
+
+    def by_counts(self, source: DiskSource) -> bool:
+        """Whether the counts of this scan's patterns judge its candidates."""
+        return self.looks_at_counts and source.detector is not None
+
+    @property
+    def looks_at_counts(self) -> bool:
+        """Whether the counts of patterns judge candidates where they are at hand."""
+        return self.verifies and self.judge == "counts"
+
+    @property
+    def verifies(self) -> bool:
+        """Whether candidates are verified, so that disks count that the network does not know."""
+        return self.refine != "none"
 
     @property
     def together(self) -> int:

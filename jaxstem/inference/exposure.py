@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxstem.files.scan import DiskScan
-from jaxstem.verification.config import Limit
+from jaxstem.verification.config import FARTHEST, Limit
 
 MIN_DISKS = 2
 """A pattern with fewer disks fits too many orientations to be given any."""
@@ -96,7 +96,7 @@ def detection_limit(
         ratio = np.percentile(weakest / strongest, 1.0)
         if np.median(ratio * strongest) > np.percentile(share, 4.0):
             lowest = np.full(N_RADII, np.log(share.min()), np.float32)
-            return Limit(lowest, np.log(ratio).astype(np.float32))
+            return Limit(lowest, np.log(ratio).astype(np.float32), np.float32(k_max))
     order = np.argsort(radius)
     radius, share = radius[order], share[order]
     overall = np.percentile(share, 4.0) if len(share) else 1e-3
@@ -107,7 +107,33 @@ def detection_limit(
         ]
         if len(near) >= 50:
             limit[place] = np.percentile(near, 4.0)
-    return Limit(np.log(limit).astype(np.float32), np.float32(-np.inf))
+    return Limit(np.log(limit).astype(np.float32), np.float32(-np.inf), np.float32(k_max))
+
+
+def scan_reach(scan: DiskScan, k_min: float, k_max: float) -> float:
+    """Radius [1/Å] up to which a scan lists disks, as a rule: that which holds 99.5 % of the bright
+    ones, for weak ones may be false and lie anywhere. At most `FARTHEST`; `k_max` where disks are
+    few.
+    """
+    radius = np.hypot(scan.qx, scan.qy)
+    usable = (radius > k_min) & (scan.intensity > 0)
+    radius, intensity = radius[usable], scan.intensity[usable]
+    if len(radius) < _ENOUGH:
+        return k_max
+    bright = radius[intensity >= _BRIGHT * np.percentile(intensity, 4.0)]
+    if len(bright) < _ENOUGH:
+        return k_max
+    return float(min(_BEYOND * np.percentile(bright, 99.5), max(FARTHEST, k_max)))
+
+
+_ENOUGH = 200
+"""Disks from which the reach of a scan can be told."""
+
+_BRIGHT = 2.0
+"""How much stronger than the weakest disks those are that are hardly ever false."""
+
+_BEYOND = 1.01
+"""By how much the reach exceeds the radius of the outermost disks."""
 
 
 def count_disks(scan: DiskScan, k_min: float, k_max: float) -> Int[np.ndarray, " positions"]:

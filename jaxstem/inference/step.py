@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from jaxstem.diffraction.bloch import prepare
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import Material, grid_content, phases_space
+from jaxstem.files.light import Detector
 from jaxstem.files.orientation_map import UNASSIGNED
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.exposure import Exposure
@@ -37,8 +38,9 @@ from jaxstem.runtime.cache import cached
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.rows import in_lots, map_rows
 from jaxstem.verification.candidates import CandidateTables, candidate_tables, modes
+from jaxstem.verification.config import FARTHEST
 from jaxstem.verification.ranking import Forward, Ranked
-from jaxstem.verification.refinement import verify, verify_dynamically
+from jaxstem.verification.refinement import verify, verify_by_counts, verify_dynamically
 from jaxstem.verification.search import pattern_of
 
 BEAM_K_MAX = 3.0
@@ -105,7 +107,7 @@ def _mode_tables(material: Material, n_neighbours: int = 15) -> CandidateTables:
 
 def phase_table(material: Material, refine: str, cache: Path | None) -> CandidateTables:
     """What is tabulated of a phase's grid for this kind of refinement, from the folder `cache`
-    where an earlier run left it.
+    where an earlier run left it. Its reflections go as far as a scan may reach.
     """
     modes_only, n_siblings = refine == "none", 2 if refine in BY_BLOCH_WAVES else 0
 
@@ -115,7 +117,7 @@ def phase_table(material: Material, refine: str, cache: Path | None) -> Candidat
         return candidate_tables(
             material.grid,
             material.operations,
-            material.reflectors(),
+            material.reflectors(max(FARTHEST, material.k_max)),
             material.wavelength,
             material.crystal.lattice,
             n_siblings=n_siblings,
@@ -125,6 +127,7 @@ def phase_table(material: Material, refine: str, cache: Path | None) -> Candidat
         "material": grid_content(material),
         "modes_only": modes_only,
         "n_siblings": n_siblings,
+        "k_max": max(FARTHEST, material.k_max),
     }
     like = CandidateTables(*CandidateTables._fields)._replace(reflections=Forward(*Forward._fields))
     return cached(cache, "candidates", content, make, like)
@@ -167,11 +170,14 @@ def scorer(
     return corrected, cached_templates(model.materials, model.matching, cache)
 
 
-def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[..., Answer]:
-    """The jitted `(params, disks (B, K), exposed) -> Answer`, sharded over B.
+def make_predict(
+    model: Model, config: InferConfig, mesh: Mesh, detector: Detector | None = None
+) -> Callable[..., Answer]:
+    """The jitted `(params, disks (B, K), exposed, light) -> Answer`, sharded over B.
 
-    `exposed` is the `Exposure` of the B positions. B must divide among the devices. One compilation
-    for each K.
+    `exposed` is the `Exposure` of the B positions; `light` what was kept of their counts, where a
+    `detector` says that there is any, by which candidates are then judged. B must divide among the
+    devices. One compilation for each K.
     """
     scores, made = scorer(model, config.precision, config.cache)
     scoring, head = config.scoring, HEADS[model.config.head]
@@ -179,7 +185,7 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
     operations = joint_operations(model.materials)
     # as an argument, for a program that holds tables as constants is slow to compile and to load
     phases = [phase_table(m, config.refine, config.cache) for m in model.materials]
-    tables = parallel.replicate((phases, made), mesh)
+    tables = parallel.replicate((phases, made, jax.tree.map(jnp.asarray, detector)), mesh)
 
     dynamical = (
         [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
@@ -187,28 +193,24 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         else None
     )
 
-    def verified(disks: Disks, exposed: Exposure, log_probability, phases) -> Answer:
+    def verified(disks: Disks, exposed: Exposure, light, log_probability, tables) -> Answer:
         """Answers for a batch; `at_once` of its patterns are looked at in turn on a CPU."""
+        phases, _, detector = tables
         on_cpu = jax.default_backend() == "cpu"
         prepare_one = lambda row: pattern_of(*row, exposed.limit, scoring.measured_power)  # noqa: E731
         patterns = jax.vmap(prepare_one)((disks, *exposed[:3]))
-        ranked = verify(
-            patterns,
-            log_probability,
-            phases,
-            operations,
-            model.wavelength,
-            model.k_max,
-            scoring,
-            config.log_odds,
-            config.chunk if on_cpu else None,
-        )
+        reach, chunk = exposed.limit.reach, config.chunk if on_cpu else None
+        of_scan = (log_probability, phases, operations, model.wavelength, reach, scoring)
+        if detector is None:
+            ranked = verify(patterns, *of_scan, config.log_odds, chunk)
+        else:
+            ranked = verify_by_counts(patterns, light, exposed.incident, detector, *of_scan, chunk)
 
         def judged(row):
             pattern, ranked, no_crystal = row
             if dynamical is not None:
                 ranked = verify_dynamically(
-                    pattern, ranked, dynamical, operations, model.k_min, model.k_max, scoring
+                    pattern, ranked, dynamical, operations, model.k_min, reach, scoring
                 )
             return summarise(ranked, no_crystal, operations, config)
 
@@ -216,6 +218,15 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
         at_once = 1 if dynamical is not None else _AT_ONCE
         rows = (patterns, ranked, log_probability[:, -1])
         return map_rows(judged, rows, at_once if on_cpu else None)
+
+    def known(disks: Disks) -> Disks:
+        """The strongest disks of those that the network knows."""
+        if config.verifies:
+            near = disks.mask & (disks.qx**2 + disks.qy**2 <= model.k_max**2)
+            order = jnp.argsort(~near, axis=1, stable=True)[:, : model.config.n_disks]
+            disks = jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), disks)
+            return disks._replace(mask=jnp.take_along_axis(near, order, axis=1))
+        return jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
 
     def network_alone(output, log_probability, phases) -> Answer:
         ends = np.cumsum([len(tables.cells) for tables in phases])
@@ -242,10 +253,10 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             second_phase=jnp.full_like(answer.second_phase, UNASSIGNED),
         )
 
-    def step(given, disks: Disks, incident, incident_sigma, is_cut, limit) -> Answer:
-        params, (phases, made) = given
-        strongest = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
-        output = scores(params, made, strongest)
+    def step(given, disks: Disks, incident, incident_sigma, is_cut, light, limit) -> Answer:
+        params, tables = given
+        phases, made, _ = tables
+        output = scores(params, made, known(disks))
         on_cpu = jax.default_backend() == "cpu"
 
         def spread_out(output):
@@ -258,16 +269,18 @@ def make_predict(model: Model, config: InferConfig, mesh: Mesh) -> Callable[...,
             return map_rows(alone, output, _AT_ONCE if on_cpu else None)
         log_probability = map_rows(spread_out, output, _AT_ONCE if on_cpu else None)
         exposed = Exposure(incident, incident_sigma, is_cut, limit)
-        return verified(disks, exposed, log_probability, phases)
+        return verified(disks, exposed, light, log_probability, tables)
 
-    def step_in_lots(given, disks: Disks, incident, incident_sigma, is_cut, limit) -> Answer:
-        rows = (disks, incident, incident_sigma, is_cut)
+    def step_in_lots(given, disks, incident, incident_sigma, is_cut, light, limit) -> Answer:
+        rows = (disks, incident, incident_sigma, is_cut, light)
         if jax.default_backend() != "cpu":
             return step(given, *rows, limit)
         return in_lots(lambda lot: step(given, *lot, limit), rows, config.together)
 
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
-    specs = (replicated, *[sharded] * 4, replicated)
+    specs = (replicated, *[sharded] * 5, replicated)
     content = predict_content(model, config)
     program = cached_pmap(step_in_lots, mesh, specs, sharded, content, config.cache)
-    return lambda params, disks, exposed: program((params, tables), disks, *exposed)
+    return lambda params, disks, exposed, light=None: program(
+        (params, tables), disks, *exposed[:3], light, exposed.limit
+    )

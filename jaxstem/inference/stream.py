@@ -27,11 +27,19 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from jaxstem.diffraction.geometry import Disks
+from jaxstem.files.light import Light
 from jaxstem.files.map_schema import MAP_DATASETS, unassigned
 from jaxstem.files.orientation_map import NO_CRYSTAL
 from jaxstem.files.scan import DiskScan, DiskSource, joined, pad_disks, source_of
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
-from jaxstem.inference.exposure import MIN_DISKS, Exposure, count_disks, looks_empty, scan_exposure
+from jaxstem.inference.exposure import (
+    MIN_DISKS,
+    Exposure,
+    count_disks,
+    looks_empty,
+    scan_exposure,
+    scan_reach,
+)
 from jaxstem.inference.lengths import (
     BESIDE_DISKS,
     USUAL,
@@ -50,6 +58,9 @@ from jaxstem.verification.config import Limit
 PIECE = 1 << 14
 """Positions that are read at once."""
 
+PIECE_WITH_LIGHT = 1 << 11
+"""The same of scans whose counts come along."""
+
 SAMPLE = 1 << 18
 """Positions from which lengths and detection limit of a scan are taken: all, if there are fewer."""
 
@@ -61,12 +72,18 @@ class Preview(NamedTuple):
     """What is known of a scan as a whole before it is worked on.
 
     limit: the weakest disks listed; lengths: to which patterns are padded; pieces: those read for
-    it, by first and last row.
+    it, by first and last row; light: that of a position, None where counts do not judge.
     """
 
     limit: Limit
     lengths: tuple[int, ...]
     pieces: dict[tuple[int, int], DiskScan]
+    light: Light | None
+
+
+def piece_size(source: DiskSource) -> int:
+    """Positions of this scan that are read at once."""
+    return PIECE if source.detector is None else PIECE_WITH_LIGHT
 
 
 def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Preview:
@@ -74,13 +91,15 @@ def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Previ
 
     From all positions of a smaller scan. Raises InputError as `source.read` does.
     """
-    ranges = source.pieces(PIECE)
+    ranges = source.pieces(piece_size(source))
     n_positions = int(np.prod(source.scan_shape))
     n_read = max(1, min(len(ranges), len(ranges) * SAMPLE // max(n_positions, 1)))
     chosen = np.unique(np.linspace(0, len(ranges) - 1, n_read).round().astype(int))
     pieces = {ranges[i]: source.read(*ranges[i]) for i in chosen}
-    scan = joined(list(pieces.values()))
-    counts = count_disks(scan, model.k_min, model.k_max)
+    first = next(iter(pieces.values()))
+    scan = joined([replace(piece, light=None) for piece in pieces.values()])
+    reach = scan_reach(scan, model.k_min, model.k_max) if config.verifies else model.k_max
+    counts = count_disks(scan, model.k_min, reach)
     lengths = ladder(model, config)
     share = max(n_positions, 1) / max(len(counts), 1)
     on_cpu = jax.default_backend() == "cpu"
@@ -89,9 +108,10 @@ def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Previ
     beside = BESIDE_DISKS[config.refine]
     program = least / share * (USUAL + beside)
     return Preview(
-        scan_exposure(scan, model.k_min, model.k_max).limit,
+        scan_exposure(scan, model.k_min, reach).limit,
         choose_lengths(counts, lengths, program, beside) or lengths[:1],
         pieces,
+        first.light.at(slice(0, 1)).light if config.by_counts(source) else None,
     )
 
 
@@ -118,13 +138,17 @@ class PaddedBatch(NamedTuple):
     disks: Disks
     exposed: Exposure
     where: Where
+    light: Light | None = None
 
 
-def _no_disks(size: int, length: int, limit: Limit) -> PaddedBatch:
-    """A batch of `size` patterns of this length, none of which has a disk."""
+def _no_disks(size: int, length: int, limit: Limit, like: Light | None) -> PaddedBatch:
+    """A batch of `size` patterns of this length, none of which has a disk; with counts such as
+    those that these are `like`, if any.
+    """
     numbers, ones = np.zeros((size, length), np.float32), np.ones(size, np.float32)
     disks = Disks(numbers, numbers, numbers, np.zeros((size, length), bool))
-    return PaddedBatch(disks, Exposure(ones, ones, np.zeros(size, bool), limit), [])
+    dark = like and Light(*(np.zeros((size, *x.shape[1:]), x.dtype) for x in like))
+    return PaddedBatch(disks, Exposure(ones, ones, np.zeros(size, bool), limit), [], dark)
 
 
 @dataclass
@@ -164,7 +188,7 @@ class Shelf:
 def unanswered(number: int, first: int, scan: DiskScan, model: Model, exposed: Exposure) -> Piece:
     """A piece before its patterns are looked at: no crystal where the count of disks says so."""
     n = len(scan.offsets) - 1
-    counts = count_disks(scan, model.k_min, model.k_max)
+    counts = count_disks(scan, model.k_min, float(exposed.limit.reach))
     empty = looks_empty(scan, model.k_min, exposed)
     answer = Answer(**{name: unassigned(n, MAP_DATASETS[name]) for name in Answer._fields})
     for confidence in (answer.confidence, answer.confidence_mod180, answer.phase_confidence):
@@ -186,22 +210,26 @@ def batches(
     A piece comes before any batch with patterns of it. Batches are full, but for the last of each
     length and for those that would keep a piece waiting longer than `OPEN` others.
     """
-    k_min, k_max = model.k_min, model.k_max
+    k_min, reach = model.k_min, float(known.limit.reach)
     shelves = [Shelf() for _ in known.lengths]
-    ranges = replace(source, scan_shape=(rows[1] - rows[0], source.scan_shape[1])).pieces(PIECE)
+    ranges = replace(source, scan_shape=(rows[1] - rows[0], source.scan_shape[1])).pieces(
+        piece_size(source)
+    )
 
     def filled(shelf: Shelf, rest: bool) -> Iterator[PaddedBatch]:
         for arrays, where in shelf.take(batch, rest):
             missing = batch - len(arrays[0])
-            *disks, incident, sigma, is_cut = (
+            whole = [
                 np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x for x in arrays
-            )
-            yield PaddedBatch(Disks(*disks), Exposure(incident, sigma, is_cut, known.limit), where)
+            ]
+            (incident, sigma, is_cut), light = whole[4:7], whole[7:]
+            exposed = Exposure(incident, sigma, is_cut, known.limit)
+            yield PaddedBatch(Disks(*whole[:4]), exposed, where, Light(*light) if light else None)
 
     for number, (start, stop) in enumerate(ranges):
         start, stop = start + rows[0], stop + rows[0]
         scan = known.pieces.pop((start, stop), None) or source.read(start, stop)
-        exposed = scan_exposure(scan, k_min, k_max, known.limit)
+        exposed = scan_exposure(scan, k_min, reach, known.limit)
         first = (start - rows[0]) * source.scan_shape[1]
         piece = unanswered(number, first, scan, model, exposed)
         yield piece
@@ -209,9 +237,10 @@ def batches(
         for i, (length, shelf) in enumerate(zip(known.lengths, shelves, strict=True)):
             index = np.flatnonzero(place == i)
             if len(index):
-                disks = pad_disks(scan, index, k_max, k_min, length)
+                disks = pad_disks(scan, index, reach, k_min, length)
                 beam = exposed.incident[index], exposed.incident_sigma[index]
-                shelf.put((*disks, *beam, piece.counts[index] > length), piece, index)
+                light = scan.light.at(index).light if known.light else ()
+                shelf.put((*disks, *beam, piece.counts[index] > length, *light), piece, index)
             if shelf.number and shelf.where[0][0].number < number - OPEN:
                 yield from filled(shelf, rest=True)
             elif shelf.number >= batch:
@@ -250,7 +279,9 @@ def stream_answers(
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(ThreadPoolExecutor(1))
         previewed = reader.submit(preview_scan, source, model, config)
-        predict = make_predict(model, config, mesh)
+        predict = make_predict(
+            model, config, mesh, source.detector if config.by_counts(source) else None
+        )
         params = parallel.replicate(model.params, mesh)
         n_workers = workers(mesh)
         crew = stack.enter_context(ThreadPoolExecutor(n_workers))
@@ -259,8 +290,8 @@ def stream_answers(
         size = config.batch_on(mesh)
 
         def prepare(length: int) -> None:
-            nothing = _no_disks(size, length, known.limit)
-            jax.block_until_ready(predict(params, nothing.disks, nothing.exposed))
+            nothing = _no_disks(size, length, known.limit, known.light)
+            jax.block_until_ready(predict(params, nothing.disks, nothing.exposed, nothing.light))
 
         ready: dict[int, Future] = {}
         found = batches(source, model, config, known, rows, size)
@@ -268,7 +299,7 @@ def stream_answers(
 
         def work(batch: PaddedBatch) -> Answer:
             ready[batch.disks.qx.shape[1]].result()
-            return jax.device_get(predict(params, batch.disks, batch.exposed))
+            return jax.device_get(predict(params, batch.disks, batch.exposed, batch.light))
 
         pieces: deque[Piece] = deque()
         pending: deque = deque()

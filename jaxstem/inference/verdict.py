@@ -30,7 +30,8 @@ class Answer(NamedTuple):
     probability that the phase is right and the truth within 5° (NaN where it is not known: a
     nine-number network alone); confidence_mod180: the same, the turn by 180° about the beam
     counting too; phase_confidence: probability of the phase. second_*: the best candidate that is
-    of another phase or more than 5° from the answer; thickness [Å], where Bloch waves told it.
+    of another phase or more than 5° from the answer; thickness [Å], where Bloch waves told it;
+    log_evidence [nat] and explained_light (0 … 1) as in `Ranked`, NaN where counts did not judge.
     """
 
     orientation: Float[Array, "... 3 3"]
@@ -43,6 +44,8 @@ class Answer(NamedTuple):
     second_phase: Int[Array, "..."]
     second_score: Float[Array, "..."]
     thickness: Float[Array, "..."]
+    log_evidence: Float[Array, "..."]
+    explained_light: Float[Array, "..."]
 
 
 def summarise(
@@ -58,8 +61,9 @@ def summarise(
     """
     n_phases = len(operations)
     apart = angles_between(ranked.orientation, ranked.phase, operations)
-    log_odds = config.log_odds(ranked.log_likelihood, ranked.prior)
-    of_none = config.log_odds(config.chance, no_crystal)
+    log_odds = config.log_odds(ranked.log_likelihood, ranked.prior, ranked.log_evidence)
+    by_counts = None if ranked.log_evidence is None else config.counts_chance
+    of_none = config.log_odds(config.chance, no_crystal, by_counts)
     again = outdone(apart, log_odds)
     share = jax.nn.softmax(jnp.append(jnp.where(again, -jnp.inf, log_odds), of_none))
     member = jnp.append(ranked.phase, n_phases) == jnp.arange(n_phases + 1)[:, None]
@@ -94,4 +98,8 @@ def summarise(
         jnp.where(has_second, ranked.phase[second], UNASSIGNED),
         jnp.where(has_second, ranked.score[second], nan),
         jnp.where(none, nan, ranked.thickness[best]),
+        *(
+            nan if values is None else jnp.where(none, nan, values[best])
+            for values in (ranked.log_evidence, ranked.explained_light)
+        ),
     )

@@ -62,6 +62,31 @@ class LikelihoodConfig:
 
 
 @dataclass(frozen=True)
+class CountsConfig:
+    """How counts at predicted places are judged (`photometry.py`).
+
+    n_thicknesses: evenly between the likelihood's lowest and highest; n_reflections: those
+    likeliest to be excited that are looked at; scatter: by which share two-beam intensities are
+    wrong; floor: by which share of the beam they are always; outliers: share of places that hold
+    anything; background_error: share by which the background may be wrong; read_noise: electrons in
+    an aperture that no theory tells; steps [degrees]: of the tilt lattices; n_polished: candidates
+    that climb, turns about the beam among them; list_weight: of the likelihood of the listed disks
+    beside that of the counts.
+    """
+
+    n_thicknesses: int = 32
+    n_reflections: int = 48
+    scatter: float = 0.4
+    floor: float = 5e-5
+    outliers: float = 0.03
+    background_error: float = 0.05
+    read_noise: float = 3.0
+    steps: tuple[float, ...] = (0.25, 0.12)
+    n_polished: int = 3
+    list_weight: float = 0.2
+
+
+@dataclass(frozen=True)
 class DynamicalConfig:
     """thickness: lowest and highest [Å], `n_thicknesses` between them, evenly; steps [degrees] of
     the tilt lattices; n_beams, n_weak: strong beams and Bethe beams; intensity_scatter: of ln I
@@ -137,7 +162,7 @@ class ScoreConfig:
     phase's distribution that are verified; levels: of the search; n_final: candidates that climb to
     the summit of their likelihood (this and the levels' numbers are for one phase, see
     `keep_best`); behind: log-odds by which one of them may trail the best of its pattern after
-    `APPROACH` steps and climb on; likelihood, dynamical: how they are judged; fit: how the
+    `APPROACH` steps and climb on; likelihood, counts, dynamical: how they are judged; fit: how the
     likeliest by Bloch waves are then fitted, if they are.
     """
 
@@ -152,6 +177,7 @@ class ScoreConfig:
     n_final: int = 3
     behind: float = 2.0
     likelihood: LikelihoodConfig = LikelihoodConfig()
+    counts: CountsConfig = CountsConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
     fit: FitConfig | None = None
 
@@ -183,6 +209,9 @@ APPROACH = 2
 """Steps of a climb after which candidates are compared, and those far behind left where they are.
 """
 
+FARTHEST = 2.5
+"""Radius [1/Å] up to which reflections are thought of when a scan lists disks as far out."""
+
 LogOdds = Callable[[Array, Array], Array]
 """Log-odds of candidates from their log-likelihood [nat] and log-prior."""
 
@@ -191,9 +220,10 @@ class Limit(NamedTuple):
     """The weakest disks that a scan lists.
 
     log_share: logarithm of their share of the incident beam, at radii evenly spaced from 0 to
-    k_max; log_ratio: of their ratio to the strongest disk of their pattern, -inf where that did
-    not decide.
+    `reach`; log_ratio: of their ratio to the strongest disk of their pattern, -inf where that did
+    not decide; reach: radius [1/Å] beyond which none are listed.
     """
 
     log_share: Float[Array, " n_radii"]
     log_ratio: Float[Array, ""]
+    reach: float | Float[Array, ""]

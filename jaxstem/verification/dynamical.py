@@ -25,7 +25,7 @@ from jaxstem.diffraction.illumination import disk_tilts
 from jaxstem.diffraction.propagation import cone_steps
 from jaxstem.orientation import rotations
 from jaxstem.verification.climb import LATTICE, summit
-from jaxstem.verification.config import DynamicalConfig, LikelihoodConfig
+from jaxstem.verification.config import FARTHEST, DynamicalConfig, LikelihoodConfig
 from jaxstem.verification.likelihood import (
     Expected,
     Observed,
@@ -52,7 +52,7 @@ def climb_dynamically(
     statistics = replace(statistics, intensity_scatter=config.intensity_scatter)
     thickness = np.linspace(*config.thickness, config.n_thicknesses)
     cone = disk_tilts(statistics.semi_angle) if statistics.semi_angle > 0 else None
-    n_steps = cone_steps(thickness, cone, k_max) if cone is not None else 1
+    n_steps = cone_steps(thickness, cone, FARTHEST) if cone is not None else 1
 
     def value(orientation):
         beams = bloch_intensities(

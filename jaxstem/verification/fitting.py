@@ -33,7 +33,7 @@ from jaxstem.diffraction.bloch import Beams, BlochTables, bloch_intensities
 from jaxstem.diffraction.illumination import disk_tilts
 from jaxstem.diffraction.propagation import cone_steps
 from jaxstem.orientation import rotations
-from jaxstem.verification.config import FitConfig, LikelihoodConfig
+from jaxstem.verification.config import FARTHEST, FitConfig, LikelihoodConfig
 from jaxstem.verification.likelihood import (
     REACH,
     Expected,
@@ -94,7 +94,7 @@ def beams_at(
     if scene.statistics.semi_angle <= 0:
         return bloch_intensities(orientation, thickness, scene.tables, *n_beams)
     cone = disk_tilts(scene.statistics.semi_angle)
-    n_steps = cone_steps(thickest, cone, scene.k_max)
+    n_steps = cone_steps(thickest, cone, FARTHEST)
     return bloch_intensities(orientation, thickness, scene.tables, *n_beams, None, cone, n_steps)
 
 

@@ -109,7 +109,7 @@ class Pairing(NamedTuple):
     dy: Float[Array, " K"]
 
 
-@functools.partial(jax.jit, static_argnames=("k_max", "config"))
+@traced_once
 def pair(
     observed: Observed,
     qx: Float[Array, " M"],

@@ -34,7 +34,9 @@ class Ranked(NamedTuple):
 
     phase: index of the crystal; score: cosine, cut at one; log_likelihood [nat]; prior:
     log-probability that the network gave the mode from which the candidate came; thickness: the
-    likeliest [Å], NaN where the theory does not tell it.
+    likeliest [Å], NaN where the theory does not tell it; log_evidence: ln of how much likelier it
+    makes the pattern's counts than nothing [nat]; explained_light: share of the pattern's light
+    that it explains; both None where counts were not looked at.
     """
 
     orientation: Float[Array, "C 3 3"]
@@ -43,6 +45,8 @@ class Ranked(NamedTuple):
     log_likelihood: Float[Array, " C"]
     prior: Float[Array, " C"]
     thickness: Float[Array, " C"]
+    log_evidence: Float[Array, " C"] | None = None
+    explained_light: Float[Array, " C"] | None = None
 
 
 def angles_to(

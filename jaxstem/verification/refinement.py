@@ -2,8 +2,9 @@
 """The stages of `--refine`: propose, search, climb, and judge by Bloch waves or by fits of these.
 
 `verify` takes candidates of a batch of patterns from the network's distribution to the summits of
-their two-beam likelihood ("fast"); `verify_dynamically` judges the likeliest of one pattern again
-by Bloch waves ("full") and fits these to its intensities ("exact").
+their two-beam likelihood ("fast"); where the patterns' counts are at hand, `verify_by_counts` takes
+them to the summits of what the counts say. `verify_dynamically` judges the likeliest of one pattern
+again by Bloch waves ("full") and fits these to its intensities ("exact").
 
 Shapes: `B` patterns, `C` candidates of each, `P` phases with `n` operations.
 """
@@ -19,6 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxstem.diffraction.bloch import BlochTables
+from jaxstem.files.light import Detector, Light
+from jaxstem.orientation import rotations
 from jaxstem.runtime.rows import map_rows, map_rows_where
 from jaxstem.verification.candidates import CandidateTables, padded, propose
 from jaxstem.verification.climb import UNLIKELY, begin, orientation_at, start, step, verdict
@@ -26,6 +29,14 @@ from jaxstem.verification.config import APPROACH, LogOdds, ScoreConfig
 from jaxstem.verification.dynamical import climb_dynamically
 from jaxstem.verification.fitting import Scene, best_fit
 from jaxstem.verification.likelihood import Polished
+from jaxstem.verification.photometry import (
+    climb_by_counts,
+    excited,
+    explained_light,
+    log_ratios,
+    measured,
+    over_thickness,
+)
 from jaxstem.verification.ranking import (
     BEHIND,
     Candidates,
@@ -175,6 +186,98 @@ def verify(
     )
 
 
+def verify_by_counts(
+    patterns: Pattern,
+    light: Light,
+    incident: Float[Array, " B"],
+    detector: Detector,
+    log_probability: Float[Array, "B n_cells"],
+    phases: Sequence[CandidateTables],
+    operations: Float[Array, "P n 3 3"],
+    wavelength: float,
+    reach: float | Float[Array, ""],
+    config: ScoreConfig,
+    at_once: int | None = None,
+) -> Ranked:
+    """`verify` where the patterns' counts decide: of the candidates that the search has found, and
+    of these turned by 180° about the beam, those that make the counts likeliest are polished.
+
+    `light` of each pattern; `incident` beam in electrons; the rest as in `verify`. The likelihood
+    of the listed disks is that at the end of the climb.
+    """
+    statistics, counts = config.likelihood, config.counts
+    everything = jax.tree.map(lambda *x: jnp.stack(x), *padded([t.reflections for t in phases]))
+    thickness = jnp.linspace(*statistics.thickness, counts.n_thicknesses)
+    semi_angle = statistics.damping_angle
+    final = replace(config.levels[-1], angle=0.0, n_turns=0, tilt=0.0, n_tilts=1)
+
+    def seen(orientation, forward, light, incident, sign):
+        x, y, s, strength = excited(orientation, forward, wavelength, counts)
+        return measured(sign * x, sign * y, s, strength, light, detector, incident, reach, counts)
+
+    def one(row):
+        pattern, light, incident, log_probability = row
+        found = find(pattern, log_probability, phases, operations, wavelength, reach, config)
+        candidates = found.candidates
+
+        def worth(orientation, forward):
+            # turned about the beam, a candidate has the same intensities elsewhere
+            both = [seen(orientation, forward, light, incident, sign) for sign in (1.0, -1.0)]
+            nowhere = jnp.zeros((1, 2), orientation.dtype)
+            values = [log_ratios(p, nowhere, thickness, semi_angle, counts)[0] for p in both]
+            return over_thickness(jnp.stack(values))
+
+        values = jax.vmap(worth)(candidates.orientation, candidates.forward)
+        values = jnp.where(found.apart[:, None], values, UNLIKELY)
+        turn = jnp.asarray(rotations.HALF_TURN_ABOUT_BEAM, candidates.orientation.dtype)
+        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), candidates)
+        turned = candidates.orientation @ turn
+        twice = twice._replace(orientation=jnp.concatenate([candidates.orientation, turned]))
+        best, value = keep_best(twice, values.T.reshape(-1), counts.n_polished, len(phases))
+
+        def polished(orientation, phase, forward, value):
+            ascent = begin(
+                orientation,
+                pattern.observed,
+                *jax.tree.map(lambda x: x[phase], everything),
+                wavelength,
+                reach,
+                statistics,
+            )
+            aligned = orientation_at(ascent, jnp.zeros(2, orientation.dtype))
+            places = seen(aligned, forward, light, incident, 1.0)
+            tilt, evidence = climb_by_counts(places, thickness, semi_angle, counts)
+            likelihood = verdict(ascent, tilt, statistics).log_likelihood
+            share = explained_light(places, tilt, thickness, semi_angle, pattern, incident, counts)
+            exists = value > 0.5 * UNLIKELY
+            return (
+                orientation_at(ascent, tilt),
+                jnp.where(exists, likelihood, UNLIKELY),
+                jnp.where(exists, evidence, UNLIKELY),
+                share,
+            )
+
+        orientation, likelihood, evidence, explained = jax.vmap(polished)(
+            best.orientation, best.phase, best.forward, value
+        )
+        score = jax.vmap(
+            lambda r, f: search_lattice(r, pattern, f, wavelength, reach, final, config)[1]
+        )(orientation, best.forward)
+        unknown = jnp.full_like(score, jnp.nan)
+        return Ranked(
+            orientation,
+            best.phase,
+            jnp.minimum(score, 1.0),
+            likelihood,
+            best.prior,
+            unknown,
+            evidence,
+            explained,
+        )
+
+    return map_rows(one, (patterns, light, incident, log_probability), at_once)
+
+
 def verify_dynamically(
     pattern: Pattern,
     ranked: Ranked,
@@ -187,11 +290,15 @@ def verify_dynamically(
     """The likeliest different candidates of `ranked` again, by Bloch waves, with their thickness.
 
     `phases` are the tables of each crystal, `operations` their symmetry; `k_min`, `k_max` [1/Å]
-    bound the disks that count. Candidates that trail too far behind keep their orientation and are
-    given no chance, and so are all of a pattern without disks.
+    bound the disks that count. Where counts were looked at, they say which are likeliest.
+    Candidates that trail too far behind keep their orientation and are given no chance, and so are
+    all of a pattern without disks.
     """
     limits = config.dynamical
-    lead = ranked.log_likelihood - ranked.log_likelihood.max()
+    worth = ranked.log_likelihood
+    if ranked.log_evidence is not None:
+        worth = ranked.log_evidence + config.counts.list_weight * worth
+    lead = worth - worth.max()
     again = outdone(angles_between(ranked.orientation, ranked.phase, operations), lead)
     lead, chosen = jax.lax.top_k(
         jnp.where(again, -jnp.inf, lead), min(limits.n_candidates, len(lead))

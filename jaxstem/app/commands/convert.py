@@ -39,7 +39,7 @@ def convert(
 
     from jaxstem.detection.opening import open_scan
 
-    source = open_scan(scan, reading.options(), output.progress)
+    source = open_scan(scan, reading.options(), output.progress, keep_light=False)
     if out.suffix.lower() == ".csv":
         from jaxstem.files.csv import write_csv
 

@@ -31,6 +31,7 @@ def map_command(
         tyro.conf.arg(metavar="network|match", help_behavior_hint="(default: what fits)"),
     ] = "",
     refine: Literal["none", "fast", "full", "exact"] = "fast",
+    judge: Literal["counts", "list"] = "counts",
     semiangle_mrad: Annotated[
         float | None, tyro.conf.arg(metavar="MRAD", help_behavior_hint="(default: the model's)")
     ] = None,
@@ -62,6 +63,8 @@ def map_command(
             which gives the thickness and takes a hundred times as long; exact, by fits of these to
             the intensities, for those that are right to a per cent or two, which takes ten times as
             long again; none, not at all.
+        judge: What decides between candidates: the counts of raw patterns at the places where each
+            predicts disks, found there or not; or the list of disks, as where no patterns are.
         semiangle_mrad: Convergence semi-angle of the probe in mrad.
         figure: Draw the picture.
         report: Write the map as a web page too, as `jaxstem report` does.
@@ -130,12 +133,12 @@ def map_command(
                 crystals, opened.voltage_kv, semiangle_mrad, method or None, cif
             )
         check_voltage(opened, loaded)
-        config = infer_config(loaded, refine, semiangle_mrad, batch, precision)
+        config = infer_config(loaded, refine, semiangle_mrad, batch, precision, judge)
         about = understood(opened, loaded, config)
         if parallel.is_first():
             lines = {name.removeprefix("about_"): text for name, text in about.items()}
             output.say(*(f"{name}: {text}" for name, text in (lines | {"model": why}).items()))
-        disks = disks_of(opened, output.progress, across=True)
+        disks = disks_of(opened, output.progress, across=True, keep_light=config.looks_at_counts)
         stages = Stages("start")
         found = map_to_file(
             map_file,
