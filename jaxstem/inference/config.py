@@ -60,7 +60,7 @@ class InferConfig:
     score: ScoreConfig | None = None
     likelihood_weight: float = 0.25
     prior_weight: float | None = None
-    counts_weight: float = 0.5
+    counts_weight: float = 0.35
     counts_prior_weight: float = 0.0
     chance: float = 6.0
     counts_chance: float = 3.0

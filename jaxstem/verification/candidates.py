@@ -168,7 +168,7 @@ def candidate_tables(
     reflectors: Reflectors,
     wavelength: float,
     lattice: Float[np.ndarray, "3 3"],
-    n_visible: int = 64,
+    n_visible: int = 96,
     n_neighbours: int = 15,
     n_siblings: int = 2,
 ) -> CandidateTables:

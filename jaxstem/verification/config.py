@@ -65,7 +65,8 @@ class LikelihoodConfig:
 class CountsConfig:
     """How counts at predicted places are judged (`photometry.py`).
 
-    n_thicknesses: evenly between the likelihood's lowest and highest; n_reflections: those
+    n_candidates: of one phase that enter each level of the search; n_final: that it hands on, each
+    of which is looked at, and its turn by 180° about the beam; n_thicknesses: evenly between the likelihood's lowest and highest; n_reflections: those
     likeliest to be excited that are looked at; scatter: by which share two-beam intensities are
     wrong; floor: by which share of the beam they are always; outliers: share of places that hold
     anything; background_error: share by which the background may be wrong; read_noise: electrons in
@@ -74,6 +75,8 @@ class CountsConfig:
     beside that of the counts.
     """
 
+    n_candidates: tuple[int, ...] = (96, 24, 16)
+    n_final: int = 12
     n_thicknesses: int = 32
     n_reflections: int = 48
     scatter: float = 0.4
@@ -81,7 +84,7 @@ class CountsConfig:
     outliers: float = 0.03
     background_error: float = 0.05
     read_noise: float = 3.0
-    steps: tuple[float, ...] = (0.25, 0.12)
+    steps: tuple[float, ...] = (0.5, 0.25, 0.12)
     n_polished: int = 3
     list_weight: float = 0.2
 

@@ -206,6 +206,12 @@ def verify_by_counts(
     of the listed disks is that at the end of the climb.
     """
     statistics, counts = config.likelihood, config.counts
+    levels = zip(config.levels, counts.n_candidates, strict=True)
+    config = replace(
+        config,
+        levels=tuple(replace(level, n_candidates=n) for level, n in levels),
+        n_final=counts.n_final,
+    )
     everything = jax.tree.map(lambda *x: jnp.stack(x), *padded([t.reflections for t in phases]))
     thickness = jnp.linspace(*statistics.thickness, counts.n_thicknesses)
     semi_angle = statistics.damping_angle
@@ -235,17 +241,18 @@ def verify_by_counts(
         twice = twice._replace(orientation=jnp.concatenate([candidates.orientation, turned]))
         best, value = keep_best(twice, values.T.reshape(-1), counts.n_polished, len(phases))
 
-        def polished(orientation, phase, forward, value):
+        def polished(orientation, phase, value):
+            whole = jax.tree.map(lambda x: x[phase], everything)
             ascent = begin(
                 orientation,
                 pattern.observed,
-                *jax.tree.map(lambda x: x[phase], everything),
+                *whole,
                 wavelength,
                 reach,
                 statistics,
             )
             aligned = orientation_at(ascent, jnp.zeros(2, orientation.dtype))
-            places = seen(aligned, forward, light, incident, 1.0)
+            places = seen(aligned, whole, light, incident, 1.0)
             tilt, evidence = climb_by_counts(places, thickness, semi_angle, counts)
             likelihood = verdict(ascent, tilt, statistics).log_likelihood
             share = explained_light(places, tilt, thickness, semi_angle, pattern, incident, counts)
@@ -258,7 +265,7 @@ def verify_by_counts(
             )
 
         orientation, likelihood, evidence, explained = jax.vmap(polished)(
-            best.orientation, best.phase, best.forward, value
+            best.orientation, best.phase, value
         )
         score = jax.vmap(
             lambda r, f: search_lattice(r, pattern, f, wavelength, reach, final, config)[1]
