@@ -80,7 +80,7 @@ def prepared_pattern(disks, power=0.25, limit=1e-3, incident_sigma=0.1):
     from jaxstem.verification.config import Limit
     from jaxstem.verification.search import pattern_of
 
-    limits = Limit(jnp.full(41, np.log(limit), jnp.float32), jnp.float32(-jnp.inf))
+    limits = Limit(jnp.full(41, np.log(limit), jnp.float32), jnp.float32(-jnp.inf), 2.0)
     return pattern_of(disks, 1.0, jnp.float32(incident_sigma), False, limits, power)
 
 

@@ -41,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "write_settings",
         ],
         "hdf5_writing": ["create_hdf5"],
+        "light": ["decoded", "Detector", "encoded", "Light", "ScanLight"],
         "map_file": ["MAP_VERSION", "map_writer", "MapHeader", "read_map", "write_map"],
         "map_schema": ["DERIVED", "MAP_DATASETS", "MapDataset", "markdown", "unassigned"],
         "orientation_map": [

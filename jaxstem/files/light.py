@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, ArrayLike, Bool, Float, UInt8
 
 FAINT, BRIGHT = 4.0, 1e6
 """Counts below which sums are kept to a share of a count, and above which they are all the same."""
@@ -52,14 +52,14 @@ class Detector(NamedTuple):
     disk: Float[Array, ""]
 
 
-def encoded(sums: Float[Array, "..."]) -> UInt8[Array, "..."]:
+def encoded(sums: Float[ArrayLike, "..."]) -> UInt8[Array, "..."]:
     """Electrons as one byte: to 2.5 % at most, to a tenth of an electron near zero."""
     return jnp.round(jnp.log1p(jnp.clip(sums, 0.0, BRIGHT) / FAINT) / _STEP).astype(jnp.uint8)
 
 
-def decoded(code: UInt8[Array, "..."]) -> Float[Array, "..."]:
+def decoded(code: UInt8[ArrayLike, "..."]) -> Float[Array, "..."]:
     """The electrons of `encoded`."""
-    return FAINT * jnp.expm1(_STEP * code.astype(jnp.float32))
+    return FAINT * jnp.expm1(_STEP * jnp.asarray(code, jnp.float32))
 
 
 class ScanLight(NamedTuple):

@@ -8,6 +8,7 @@ Shapes: `B` patterns, `K` disks of each, `P` phases.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float
 from jaxstem.diffraction.bloch import prepare
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import Material, grid_content, phases_space
-from jaxstem.files.light import Detector
+from jaxstem.files.light import Detector, Light
 from jaxstem.files.orientation_map import UNASSIGNED
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.exposure import Exposure
@@ -37,7 +38,12 @@ from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import cached
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.rows import in_lots, map_rows
-from jaxstem.verification.candidates import CandidateTables, candidate_tables, modes
+from jaxstem.verification.candidates import (
+    CandidateTables,
+    candidate_tables,
+    modes,
+    within_reach,
+)
 from jaxstem.verification.config import FARTHEST
 from jaxstem.verification.ranking import Forward, Ranked
 from jaxstem.verification.refinement import verify, verify_by_counts, verify_dynamically
@@ -45,6 +51,8 @@ from jaxstem.verification.search import pattern_of
 
 BEAM_K_MAX = 3.0
 """Reflections [1/Å] that take part in dynamical scattering."""
+
+_within_reach = jax.jit(within_reach)
 
 _AT_ONCE = 16
 """Patterns whose modes are compared at once on a CPU: what fits its cache."""
@@ -185,7 +193,14 @@ def make_predict(
     operations = joint_operations(model.materials)
     # as an argument, for a program that holds tables as constants is slow to compile and to load
     phases = [phase_table(m, config.refine, config.cache) for m in model.materials]
-    tables = parallel.replicate((phases, made, jax.tree.map(jnp.asarray, detector)), mesh)
+
+    @functools.lru_cache(1)
+    def tables_within(reach: float):
+        """What the program takes besides patterns, for a scan that lists disks as far as that."""
+        near = phases
+        if config.verifies:
+            near = [_within_reach(tables, reach) for tables in phases]
+        return parallel.replicate((near, made, jax.tree.map(jnp.asarray, detector)), mesh)
 
     dynamical = (
         [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
@@ -281,6 +296,9 @@ def make_predict(
     specs = (replicated, *[sharded] * 5, replicated)
     content = predict_content(model, config)
     program = cached_pmap(step_in_lots, mesh, specs, sharded, content, config.cache)
-    return lambda params, disks, exposed, light=None: program(
-        (params, tables), disks, *exposed[:3], light, exposed.limit
-    )
+
+    def predict(params, disks: Disks, exposed: Exposure, light: Light | None = None) -> Answer:
+        given = params, tables_within(float(exposed.limit.reach))
+        return program(given, disks, *exposed[:3], light, exposed.limit)
+
+    return predict

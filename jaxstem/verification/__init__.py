@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "padded",
             "propose",
             "SIBLING_REACH",
+            "within_reach",
             "with_siblings",
             "zone_axis_turns",
         ],
@@ -37,6 +38,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "verdict",
         ],
         "config": [
+            "CountsConfig",
             "DynamicalConfig",
             "EXACT",
             "FitConfig",
@@ -69,6 +71,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Pairing",
             "Polished",
         ],
+        "photometry": [
+            "climb_by_counts",
+            "excited",
+            "explained_light",
+            "log_ratios",
+            "measured",
+            "over_thickness",
+            "Places",
+        ],
         "ranking": [
             "ahead",
             "angles_between",
@@ -79,7 +90,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "outdone",
             "Ranked",
         ],
-        "refinement": ["climbed", "find", "fitted", "Proposals", "verify", "verify_dynamically"],
+        "refinement": [
+            "climbed",
+            "find",
+            "fitted",
+            "Proposals",
+            "verify",
+            "verify_by_counts",
+            "verify_dynamically",
+        ],
         "search": ["cosine_score", "Pattern", "pattern_of", "search_lattice"],
     },
 )

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxstem.diffraction.geometry import Reflectors, excitation_error
 from jaxstem.diffraction.two_beam import expected_intensity
@@ -160,6 +160,15 @@ def propose(
         forwards.append(jax.tree.map(lambda x, near=near: x[near], tables.reflections))
     join = lambda *x: jnp.concatenate(x)  # noqa: E731
     return Candidates(*jax.tree.map(join, *found), jax.tree.map(join, *padded(forwards)))
+
+
+def within_reach(tables: CandidateTables, reach: Float[ArrayLike, ""]) -> CandidateTables:
+    """The same with the reflections within `reach` [1/Å] first in each cell's list, so that a
+    search that looks at the first of them looks at those that a scan can list.
+    """
+    beyond = jnp.linalg.norm(tables.reflections.g, axis=1) > reach
+    order = jnp.argsort(beyond[tables.visible], axis=1, stable=True)
+    return tables._replace(visible=jnp.take_along_axis(tables.visible, order, axis=1))
 
 
 def candidate_tables(

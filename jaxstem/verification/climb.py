@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.diffraction.two_beam import (
@@ -98,7 +98,7 @@ def begin(
     g: Float[Array, "N 3"],
     inverse_extinction: Float[Array, " N"],
     wavelength: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: LikelihoodConfig,
 ) -> Ascent:
     """The beginning of a climb from `orientation`; see `polish`.
@@ -107,13 +107,13 @@ def begin(
     crystal is turned about the beam to fit them.
     """
     reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
-    likely = expected_intensity(
-        excitation_error(turned(g, orientation), wavelength), inverse_extinction, reach
-    )
-    _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
-    g, inverse_extinction = g[near], inverse_extinction[near]
-
     g_lab = turned(g, orientation)
+    likely = expected_intensity(excitation_error(g_lab, wavelength), inverse_extinction, reach)
+    # no room for those that cannot be listed
+    likely *= g_lab[:, 0] ** 2 + g_lab[:, 1] ** 2 <= k_max**2
+    _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
+    g_lab, inverse_extinction = g_lab[near], inverse_extinction[near]
+
     x, y, q = g_lab[:, 0], g_lab[:, 1], radius(g_lab[:, 0], g_lab[:, 1])
     s = excitation_error(g_lab, wavelength)
     log_envelope = jnp.log(expected_intensity(s, inverse_extinction, 0.003) + 1e-9)
@@ -220,7 +220,7 @@ def polish(
     g: Float[Array, "N 3"],
     inverse_extinction: Float[Array, " N"],
     wavelength: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: LikelihoodConfig,
 ) -> Polished:
     """Climb the two-beam likelihood from `orientation`, at most about a degree away.

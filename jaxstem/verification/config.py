@@ -66,13 +66,13 @@ class CountsConfig:
     """How counts at predicted places are judged (`photometry.py`).
 
     n_candidates: of one phase that enter each level of the search; n_final: that it hands on, each
-    of which is looked at, and its turn by 180° about the beam; n_thicknesses: evenly between the likelihood's lowest and highest; n_reflections: those
-    likeliest to be excited that are looked at; scatter: by which share two-beam intensities are
-    wrong; floor: by which share of the beam they are always; outliers: share of places that hold
-    anything; background_error: share by which the background may be wrong; read_noise: electrons in
-    an aperture that no theory tells; steps [degrees]: of the tilt lattices; n_polished: candidates
-    that climb, turns about the beam among them; list_weight: of the likelihood of the listed disks
-    beside that of the counts.
+    of which is looked at, and its turn by 180° about the beam; n_thicknesses: evenly between the
+    likelihood's lowest and highest; n_reflections: those likeliest to be excited that are looked
+    at; scatter: by which share two-beam intensities are wrong; floor: by which share of the beam
+    they are always; outliers: share of places that hold anything; background_error: share by which
+    the background may be wrong; read_noise: electrons in an aperture that no theory tells; steps
+    [degrees]: of the tilt lattices; n_polished: candidates that climb; list_weight: of the
+    likelihood of the listed disks beside that of the counts.
     """
 
     n_candidates: tuple[int, ...] = (96, 24, 16)

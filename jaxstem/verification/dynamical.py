@@ -18,7 +18,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxstem.diffraction.bloch import BlochTables, bloch_intensities
 from jaxstem.diffraction.illumination import disk_tilts
@@ -41,7 +41,7 @@ def climb_dynamically(
     observed: Observed,
     tables: BlochTables,
     k_min: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: DynamicalConfig,
     statistics: LikelihoodConfig,
 ) -> Polished:

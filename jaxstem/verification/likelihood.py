@@ -65,7 +65,7 @@ class Polished(NamedTuple):
 
 
 def limit_at(
-    q: Float[ArrayLike, "..."], log_limit: Float[ArrayLike, " n_radii"], k_max: float
+    q: Float[ArrayLike, "..."], log_limit: Float[ArrayLike, " n_radii"], k_max: Float[ArrayLike, ""]
 ) -> Float[Array, "..."]:
     """ln of the detection limit at radius q, interpolated; `q`, `k_max` in 1/Å."""
     place = jnp.clip(q / k_max, 0.0, 1.0) * (len(log_limit) - 1)
@@ -115,7 +115,7 @@ def pair(
     qx: Float[Array, " M"],
     qy: Float[Array, " M"],
     log_expected: Float[Array, " M"],
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: LikelihoodConfig,
 ) -> Pairing:
     """Give each disk to the reflection that explains it best; a reflection explains one disk.

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.diffraction.two_beam import expected_intensity, two_beam_intensity
@@ -79,13 +79,19 @@ def _overlap(apart: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def excited(
-    orientation: Float[Array, "3 3"], forward: Forward, wavelength: float, config: CountsConfig
+    orientation: Float[Array, "3 3"],
+    forward: Forward,
+    wavelength: float,
+    reach: Float[ArrayLike, ""],
+    config: CountsConfig,
 ) -> tuple[Array, Array, Array, Array]:
-    """x, y, s and 1/ξ [1/Å] of the likeliest of a candidate's reflections."""
+    """x, y, s and 1/ξ [1/Å] of the likeliest of a candidate's reflections within `reach` [1/Å]."""
     g = turned(forward.g, orientation)
     s, strength = excitation_error(g, wavelength), forward.inverse_extinction
     if len(s) > config.n_reflections:
-        _, near = jax.lax.top_k(expected_intensity(s, strength, _ENVELOPE), config.n_reflections)
+        likely = expected_intensity(s, strength, _ENVELOPE)
+        likely *= g[:, 0] ** 2 + g[:, 1] ** 2 <= reach**2
+        _, near = jax.lax.top_k(likely, config.n_reflections)
         g, s, strength = g[near], s[near], strength[near]
     return g[:, 0], g[:, 1], s, strength
 
@@ -101,8 +107,8 @@ def measured(
     inverse_extinction: Float[Array, " M"],
     light: Light,
     detector: Detector,
-    incident: Float[Array, ""],
-    reach: Float[Array, ""],
+    incident: Float[ArrayLike, ""],
+    reach: Float[ArrayLike, ""],
     config: CountsConfig,
 ) -> Places:
     """The counts where a candidate predicts disks; `incident` in electrons, `reach` [1/Å] the
@@ -215,7 +221,7 @@ def explained_light(
     thickness: Float[Array, " T"],
     semi_angle: float,
     pattern: Pattern,
-    incident: Float[Array, ""],
+    incident: Float[ArrayLike, ""],
     config: CountsConfig,
 ) -> Float[Array, ""]:
     """Share of the light, 0 … 1, that a candidate explains at its likeliest thickness.

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstem.diffraction.bloch import BlochTables
 from jaxstem.files.light import Detector, Light
@@ -65,7 +65,7 @@ def find(
     phases: Sequence[CandidateTables],
     operations: Float[Array, "P n 3 3"],
     wavelength: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: ScoreConfig,
 ) -> Proposals:
     """Candidates of one pattern from the network's distribution, searched for level by level."""
@@ -91,7 +91,7 @@ def climbed(
     found: Proposals,
     forwards: Sequence[Forward],
     wavelength: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: ScoreConfig,
     log_odds: LogOdds,
     at_once: int | None,
@@ -149,7 +149,7 @@ def verify(
     phases: Sequence[CandidateTables],
     operations: Float[Array, "P n 3 3"],
     wavelength: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: ScoreConfig,
     log_odds: LogOdds,
     at_once: int | None = None,
@@ -195,7 +195,7 @@ def verify_by_counts(
     phases: Sequence[CandidateTables],
     operations: Float[Array, "P n 3 3"],
     wavelength: float,
-    reach: float | Float[Array, ""],
+    reach: Float[ArrayLike, ""],
     config: ScoreConfig,
     at_once: int | None = None,
 ) -> Ranked:
@@ -218,7 +218,7 @@ def verify_by_counts(
     final = replace(config.levels[-1], angle=0.0, n_turns=0, tilt=0.0, n_tilts=1)
 
     def seen(orientation, forward, light, incident, sign):
-        x, y, s, strength = excited(orientation, forward, wavelength, counts)
+        x, y, s, strength = excited(orientation, forward, wavelength, reach, counts)
         return measured(sign * x, sign * y, s, strength, light, detector, incident, reach, counts)
 
     def one(row):
@@ -291,7 +291,7 @@ def verify_dynamically(
     phases: Sequence[BlochTables],
     operations: Float[Array, "P n 3 3"],
     k_min: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: ScoreConfig,
 ) -> Ranked:
     """The likeliest different candidates of `ranked` again, by Bloch waves, with their thickness.
@@ -342,7 +342,7 @@ def fitted(
     phase: Int[Array, " C"],
     phases: Sequence[BlochTables],
     k_min: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     config: ScoreConfig,
 ) -> Polished:
     """Candidates that Bloch waves have judged (C), the likeliest of them fitted; see `fitting`."""

@@ -112,7 +112,7 @@ def search_lattice(
     pattern: Pattern,
     forward: Forward,
     wavelength: float,
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     level: Level,
     config: ScoreConfig,
 ) -> tuple[Float[Array, "3 3"], Float[Array, ""]]:

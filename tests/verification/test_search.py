@@ -142,7 +142,7 @@ def test_patterns_are_prepared_in_shares_of_the_incident_beam(rng):
     qx, qy, intensity = (jnp.asarray(rng.uniform(0.1, 1, 6), jnp.float32) for _ in range(3))
     disks = Disks(qx, qy, intensity, jnp.arange(6) < 4)
     limit = jnp.linspace(-9, -7, 41)
-    pattern = pattern_of(disks, 20.0, 0.3, False, Limit(limit, -jnp.inf), 0.25)
+    pattern = pattern_of(disks, 20.0, 0.3, False, Limit(limit, -jnp.inf, 2.0), 0.25)
     weight = np.exp(pattern.log_weight)
     np.testing.assert_allclose((weight**2).sum(), 1, rtol=1e-5)
     np.testing.assert_allclose(weight[:4] / weight[0], (intensity[:4] / intensity[0]) ** 0.25, 1e-4)
@@ -162,7 +162,7 @@ def test_a_cut_pattern_has_lost_its_weakest_disks():
     disks = Disks(one, one, jnp.array([0.5, 0.1, 0.01]), one > 0)
 
     def seen(disks, is_cut, ratio=0.0):
-        limits = Limit(limit, jnp.log(ratio))
+        limits = Limit(limit, jnp.log(ratio), 2.0)
         return pattern_of(disks, 1.0, 0.1, is_cut, limits, 0.25).observed.log_limit
 
     np.testing.assert_allclose(np.exp(seen(disks, True)), [0.01, 0.01, 0.05], rtol=1e-5)

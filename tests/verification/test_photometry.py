@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Counts at predicted places: the formula, what is not seen, and the truth above its half turn."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import random_matrices, turn_deg
+from scipy import stats
+
+from jaxstem.crystal.electron import electron_wavelength
+from jaxstem.diffraction.geometry import excitation_error
+from jaxstem.diffraction.two_beam import two_beam_intensity
+from jaxstem.files.light import Detector, Light, encoded
+from jaxstem.orientation.rotations import HALF_TURN_ABOUT_BEAM
+from jaxstem.verification.config import CountsConfig
+from jaxstem.verification.photometry import (
+    Places,
+    climb_by_counts,
+    excited,
+    explained_light,
+    log_ratios,
+    measured,
+    over_thickness,
+)
+from jaxstem.verification.ranking import Forward
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+CONFIG = CountsConfig(n_reflections=40)
+WAVELENGTH = float(electron_wavelength(300e3))
+SIDE, PIXEL, DISK = 128, 0.0328, 0.076
+BEAM, BASE, SEMI_ANGLE, REACH = 1e5, 40.0, 1.5, 2.0
+THICKNESS = jnp.linspace(30.0, 300.0, 24)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    seen = np.zeros((SIDE, SIDE), bool)
+    seen[3:-3, 3:-3] = True
+    return Detector(
+        jnp.full(4000, BASE),
+        jnp.float32(1 / 16),
+        jnp.asarray(seen),
+        jnp.eye(2) / PIXEL,
+        jnp.float32(4.0),
+        jnp.float32(DISK),
+    )
+
+
+@pytest.fixture(scope="module")
+def copper_forward(cu):
+    g, strength, _ = cu
+    return Forward(g, strength)
+
+
+@pytest.fixture(scope="module")
+def shine(cu):
+    """What is kept of a pattern of copper by two-beam theory, at an orientation and thickness."""
+    g, strength, _ = cu
+    places = jnp.arange(SIDE, dtype=jnp.float32)
+
+    @jax.jit
+    def light(orientation, thickness, key):
+        g_lab = g @ orientation
+        x, y = g_lab[:, 0], g_lab[:, 1]
+        s = excitation_error(g_lab, WAVELENGTH)
+        share = two_beam_intensity(s, strength, jnp.hypot(x, y), thickness, SEMI_ANGLE)
+        counts = BEAM * jnp.where(jnp.hypot(x, y) < REACH, share, 0.0)
+        row, column = SIDE / 2 + x / PIXEL, SIDE / 2 + y / PIXEL
+        apart = jnp.hypot(places[:, None, None] - row, places[:, None] - column) * PIXEL
+        near = jnp.maximum(1 - apart / (2 * DISK), 0.0)
+        image = BASE + (counts * near).sum(-1)
+        noisy = image + jnp.sqrt(image) * jax.random.normal(key, image.shape)
+        return Light(encoded(noisy), jnp.ones((32, 32)), jnp.full(2, SIDE / 2.0))
+
+    return light
+
+
+@pytest.fixture(scope="module")
+def judge(copper_forward, detector):
+    """(orientation, light) to places, tilt [rad] and ln of the evidence [nat] after the climb."""
+
+    @jax.jit
+    def judged(orientation, light, detector=detector):
+        x, y, s, strength = excited(orientation, copper_forward, WAVELENGTH, REACH, CONFIG)
+        places = measured(x, y, s, strength, light, detector, BEAM, REACH, CONFIG)
+        return places, *climb_by_counts(places, THICKNESS, SEMI_ANGLE, CONFIG)
+
+    return judged
+
+
+def places_of(rng, n=16):
+    """Places with counts of all kinds, each reflection by itself."""
+    numbers = lambda low, high: jnp.asarray(rng.uniform(low, high, n), jnp.float32)  # noqa: E731
+    x, y = numbers(-2, 2), numbers(-2, 2)
+    excess = jnp.asarray(np.exp(rng.uniform(-1, 9, n)) - 20, jnp.float32)
+    variance, floor = jnp.maximum(excess, 0) + 60.0, (CONFIG.floor * BEAM) ** 2
+    eps = CONFIG.outliers
+    outlier = eps / (1 - eps) / (0.3675 * 9.7) / jnp.maximum(excess, 10.0)
+    nothing = 1 / jnp.sqrt(variance) / (1 + excess**2 / variance / 3) ** 2 + outlier
+    return Places(
+        x,
+        y,
+        jnp.hypot(x, y),
+        numbers(-0.02, 0.02),
+        numbers(0.0005, 0.006),
+        excess,
+        variance + floor,
+        outlier,
+        nothing,
+        jnp.ones(n),
+        jnp.full(n, BEAM),
+    )
+
+
+def test_ratio_is_that_of_two_mixtures_with_students_tails(rng):
+    """Against scipy's densities in double precision, reflection by reflection."""
+    places, tilt = places_of(rng), rng.normal(0, 0.003, (3, 2))
+    found = log_ratios(places, jnp.asarray(tilt, jnp.float32), THICKNESS, SEMI_ANGLE, CONFIG)
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), places)
+    s = p.s + tilt[:, 1:] * p.x - tilt[:, :1] * p.y
+    single = lambda x: jnp.asarray(x, jnp.float32)[..., None]  # noqa: E731
+    expected = BEAM * np.asarray(
+        two_beam_intensity(
+            single(s), single(p.inverse_extinction), single(p.q), THICKNESS, SEMI_ANGLE
+        ),
+        np.float64,
+    )
+    eps, a = CONFIG.outliers, p.excess[:, None]
+    anything = eps / (9.7 * np.maximum(a, 10))
+    sigma = np.sqrt(p.variance[:, None] + (CONFIG.scatter * expected) ** 2)
+    bare = np.sqrt(p.variance[:, None] - (CONFIG.floor * BEAM) ** 2)
+    by_crystal = (1 - eps) * stats.t.pdf((a - expected) / sigma, 3) / sigma + anything
+    by_nothing = (1 - eps) * stats.t.pdf(a / bare, 3) / bare + anything
+    ratio = np.clip(by_crystal / by_nothing, 1e-4, 1e4)
+    np.testing.assert_allclose(found, np.log(ratio).sum(-2), rtol=2e-3, atol=2e-2)
+
+
+def test_what_is_not_seen_is_no_evidence(shine, judge, detector):
+    """Masked places, and those beyond the reach, weigh nothing; without any evidence is none."""
+    orientation = jnp.asarray(random_matrices(np.random.default_rng(3), 1)[0], jnp.float32)
+    light = shine(orientation, 120.0, jax.random.key(0))
+    dark = detector._replace(seen=jnp.zeros_like(detector.seen))
+    places, _, evidence = judge(orientation, light, dark)
+    np.testing.assert_array_equal(places.weight, 0)
+    assert float(evidence) == pytest.approx(0.0, abs=1e-4)
+    half = detector._replace(seen=detector.seen.at[:, : SIDE // 2].set(False))
+    places, *_ = judge(orientation, light, half)
+    there = np.asarray(places.weight) > 0
+    assert (np.asarray(places.y)[there] > 0).all() and there.any()
+    assert (np.asarray(places.q)[there] < REACH).all()
+
+
+def test_truth_is_likelier_than_its_half_turn_and_than_nothing(shine, judge, rng):
+    """Of 24 patterns; on background alone no candidate gains, as a rule."""
+    truth = jnp.asarray(random_matrices(rng, 24), jnp.float32)
+    keys = jax.random.split(jax.random.key(int(rng.integers(1 << 30))), len(truth))
+    lights = jax.vmap(shine)(truth, jnp.asarray(rng.uniform(60, 200, 24), jnp.float32), keys)
+    many = jax.jit(jax.vmap(judge))
+    evidence = np.asarray(many(truth, lights)[2])
+    turned = np.asarray(many(truth @ jnp.asarray(HALF_TURN_ABOUT_BEAM, jnp.float32), lights)[2])
+    assert (evidence > turned).sum() >= 22
+    assert (evidence > 5).sum() >= 22
+    background = jnp.broadcast_to(encoded(jnp.asarray(BASE)), lights.sums.shape)
+    nothing = np.asarray(many(truth, lights._replace(sums=background))[2])
+    assert (nothing < 1).sum() >= 22
+
+
+def test_climb_returns_to_the_truth(shine, judge, rng):
+    truth = random_matrices(rng, 16)
+    keys = jax.random.split(jax.random.key(1), 16)
+    lights = jax.vmap(shine)(
+        jnp.asarray(truth, jnp.float32), jnp.asarray(rng.uniform(60, 200, 16), jnp.float32), keys
+    )
+    angle = rng.uniform(0, 2 * np.pi, 16)
+    start = np.deg2rad(0.6) * np.stack([np.cos(angle), np.sin(angle)], -1)
+    moved = np.stack(
+        [
+            r @ turn_deg(np.rad2deg(t))
+            for r, t in zip(truth, np.pad(start, ((0, 0), (0, 1))), strict=True)
+        ]
+    )
+    tilt = np.asarray(jax.jit(jax.vmap(judge))(jnp.asarray(moved, jnp.float32), lights)[1])
+    left = np.rad2deg(np.linalg.norm(tilt + start, axis=1))
+    assert np.median(left) < 0.25
+
+
+def test_turns_of_the_crystal_change_nothing(shine, judge, cu, rng):
+    """An operation of copper's symmetry gives the same places in another order."""
+    truth = random_matrices(rng, 1)[0].astype(np.float32)
+    light = shine(truth, 100.0, jax.random.key(2))
+    one = judge(jnp.asarray(truth), light)[2]
+    other = judge(jnp.asarray(cu[2][7] @ truth), light)[2]
+    assert float(one) == pytest.approx(float(other), abs=0.05)
+
+
+def test_explained_light(shine, judge, prepared):
+    """All of a pattern's own light, and next to none of another's."""
+    truth = jnp.asarray(random_matrices(np.random.default_rng(5), 2), jnp.float32)
+    light = shine(truth[0], THICKNESS[6], jax.random.key(3))
+    share = []
+    for orientation in truth:
+        places, tilt, _ = judge(orientation, light)
+        share.append(
+            explained_light(
+                places, tilt, THICKNESS, SEMI_ANGLE, prepared(truth[0]), jnp.float32(BEAM), CONFIG
+            )
+        )
+    assert 0.7 < share[0] <= 1.0
+    assert 0.0 <= share[1] < 0.5
+
+
+@pytest.fixture(scope="module")
+def prepared(observe):
+    """What verification makes of the listed disks of a pattern."""
+    from jaxstem.verification.search import Pattern
+
+    return lambda orientation: Pattern(None, observe(orientation, float(THICKNESS[6])))
+
+
+def test_thicknesses_are_equally_likely():
+    ratio = jnp.log(jnp.array([[1.0, 2.0, 6.0]]))
+    assert float(over_thickness(ratio)[0]) == pytest.approx(np.log(3.0), rel=1e-6)
+
+
+def test_only_the_likeliest_reflections_are_looked_at(copper_forward, rng):
+    orientation = jnp.asarray(random_matrices(rng, 1)[0], jnp.float32)
+    few = excited(orientation, copper_forward, WAVELENGTH, REACH, replace(CONFIG, n_reflections=8))
+    all_ = excited(
+        orientation, copper_forward, WAVELENGTH, REACH, replace(CONFIG, n_reflections=10**6)
+    )
+    assert len(few[0]) == 8
+    from jaxstem.diffraction.two_beam import expected_intensity
+
+    value = np.sort(np.asarray(expected_intensity(all_[2], all_[3], 0.003)))[::-1]
+    np.testing.assert_allclose(expected_intensity(few[2], few[3], 0.003), value[:8], rtol=1e-6)
