@@ -53,6 +53,8 @@ class Overview:
     phase: Int[np.ndarray, "ny nx"]
     confidence: Float[np.ndarray, "ny nx"]
     ambiguous_180: Bool[np.ndarray, "ny nx"]
+    log_evidence: Float[np.ndarray, "ny nx"]
+    explained_light: Float[np.ndarray, "ny nx"]
     n_disks: Int[np.ndarray, "ny nx"]
     phase_names: tuple[str, ...]
 
@@ -134,6 +136,8 @@ def map_to_file(
         phase=np.empty(source.scan_shape, np.int16),
         confidence=np.empty(source.scan_shape, np.float32),
         ambiguous_180=np.empty(source.scan_shape, bool),
+        log_evidence=np.empty(source.scan_shape, np.float32),
+        explained_light=np.empty(source.scan_shape, np.float32),
         n_disks=np.empty(source.scan_shape, np.int32),
         phase_names=model.phase_names,
     )
@@ -144,7 +148,7 @@ def map_to_file(
             if write is not None:
                 write(row, block)
             here = slice(row, row + len(block["phase"]))
-            for name in ("phase", "confidence", "n_disks"):
+            for name in ("phase", "confidence", "log_evidence", "explained_light", "n_disks"):
                 getattr(overview, name)[here] = block[name]
             overview.ambiguous_180[here] = ambiguous_by_180(
                 block["phase"], block["confidence"], block["confidence_mod180"]
@@ -175,6 +179,7 @@ def map_header(
             "voltage_kv": model.voltage_kv,
             "k_max": model.k_max,
             "refine": config.refine,
+            "judge": "counts" if config.by_counts(source) else "list",
             "precision": config.precision,
             "least_confidence": least_confidence,
             "symmetry": "Laue group",
@@ -274,6 +279,8 @@ def left_out(answer: Answer, least_confidence: float) -> dict[str, np.ndarray]:
         "phase": np.where(doubtful, UNASSIGNED, answer.phase),
         "orientation": np.where(doubtful[:, None, None], np.float32(np.nan), answer.orientation),
         "thickness": np.where(doubtful, np.float32(np.nan), answer.thickness),
+        "log_evidence": np.where(doubtful, np.float32(np.nan), answer.log_evidence),
+        "explained_light": np.where(doubtful, np.float32(np.nan), answer.explained_light),
     }
 
 

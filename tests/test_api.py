@@ -108,15 +108,16 @@ def test_files_disks_and_arrays_give_one_map(small, hasty, patterns, found, tmp_
     write_packed(tmp_path / "disks.h5", source_of(found))
     answer = jaxstem.map_orientations(found, small)
     assert isinstance(answer, jaxstem.OrientationMap) and answer.orientation.shape == (*SHAPE, 3, 3)
+    listed = jaxstem.map_orientations(tmp_path / "disks.h5", "cu")
     same = [
-        jaxstem.map_orientations(tmp_path / "disks.h5", "cu"),
-        jaxstem.map_orientations(source_of(found), small, voltage_kv=300),
-        jaxstem.map_orientations(patterns, small, pixel_size=PIXEL),
+        (answer, jaxstem.map_orientations(source_of(found), small, voltage_kv=300)),
+        (answer, jaxstem.map_orientations(patterns, small, pixel_size=PIXEL)),
+        (answer, listed),
     ]
-    for other in same:
-        np.testing.assert_array_equal(other.phase, answer.phase)
-        np.testing.assert_allclose(other.orientation, answer.orientation, atol=1e-5)
-    assert same[0].attributes["model"] == "cu" and answer.attributes["model"] == "Cu"
+    for one, other in same:
+        np.testing.assert_array_equal(other.phase, one.phase)
+        np.testing.assert_allclose(other.orientation, one.orientation, atol=1e-5)
+    assert listed.attributes["model"] == "cu" and answer.attributes["model"] == "Cu"
 
 
 def scan_without_disks(rows, columns):
@@ -130,6 +131,7 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
         (lambda: jaxstem.detect_disks(patterns, pixel_size=-1), "--pixel-size"),
         (lambda: jaxstem.map_orientations(found, "nonesuch"), "nonesuch"),
         (lambda: jaxstem.map_orientations(found, "cu", refine="fats"), "fats"),
+        (lambda: jaxstem.map_orientations(found, "cu", judge="fits"), "judge 'fits'"),
         (lambda: jaxstem.map_orientations(found, "cu", precision="half"), "half"),
         (lambda: jaxstem.map_orientations(found, "cu", voltage_kv=200), "200 kV"),
         (lambda: jaxstem.map_orientations(found, "cu", batch=-5), "batch -5"),

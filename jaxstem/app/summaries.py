@@ -29,6 +29,11 @@ def map_counts(found: OrientationMap | Overview) -> dict[str, Any]:
     from jaxstem.files.orientation_map import NO_CRYSTAL
 
     assigned = found.phase >= 0
+
+    def median(values: np.ndarray) -> float | None:
+        known = values[assigned & np.isfinite(values)]
+        return float(np.median(known)) if known.size else None
+
     return {
         "scan_shape": assigned.shape,
         "assigned": int(assigned.sum()),
@@ -38,6 +43,8 @@ def map_counts(found: OrientationMap | Overview) -> dict[str, Any]:
         },
         "confidence_median": np.median(found.confidence[assigned]) if assigned.any() else None,
         "ambiguous_180": int(found.ambiguous_180.sum()),
+        "explained_light_median": median(found.explained_light),
+        "log_evidence_median": median(found.log_evidence),
     }
 
 

@@ -59,14 +59,19 @@ class OrientationMap:
     second_phase: Int[np.ndarray, "ny nx"]
     second_score: Float[np.ndarray, "ny nx"]
     thickness: Float[np.ndarray, "ny nx"]
-    log_evidence: Float[np.ndarray, "ny nx"]
-    explained_light: Float[np.ndarray, "ny nx"]
     n_disks: Int[np.ndarray, "ny nx"]
     crystals: tuple[Crystal, ...]
     scan_step: float = 1.0
     scan_units: str = "pixels"
     attributes: dict = field(default_factory=dict)
     settings: dict[str, dict] = field(default_factory=dict)
+    log_evidence: Float[np.ndarray, "ny nx"] | None = None
+    explained_light: Float[np.ndarray, "ny nx"] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("log_evidence", "explained_light"):
+            if getattr(self, name) is None:  # maps of before counts judged
+                object.__setattr__(self, name, np.full(self.phase.shape, np.nan, np.float32))
 
     @property
     def ambiguous_180(self) -> Bool[np.ndarray, "ny nx"]:

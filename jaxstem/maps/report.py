@@ -198,6 +198,8 @@ def _numbers(drawn: OrientationMap) -> dict[str, dict]:
         "score": (drawn.score, 2e-5),
         "second_score": (drawn.second_score, 2e-5),
         "thickness": (drawn.thickness, 0.1),
+        "log_evidence": (np.maximum(drawn.log_evidence, 0.0), 0.05),
+        "explained_light": (drawn.explained_light, 2e-5),
         "n_disks": (drawn.n_disks, 1),
         "zone_angle": (zone_angle, 0.005),
         "second_angle": (apart, 0.005),
@@ -287,6 +289,10 @@ def _pictures(drawn: OrientationMap) -> list[dict]:
         scalar("confidence", "Confidence", drawn.confidence, 0, 1, label, over=ambiguous)
     )
     pictures.append(scalar("score", "Score", drawn.score, 0, 1, "cosine score"))
+    if np.isfinite(drawn.explained_light).any():
+        label = "share of the light above background"
+        light = drawn.explained_light
+        pictures.append(scalar("explained_light", "Explained light", light, 0, 1, label))
     if np.isfinite(drawn.thickness).any():
         low, high = np.nanpercentile(drawn.thickness, [0, 100]).round(-1)
         title = "Thickness"

@@ -68,6 +68,7 @@ def answers(monkeypatch):
         phase[1],
         rng.uniform(size=n),
         rng.uniform(20, 400, n),
+        *rng.uniform(size=(2, n)),
     )
     counts = rng.integers(3, 9, n)
     monkeypatch.setattr(

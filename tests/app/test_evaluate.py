@@ -33,7 +33,7 @@ def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypat
     right = (symmetry[7] @ truth.orientation).reshape(-1, 3, 3)
     ones, counts = np.ones(len(right)), np.full(len(right), 5)
     phase = np.zeros(len(right), int)
-    answer = Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones)
+    answer = Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones, ones, ones)
     monkeypatch.setattr(
         mapping, "stream_answers", lambda *args, **kwargs: iter([(0, answer, counts)])
     )

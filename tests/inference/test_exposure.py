@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Counts, the incident beam and the detection limit of a scan, and which positions look empty."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from helpers import scan_of_lists
 
 from jaxstem.files.scan import pad_disks
-from jaxstem.inference.exposure import N_RADII, count_disks, looks_empty, scan_exposure
+from jaxstem.inference.exposure import N_RADII, count_disks, looks_empty, scan_exposure, scan_reach
+from jaxstem.verification.config import FARTHEST
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -23,6 +26,21 @@ def test_counts_by_hand():
         [np.array([far, near, direct]), np.zeros((0, 3)), np.array([dark, near, near])]
     )
     np.testing.assert_array_equal(count_disks(scan, 0.3, 1.5), [1, 0, 2])
+
+
+def test_reach_is_that_of_bright_disks(rng):
+    """Bright disks end at 1.3 1/Å, and false ones, as weak as any, lie anywhere."""
+    radius = np.concatenate([1.3 * np.sqrt(rng.random(3000)), 3.0 * np.sqrt(rng.random(300))])
+    angle = rng.uniform(0, 2 * np.pi, len(radius))
+    weak = rng.uniform(1.0, 1.5, 300)
+    intensity = np.concatenate([np.exp(rng.uniform(0, 5, 3000)), weak])
+    disks = np.stack([radius * np.cos(angle), radius * np.sin(angle), intensity], -1)
+    scan = scan_of_lists(np.split(disks[rng.permutation(len(disks))], 33))
+    assert scan_reach(scan, 0.1, 2.0) == pytest.approx(1.3, abs=0.03)
+    # farther than reflections are thought of, or hardly any disk to tell
+    wide = dataclasses.replace(scan, qx=4 * scan.qx, qy=4 * scan.qy)
+    assert scan_reach(wide, 0.1, 2.0) == FARTHEST
+    assert scan_reach(scan_of_lists([disks[:50]]), 0.1, 2.0) == 2.0
 
 
 def test_exposure_by_hand():

@@ -15,7 +15,7 @@ from jaxstem.errors import InputError
 from jaxstem.files.orientation_map import NO_CRYSTAL
 from jaxstem.files.scan import joined, pad_disks, source_of
 from jaxstem.inference import stream
-from jaxstem.inference.exposure import MIN_DISKS, count_disks, scan_exposure
+from jaxstem.inference.exposure import MIN_DISKS, count_disks, scan_exposure, scan_reach
 from jaxstem.inference.stream import Piece, Shelf, batches, predict_scan, preview_scan, read_ahead
 from jaxstem.inference.verdict import Answer
 from jaxstem.runtime import parallel
@@ -36,15 +36,16 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
     monkeypatch.setattr(stream, "PIECE", 7)
     shapes = []
 
-    def make_predict(model, config, mesh):
-        def predict(params, disks, exposed):
+    def make_predict(model, config, mesh, detector):
+        def predict(params, disks, exposed, light):
+            assert detector is None and light is None
             shapes.append(disks.qx.shape)
             first = disks.qx[:, 0] + exposed.incident + 100 * exposed.is_cut
             rotation = np.tile(first[:, None, None], (1, 3, 3))
             n_disks = disks.mask.sum(axis=1)
-            return Answer(
-                rotation, n_disks, first, first, first, first, rotation, n_disks, first, 2 * first
-            )
+            numbers = (first, first, first, first)
+            more = (2 * first, first, first)
+            return Answer(rotation, n_disks, *numbers, rotation, n_disks, first, *more)
 
         return predict
 
@@ -165,7 +166,9 @@ def test_a_small_scan_is_surveyed_as_a_whole(model, monkeypatch, rng, config):
     monkeypatch.setattr(stream, "PIECE", 8)
     scan = random_scan(rng, (20, 8))
     known = preview_scan(source_of(scan), model, config)
-    expected = scan_exposure(scan, model.k_min, model.k_max)
+    reach = scan_reach(scan, model.k_min, model.k_max)
+    expected = scan_exposure(scan, model.k_min, reach)
+    assert float(known.limit.reach) == pytest.approx(reach)
     np.testing.assert_array_equal(known.limit.log_share, expected.limit.log_share)
     whole = joined([known.pieces[row, row + 1] for row in range(20)])
     np.testing.assert_array_equal(whole.qx, scan.qx)
