@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Accuracy on the multislice sample scans, beside py4DSTEM's template matching.
 
-    python -m experiments.accuracy.sample_scans [--full] [--sets cu_random ...]
+    python -m experiments.accuracy.sample_scans [--full] [--sets cu_random ...] --cubes DIR
 
 With the packaged models `cu` and `cu-cu2o`. Each set is mapped from the disks that py4DSTEM found
-and from those that `jaxstem detect` finds in the raw patterns (the two large scans' from
-experiments/data/*_detected.h5, which `jaxstem detect CUBE --out ...` wrote; the others' here from
-their cubes), by the network alone, refined by two-beam theory ("fast") and, with `--full`, by Bloch
-waves. py4DSTEM's answers come from experiments/results/py4dstem.npz (py4dstem_matching.py) and are
-scored by the same code. Prints tables, writes experiments/results/sample_scans.json, and with
-`--maps DIR` keeps the maps for calibration.py. About ten minutes on two cores, `--full` an hour.
+and from the raw patterns in DIR; without it those of the two large scans are not at hand, and the
+lists of experiments/data/*_detected.h5 stand for them, which `jaxstem detect CUBE --out ...` wrote
+and which hold no counts. By the network alone, refined by two-beam theory ("fast") and, with
+`--full`, by Bloch waves. py4DSTEM's answers come from experiments/results/py4dstem.npz
+(py4dstem_matching.py) and are scored by the same code. Prints tables, writes
+experiments/results/sample_scans.json, and with `--maps DIR` keeps the maps for calibration.py.
+About ten minutes on two cores, `--full` an hour.
 """
 
 import time
@@ -84,12 +85,14 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Arguments:
-    """sets: which scans; full: also by Bloch waves, from own disks; matching: py4DSTEM's answers;
-    maps: folder to keep the maps in; out: JSON to write.
+    """sets: which scans; full: also by Bloch waves, from own disks; cubes: folder of raw patterns
+    NAME_cube.h5, without which of the two large scans there are lists of disks alone; matching:
+    py4DSTEM's answers; maps: folder to keep the maps in; out: JSON to write.
     """
 
     sets: tuple[str, ...] = tuple(SETS)
     full: bool = False
+    cubes: Path | None = None
     matching: Path = RESULTS / "py4dstem.npz"
     maps: Path | None = None
     out: Path = RESULTS / "sample_scans.json"
@@ -213,7 +216,12 @@ def to_markdown(results: dict) -> str:
         f"{k} {c['put_right']} and {c['spoilt']} of {sum(c.values())}"
         for k, c in ((k, results[k][fast]["changes"]) for k in TITLES)
     )
-    thickness = 100 * results["cu_random"]["own disks, full"]["thickness_error"]
+    thick = ""
+    if "own disks, full" in results["cu_random"]:
+        error = 100 * results["cu_random"]["own disks, full"]["thickness_error"]
+        thick = (
+            f"With `--refine full` the thickness is right to {error:.0f} % (median, `cu_random`)."
+        )
     read = flowed("""
 Share of the positions inside grains whose orientation is within 5° of the truth, in brackets its
 95 % interval over grains; behind the stroke the share modulo 180°, where an answer that is turned
@@ -224,8 +232,7 @@ From raw patterns of `cu_cu2o` the phase is right at {two[fast]["right_phase"]:.
 inside grains, and {two[fast]["vacuum"]:.1f} % of the vacuum is called vacuum; from py4DSTEM's disks
 {two[theirs]["right_phase"]:.1f} and {two[theirs]["vacuum"]:.1f} %. The expected calibration error
 of the confidence is, in the order of the table, {doubt[fast]} from raw patterns and {doubt[theirs]}
-from py4DSTEM's disks ([diagram](experiments/results/calibration.png)). With `--refine full` the
-thickness is right to {thickness:.0f} % (median, `cu_random`).
+from py4DSTEM's disks ([diagram](experiments/results/calibration.png)). {thick}
 
 Share of patterns, in per cent, with the truth within 5° of the best 16 cells of the distribution,
 from raw patterns: {best}. Refinement puts right and spoils, of the answers without it: {changed}.
@@ -255,7 +262,8 @@ def main(arguments: Arguments) -> None:
                     *errors_of(matching[f"{key}/orientation"], all_c, truth, c), grain[c]
                 )
                 print_row(label(c), "py4DSTEM", rows[c]["py4DSTEM"])
-        own = read_scan(files.own, progress=False)
+        raw = arguments.cubes and arguments.cubes / f"{name}_cube.h5"
+        own = read_scan(raw or files.own, progress=False)
         runs = [
             ("py4DSTEM's disks, fast", read_scan(files.by_py4dstem), "fast"),
             ("own disks, none", own, "none"),
