@@ -27,7 +27,9 @@ from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.emd import bragg_source
 from jaxstem.files.packed import write_packed
 from jaxstem.files.scan import source_of
+from jaxstem.files.truth import read_truth
 from jaxstem.inference.config import InferConfig
+from jaxstem.maps.metrics import evaluate
 from jaxstem.network.model import Model, build_network, load_model
 from jaxstem.network.transformer import init_params
 from jaxstem.training import config, loop
@@ -118,6 +120,19 @@ def test_files_disks_and_arrays_give_one_map(small, hasty, patterns, found, tmp_
         np.testing.assert_array_equal(other.phase, one.phase)
         np.testing.assert_allclose(other.orientation, one.orientation, atol=1e-5)
     assert listed.attributes["model"] == "cu" and answer.attributes["model"] == "Cu"
+
+
+@pytest.mark.slow
+def test_counts_find_more_orientations_than_lists():
+    """Copper by multislice, with the packaged model."""
+    found = jaxstem.detect_disks(CUBE, voltage_kv=300.0)
+    truth = read_truth(ROOT / "experiments/data/cu_random_truth.h5")
+    within = {}
+    for judge in ("counts", "list"):
+        answer = jaxstem.map_orientations(found, "cu", judge=judge, progress=False)
+        (score,) = evaluate(answer, truth).phases.values()
+        within[judge] = score.plain.within_5
+    assert within["counts"] > max(0.9, within["list"])
 
 
 def scan_without_disks(rows, columns):

@@ -8,18 +8,19 @@ in a temporary file without a name.
 
 from __future__ import annotations
 
-import functools
 import math
+import os
 import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from jaxstem.detection.layout import TABLE_STEP, Layout, Plan
-from jaxstem.detection.likelihood import correlate
+from jaxstem.detection.likelihood import correlate, interior
+from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube
 from jaxstem.files.emd import calibrate_disks
 from jaxstem.files.light import Detector, Light, ScanLight
@@ -42,15 +43,32 @@ def _radius(plan: Plan) -> float:
 
 
 def room_for_light(cube: Cube, layout: Layout) -> Light:
-    """Arrays for what is kept of all positions; centres are not known yet."""
+    """Arrays for what is kept of all positions; centres are not known yet.
+
+    Raises InputError where the folder of temporary files has no room for them.
+    """
     n, apart = math.prod(cube.scan_shape), layout.places
     shape = (n, *(-(-side // apart) for side in cube.detector_shape))
-    make = np.zeros
-    if math.prod(shape) > IN_MEMORY:
-        make = functools.partial(np.memmap, tempfile.TemporaryFile(), mode="w+")
-    sums = make(shape=shape, dtype=np.uint8)
+    sums = _on_disk(shape) if math.prod(shape) > IN_MEMORY else np.zeros(shape, np.uint8)
     factor = np.zeros((n, *layout.blocks), np.float16)
     return Light(sums, factor, np.full((n, 2), np.nan, np.float32))
+
+
+def _on_disk(shape: tuple[int, ...]) -> UInt8[np.memmap, "..."]:
+    """Bytes in a temporary file without a name."""
+    size = math.prod(shape)
+    try:
+        file = tempfile.TemporaryFile()
+        # room for all of it now, for a disk that fills up later ends the process
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, np.uint8, "r+" if file.seek(0, 2) else "w+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"{tempfile.gettempdir()} has no room for the {size / 1e9:.1f} GB of counts that are "
+            f"kept of this scan ({error.strerror}); set TMPDIR to a folder with more, or give "
+            "--judge list."
+        ) from None
 
 
 def calibrated_light(
@@ -72,14 +90,13 @@ def calibrated_light(
     about = {**calibration, "qx0": 0.0, "qy0": 0.0}
     qx, qy = calibrate_disks(steps, np.array([3]), (1, 1), about, source)
     of_pixels = np.array([qx[1:] - qx[0], qy[1:] - qy[0]])
-    good, border, apart = np.asarray(plan.good), math.ceil(_radius(plan)), layout.places
-    covered = np.asarray(correlate(jnp.asarray(good, jnp.float32)[None], plan.kernel))[0]
-    inside = np.zeros(good.shape, bool)
-    inside[border:-border, border:-border] = True
+    apart = layout.places
+    covered = correlate(plan.good[None].astype(jnp.float32), plan.kernel)[0]
+    seen = interior(plan.good.shape, layout) & (covered > _MOSTLY * plan.area)
     detector = Detector(
         background=np.asarray(plan.blurred * (plan.area / plan.power)),
         radius_step=np.float32(TABLE_STEP / apart),
-        seen=(inside & (covered > _MOSTLY * float(plan.area)))[::apart, ::apart],
+        seen=np.asarray(seen)[::apart, ::apart],
         to_places=(np.linalg.inv(of_pixels) / apart).astype(np.float32),
         block=np.float32(layout.block / apart),
         disk=np.float32(_radius(plan) * math.sqrt(abs(np.linalg.det(of_pixels)))),

@@ -61,11 +61,11 @@ def largest_of_rows(x: Float[Array, "... M lanes"]) -> Float[Array, "... lanes"]
     return _joined(jax.lax.reduce(rows, least, larger, (rows.ndim - 2,)), jnp.maximum)
 
 
-def log_of_rows(x: Float[Array, "... M lanes"]) -> Float[Array, "... lanes"]:
-    """The sum over the last axis but one of the logarithms of numbers from 1 to `MOST_OF_TWO`, of
-    two of them at once.
+def log_of_rows(x: Float[Array, "... M lanes"], at_once: int = 2) -> Float[Array, "... lanes"]:
+    """The sum over the last axis but one of the logarithms of numbers whose product single
+    precision holds, of so many of them at once: two up to `MOST_OF_TWO`.
     """
-    products = _in_rows(x, 1.0, 2).prod(axis=-2)
+    products = _in_rows(x, 1.0, at_once).prod(axis=-2)
     return _joined(jnp.log(products), jnp.add)
 
 

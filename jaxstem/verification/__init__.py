@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "aligned",
             "Ascent",
             "begin",
+            "excited",
             "LATTICE",
             "orientation_at",
             "Place",
@@ -73,12 +74,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "photometry": [
             "climb_by_counts",
-            "excited",
+            "Climbed",
             "explained_light",
+            "likeliest_reflections",
             "log_ratios",
             "measured",
             "over_thickness",
             "Places",
+            "Reflections",
         ],
         "ranking": [
             "ahead",
@@ -92,6 +95,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "refinement": [
             "climbed",
+            "final_scores",
             "find",
             "fitted",
             "Proposals",

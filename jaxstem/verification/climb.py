@@ -92,6 +92,27 @@ class Place(NamedTuple):
     by_thickness: Float[Array, " T"]
 
 
+def excited(
+    orientation: Float[Array, "3 3"],
+    g: Float[Array, "N 3"],
+    inverse_extinction: Float[Array, " N"],
+    wavelength: float,
+    k_max: Float[ArrayLike, ""],
+    width: float,
+    n_reflections: int,
+) -> tuple[Float[Array, "M 3"], Float[Array, " M"]]:
+    """Scattering vectors in the lab frame and 1/ξ [1/Å] of the reflections that are likeliest to be
+    seen, those beyond `k_max` [1/Å] last; `width` [1/Å] blurs excitation errors.
+    """
+    g = turned(g, orientation)
+    if len(g) <= n_reflections:
+        return g, inverse_extinction
+    likely = expected_intensity(excitation_error(g, wavelength), inverse_extinction, width)
+    likely *= g[:, 0] ** 2 + g[:, 1] ** 2 <= k_max**2
+    _, near = jax.lax.top_k(likely, n_reflections)
+    return g[near], inverse_extinction[near]
+
+
 def begin(
     orientation: Float[Array, "3 3"],
     observed: Observed,
@@ -106,14 +127,10 @@ def begin(
     Positions hardly move with the tilt, so that disks and reflections are paired once, and the
     crystal is turned about the beam to fit them.
     """
-    reach = 0.006 + jnp.deg2rad(max(config.steps)) * 0.5
-    g_lab = turned(g, orientation)
-    likely = expected_intensity(excitation_error(g_lab, wavelength), inverse_extinction, reach)
-    # no room for those that cannot be listed
-    likely *= g_lab[:, 0] ** 2 + g_lab[:, 1] ** 2 <= k_max**2
-    _, near = jax.lax.top_k(likely, min(config.n_reflections, len(likely)))
-    g_lab, inverse_extinction = g_lab[near], inverse_extinction[near]
-
+    width = 0.006 + math.radians(max(config.steps)) * 0.5
+    g_lab, inverse_extinction = excited(
+        orientation, g, inverse_extinction, wavelength, k_max, width, config.n_reflections
+    )
     x, y, q = g_lab[:, 0], g_lab[:, 1], radius(g_lab[:, 0], g_lab[:, 1])
     s = excitation_error(g_lab, wavelength)
     log_envelope = jnp.log(expected_intensity(s, inverse_extinction, 0.003) + 1e-9)

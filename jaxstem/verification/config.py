@@ -184,6 +184,13 @@ class ScoreConfig:
     dynamical: DynamicalConfig = DynamicalConfig()
     fit: FitConfig | None = None
 
+    @property
+    def by_counts(self) -> ScoreConfig:
+        """The same where counts judge: more candidates come so far, for each is cheaply judged."""
+        numbers = zip(self.levels, self.counts.n_candidates, strict=True)
+        levels = tuple(replace(level, n_candidates=n) for level, n in numbers)
+        return replace(self, levels=levels, n_final=self.counts.n_final)
+
     def under(self, microscope: Microscope, specimen: Specimen) -> ScoreConfig:
         """The same for these settings: semi-angle of the probe, range of thicknesses."""
         of = {"thickness": specimen.thickness}

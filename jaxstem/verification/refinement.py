@@ -31,8 +31,8 @@ from jaxstem.verification.fitting import Scene, best_fit
 from jaxstem.verification.likelihood import Polished
 from jaxstem.verification.photometry import (
     climb_by_counts,
-    excited,
     explained_light,
+    likeliest_reflections,
     log_ratios,
     measured,
     over_thickness,
@@ -143,6 +143,22 @@ def climbed(
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), ended)
 
 
+def final_scores(
+    pattern: Pattern,
+    orientation: Float[Array, "C 3 3"],
+    forward: Forward,
+    wavelength: float,
+    k_max: Float[ArrayLike, ""],
+    config: ScoreConfig,
+) -> Float[Array, " C"]:
+    """Cosine scores, 0 … 1, of candidates where they are; `wavelength` in Å, `k_max` in 1/Å."""
+    final = replace(config.levels[-1], angle=0.0, n_turns=0, tilt=0.0, n_tilts=1)
+    score = jax.vmap(
+        lambda r, f: search_lattice(r, pattern, f, wavelength, k_max, final, config)[1]
+    )
+    return jnp.minimum(score(orientation, forward), 1.0)
+
+
 def verify(
     patterns: Pattern,
     log_probability: Float[Array, "B n_cells"],
@@ -168,18 +184,12 @@ def verify(
     forwards = [tables.reflections for tables in phases]
     climbs_at_once = None if at_once is None else at_once * n
     best = climbed(patterns, found, forwards, wavelength, k_max, config, log_odds, climbs_at_once)
-    final = replace(config.levels[-1], angle=0.0, n_turns=0, tilt=0.0, n_tilts=1)
-
-    def scores(row):
-        pattern, orientation, forward = row
-        score = lambda r, f: search_lattice(r, pattern, f, wavelength, k_max, final, config)[1]  # noqa: E731
-        return jax.vmap(score)(orientation, forward)
-
+    scores = lambda row: final_scores(*row, wavelength, k_max, config)  # noqa: E731
     score = map_rows(scores, (patterns, best.orientation, candidates.forward), at_once)
     return Ranked(
         best.orientation,
         candidates.phase,
-        jnp.minimum(score, 1.0),
+        score,
         best.log_likelihood,
         candidates.prior,
         best.thickness,
@@ -205,81 +215,60 @@ def verify_by_counts(
     `light` of each pattern; `incident` beam in electrons; the rest as in `verify`. The likelihood
     of the listed disks is that at the end of the climb.
     """
-    statistics, counts = config.likelihood, config.counts
-    levels = zip(config.levels, counts.n_candidates, strict=True)
-    config = replace(
-        config,
-        levels=tuple(replace(level, n_candidates=n) for level, n in levels),
-        n_final=counts.n_final,
-    )
+    config, statistics, counts = config.by_counts, config.likelihood, config.counts
     everything = jax.tree.map(lambda *x: jnp.stack(x), *padded([t.reflections for t in phases]))
     thickness = jnp.linspace(*statistics.thickness, counts.n_thicknesses)
     semi_angle = statistics.damping_angle
-    final = replace(config.levels[-1], angle=0.0, n_turns=0, tilt=0.0, n_tilts=1)
-
-    def seen(orientation, forward, light, incident, sign):
-        x, y, s, strength = excited(orientation, forward, wavelength, reach, counts)
-        return measured(sign * x, sign * y, s, strength, light, detector, incident, reach, counts)
 
     def one(row):
         pattern, light, incident, log_probability = row
         found = find(pattern, log_probability, phases, operations, wavelength, reach, config)
         candidates = found.candidates
 
+        def reflections(orientation, forward):
+            return likeliest_reflections(
+                orientation, forward, wavelength, reach, detector.disk, counts
+            )
+
+        def look(reflections):
+            return measured(reflections, light, detector, incident, reach, counts)
+
         def worth(orientation, forward):
-            # turned about the beam, a candidate has the same intensities elsewhere
-            both = [seen(orientation, forward, light, incident, sign) for sign in (1.0, -1.0)]
-            nowhere = jnp.zeros((1, 2), orientation.dtype)
+            straight, nowhere = reflections(orientation, forward), jnp.zeros((1, 2))
+            both = look(straight), look(straight.turned_about_beam())
             values = [log_ratios(p, nowhere, thickness, semi_angle, counts)[0] for p in both]
             return over_thickness(jnp.stack(values))
 
         values = jax.vmap(worth)(candidates.orientation, candidates.forward)
         values = jnp.where(found.apart[:, None], values, UNLIKELY)
         turn = jnp.asarray(rotations.HALF_TURN_ABOUT_BEAM, candidates.orientation.dtype)
-        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), candidates)
-        turned = candidates.orientation @ turn
-        twice = twice._replace(orientation=jnp.concatenate([candidates.orientation, turned]))
+        about_beam = candidates._replace(orientation=candidates.orientation @ turn)
+        twice = jax.tree.map(lambda *x: jnp.concatenate(x), candidates, about_beam)
         best, value = keep_best(twice, values.T.reshape(-1), counts.n_polished, len(phases))
 
         def polished(orientation, phase, value):
             whole = jax.tree.map(lambda x: x[phase], everything)
-            ascent = begin(
-                orientation,
-                pattern.observed,
-                *whole,
-                wavelength,
-                reach,
-                statistics,
-            )
+            ascent = begin(orientation, pattern.observed, *whole, wavelength, reach, statistics)
             aligned = orientation_at(ascent, jnp.zeros(2, orientation.dtype))
-            places = seen(aligned, whole, light, incident, 1.0)
-            tilt, evidence = climb_by_counts(places, thickness, semi_angle, counts)
-            likelihood = verdict(ascent, tilt, statistics).log_likelihood
-            share = explained_light(places, tilt, thickness, semi_angle, pattern, incident, counts)
+            # all that the crystal has: a cell's list lacks some that tell candidates apart
+            places = look(reflections(aligned, whole))
+            at = climb_by_counts(places, thickness, semi_angle, counts)
+            end = verdict(ascent, at.tilt, statistics)
             exists = value > 0.5 * UNLIKELY
             return (
-                orientation_at(ascent, tilt),
-                jnp.where(exists, likelihood, UNLIKELY),
-                jnp.where(exists, evidence, UNLIKELY),
-                share,
+                end.orientation,
+                jnp.where(exists, end.log_likelihood, UNLIKELY),
+                jnp.where(exists, over_thickness(at.log_ratio), UNLIKELY),
+                explained_light(places, at, thickness, semi_angle, pattern.observed, incident),
             )
 
         orientation, likelihood, evidence, explained = jax.vmap(polished)(
             best.orientation, best.phase, value
         )
-        score = jax.vmap(
-            lambda r, f: search_lattice(r, pattern, f, wavelength, reach, final, config)[1]
-        )(orientation, best.forward)
+        score = final_scores(pattern, orientation, best.forward, wavelength, reach, config)
         unknown = jnp.full_like(score, jnp.nan)
         return Ranked(
-            orientation,
-            best.phase,
-            jnp.minimum(score, 1.0),
-            likelihood,
-            best.prior,
-            unknown,
-            evidence,
-            explained,
+            orientation, best.phase, score, likelihood, best.prior, unknown, evidence, explained
         )
 
     return map_rows(one, (patterns, light, incident, log_probability), at_once)

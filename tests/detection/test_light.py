@@ -11,6 +11,7 @@ from scipy.ndimage import map_coordinates
 from jaxstem.detection import light as kept
 from jaxstem.detection.plan import make_plan
 from jaxstem.detection.scan import calibrated, detect_in_cube, find_disks
+from jaxstem.errors import InputError
 from jaxstem.files.cube import cube_from_array
 from jaxstem.files.light import decoded
 
@@ -99,6 +100,16 @@ def test_much_light_lies_in_a_temporary_file(cube, found, settings, monkeypatch)
     assert isinstance(on_disk.sums, np.memmap)
     np.testing.assert_array_equal(on_disk.sums, found.light.sums)
     np.testing.assert_array_equal(on_disk.factor, found.light.factor)
+
+
+def test_a_full_disk_is_told(cube, settings, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kept, "IN_MEMORY", 1000)
+    monkeypatch.setattr(kept.os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"no room for the .* GB .*No space left.*--judge list"):
+        find_disks(cube, settings, keep_light=True)
 
 
 def test_nothing_is_kept_unasked_or_where_the_ellipse_differs(cube, found, settings):

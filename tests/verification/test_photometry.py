@@ -12,15 +12,16 @@ from scipy import stats
 
 from jaxstem.crystal.electron import electron_wavelength
 from jaxstem.diffraction.geometry import excitation_error
-from jaxstem.diffraction.two_beam import two_beam_intensity
+from jaxstem.diffraction.two_beam import expected_intensity, two_beam_intensity
 from jaxstem.files.light import Detector, Light, encoded
 from jaxstem.orientation.rotations import HALF_TURN_ABOUT_BEAM
 from jaxstem.verification.config import CountsConfig
 from jaxstem.verification.photometry import (
     Places,
+    Reflections,
     climb_by_counts,
-    excited,
     explained_light,
+    likeliest_reflections,
     log_ratios,
     measured,
     over_thickness,
@@ -85,9 +86,10 @@ def judge(copper_forward, detector):
 
     @jax.jit
     def judged(orientation, light, detector=detector):
-        x, y, s, strength = excited(orientation, copper_forward, WAVELENGTH, REACH, CONFIG)
-        places = measured(x, y, s, strength, light, detector, BEAM, REACH, CONFIG)
-        return places, *climb_by_counts(places, THICKNESS, SEMI_ANGLE, CONFIG)
+        found = likeliest_reflections(orientation, copper_forward, WAVELENGTH, REACH, DISK, CONFIG)
+        places = measured(found, light, detector, BEAM, REACH, CONFIG)
+        at = climb_by_counts(places, THICKNESS, SEMI_ANGLE, CONFIG)
+        return places, at, over_thickness(at.log_ratio)
 
     return judged
 
@@ -101,12 +103,11 @@ def places_of(rng, n=16):
     eps = CONFIG.outliers
     outlier = eps / (1 - eps) / (0.3675 * 9.7) / jnp.maximum(excess, 10.0)
     nothing = 1 / jnp.sqrt(variance) / (1 + excess**2 / variance / 3) ** 2 + outlier
+    of = Reflections(
+        x, y, jnp.hypot(x, y), numbers(-0.02, 0.02), numbers(0.0005, 0.006), jnp.ones(n)
+    )
     return Places(
-        x,
-        y,
-        jnp.hypot(x, y),
-        numbers(-0.02, 0.02),
-        numbers(0.0005, 0.006),
+        of,
         excess,
         variance + floor,
         outlier,
@@ -121,11 +122,12 @@ def test_ratio_is_that_of_two_mixtures_with_students_tails(rng):
     places, tilt = places_of(rng), rng.normal(0, 0.003, (3, 2))
     found = log_ratios(places, jnp.asarray(tilt, jnp.float32), THICKNESS, SEMI_ANGLE, CONFIG)
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), places)
-    s = p.s + tilt[:, 1:] * p.x - tilt[:, :1] * p.y
+    of = p.reflections
+    s = of.s + tilt[:, 1:] * of.x - tilt[:, :1] * of.y
     single = lambda x: jnp.asarray(x, jnp.float32)[..., None]  # noqa: E731
     expected = BEAM * np.asarray(
         two_beam_intensity(
-            single(s), single(p.inverse_extinction), single(p.q), THICKNESS, SEMI_ANGLE
+            single(s), single(of.inverse_extinction), single(of.q), THICKNESS, SEMI_ANGLE
         ),
         np.float64,
     )
@@ -150,8 +152,8 @@ def test_what_is_not_seen_is_no_evidence(shine, judge, detector):
     half = detector._replace(seen=detector.seen.at[:, : SIDE // 2].set(False))
     places, *_ = judge(orientation, light, half)
     there = np.asarray(places.weight) > 0
-    assert (np.asarray(places.y)[there] > 0).all() and there.any()
-    assert (np.asarray(places.q)[there] < REACH).all()
+    assert (np.asarray(places.reflections.y)[there] > 0).all() and there.any()
+    assert (np.asarray(places.reflections.q)[there] < REACH).all()
 
 
 def test_truth_is_likelier_than_its_half_turn_and_than_nothing(shine, judge, rng):
@@ -183,7 +185,7 @@ def test_climb_returns_to_the_truth(shine, judge, rng):
             for r, t in zip(truth, np.pad(start, ((0, 0), (0, 1))), strict=True)
         ]
     )
-    tilt = np.asarray(jax.jit(jax.vmap(judge))(jnp.asarray(moved, jnp.float32), lights)[1])
+    tilt = np.asarray(jax.jit(jax.vmap(judge))(jnp.asarray(moved, jnp.float32), lights)[1].tilt)
     left = np.rad2deg(np.linalg.norm(tilt + start, axis=1))
     assert np.median(left) < 0.25
 
@@ -203,10 +205,10 @@ def test_explained_light(shine, judge, prepared):
     light = shine(truth[0], THICKNESS[6], jax.random.key(3))
     share = []
     for orientation in truth:
-        places, tilt, _ = judge(orientation, light)
+        places, at, _ = judge(orientation, light)
         share.append(
             explained_light(
-                places, tilt, THICKNESS, SEMI_ANGLE, prepared(truth[0]), jnp.float32(BEAM), CONFIG
+                places, at, THICKNESS, SEMI_ANGLE, prepared(truth[0]), jnp.float32(BEAM)
             )
         )
     assert 0.7 < share[0] <= 1.0
@@ -215,10 +217,8 @@ def test_explained_light(shine, judge, prepared):
 
 @pytest.fixture(scope="module")
 def prepared(observe):
-    """What verification makes of the listed disks of a pattern."""
-    from jaxstem.verification.search import Pattern
-
-    return lambda orientation: Pattern(None, observe(orientation, float(THICKNESS[6])))
+    """The listed disks of a pattern."""
+    return lambda orientation: observe(orientation, float(THICKNESS[6]))
 
 
 def test_thicknesses_are_equally_likely():
@@ -227,13 +227,38 @@ def test_thicknesses_are_equally_likely():
 
 
 def test_only_the_likeliest_reflections_are_looked_at(copper_forward, rng):
+    """Those within the reach, by the intensity that two-beam theory expects."""
     orientation = jnp.asarray(random_matrices(rng, 1)[0], jnp.float32)
-    few = excited(orientation, copper_forward, WAVELENGTH, REACH, replace(CONFIG, n_reflections=8))
-    all_ = excited(
-        orientation, copper_forward, WAVELENGTH, REACH, replace(CONFIG, n_reflections=10**6)
+    some = replace(CONFIG, n_reflections=8), replace(CONFIG, n_reflections=10**6)
+    few, all_ = (
+        likeliest_reflections(orientation, copper_forward, WAVELENGTH, 1.2, DISK, c) for c in some
     )
-    assert len(few[0]) == 8
-    from jaxstem.diffraction.two_beam import expected_intensity
+    value = lambda r: np.asarray(expected_intensity(r.s, r.inverse_extinction, 0.003))  # noqa: E731
+    assert len(few.x) == 8 and (few.q <= 1.2).all()
+    near = np.sort(value(all_)[np.asarray(all_.q) <= 1.2])[::-1]
+    np.testing.assert_allclose(value(few), near[:8], rtol=1e-5)
 
-    value = np.sort(np.asarray(expected_intensity(all_[2], all_[3], 0.003)))[::-1]
-    np.testing.assert_allclose(expected_intensity(few[2], few[3], 0.003), value[:8], rtol=1e-6)
+
+def test_a_half_turn_is_that_of_the_crystal(copper_forward, rng):
+    """The same reflections as those of the turned orientation, in the same order."""
+    orientation = jnp.asarray(random_matrices(rng, 1)[0], jnp.float32)
+    turned = orientation @ jnp.asarray(HALF_TURN_ABOUT_BEAM, jnp.float32)
+    of = [
+        likeliest_reflections(r, copper_forward, WAVELENGTH, REACH, DISK, CONFIG)
+        for r in (orientation, turned)
+    ]
+    for one, other in zip(of[0].turned_about_beam(), of[1], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_overlapping_disks_share_their_light(copper_forward, rng):
+    """Apart a disk's light is its own; wider disks take of each other's."""
+    orientation = jnp.asarray(random_matrices(rng, 1)[0], jnp.float32)
+    share = [
+        np.asarray(
+            likeliest_reflections(orientation, copper_forward, WAVELENGTH, REACH, d, CONFIG).share
+        )
+        for d in (1e-3, 0.076, 0.3)
+    ]
+    np.testing.assert_allclose(share[0], 1.0, rtol=1e-5)
+    assert (share[2] <= share[1] + 1e-6).all() and share[2].mean() < 0.8
