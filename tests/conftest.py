@@ -5,6 +5,7 @@ numbers, and a copper material with a coarse grid that the tests of the network 
 
 import datetime
 import os
+import signal
 import sys
 import tempfile
 import zlib
@@ -19,6 +20,9 @@ install_import_hook("jaxstem", "shapes.checked")
 
 from helpers import FIXTURES  # noqa: E402
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # as a shell without job control leaves it in what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share what the first process chose
     CACHE = tempfile.TemporaryDirectory(prefix="jaxstem-tests-")
