@@ -32,8 +32,8 @@ from jaxstem.detection.scan import detect_in_cube, progress_bar
 from jaxstem.diffraction.material import check_materials, make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError, require_between
+from jaxstem.files.calibration import stated_pixel_size
 from jaxstem.files.cube import Cube, cube_from_array
-from jaxstem.files.emd import stated_pixel_size
 from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.scan import DiskScan, DiskSource
 from jaxstem.inference.config import InferConfig

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Scans and maps in files: the name of `jaxstem.files` in earlier versions, kept for scripts."""
 
+from jaxstem.files.calibration import calibrate_disks as calibrate_disks
 from jaxstem.files.emd import bragg_source as bragg_source
-from jaxstem.files.emd import calibrate_disks as calibrate_disks
 from jaxstem.files.emd import read_disks as read_disks
 from jaxstem.files.map_file import map_writer as map_writer
 from jaxstem.files.map_file import read_map as read_map

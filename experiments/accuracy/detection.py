@@ -37,9 +37,10 @@ from jaxstem.crystal.cell import read_cif
 from jaxstem.detection.config import DetectConfig
 from jaxstem.detection.scan import calibrated, detect_in_cube, find_disks, write_bragg
 from jaxstem.diffraction.bloch import bloch_intensities, prepare
+from jaxstem.files.calibration import calibrate_disks
 from jaxstem.files.cube import cube_from_array
 from jaxstem.files.cube_readers import read_cube
-from jaxstem.files.emd import calibrate_disks, emd_calibration, read_disks
+from jaxstem.files.emd import emd_calibration, read_disks
 from jaxstem.files.scan import DiskScan
 from jaxstem.files.truth import read_truth
 

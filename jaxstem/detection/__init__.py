@@ -52,7 +52,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "vacuum_probe",
         ],
         "layout": ["FoundDisks", "Layout", "Plan"],
-        "light": ["calibrated_light", "places_apart", "room_for_light"],
+        "light": ["apertures_of", "places_apart", "room_for_light"],
         "likelihood": [
             "around",
             "correlate",

@@ -16,6 +16,9 @@ from jaxtyping import Array, Bool, Complex, Float, UInt8
 TABLE_STEP = 1 / 16
 """Spacing [px] of the tables of functions of the radius."""
 
+POOLED = 2
+"""Blocks of the background along each axis of which one is kept."""
+
 MISFIT = 0.1
 """Share of a disk's brightness by which its image may differ from the aperture's; it keeps the few
 counts about a bright disk's edge from deciding where the disk is."""
@@ -136,4 +139,4 @@ class FoundDisks(NamedTuple):
     mask: Bool[Array, "B K"]
     origin: Float[Array, "B 2"]
     sums: UInt8[Array, "B H W"] | None = None
-    factor: Float[Array, "B h w"] | None = None
+    factor: UInt8[Array, "B y x"] | None = None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What detection keeps of a scan's counts, for verification to ask for any place.
 
-Sums over the aperture at places so near to each other that those between follow by interpolation,
-and the background's factor in blocks: a byte a place, in memory or, for scans that would fill it,
-in a temporary file without a name.
+Sums over the aperture at places so near to each other that those between follow from them, and the
+background's factor in blocks: a byte a place, in memory or, for scans that would fill it, in a
+temporary file without a name.
 """
 
 from __future__ import annotations
@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
+from scipy.ndimage import map_coordinates
 
-from jaxstem.detection.layout import TABLE_STEP, Layout, Plan
+from jaxstem.detection.layout import POOLED, TABLE_STEP, Layout, Plan
 from jaxstem.detection.likelihood import correlate, interior
 from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube
-from jaxstem.files.emd import calibrate_disks
-from jaxstem.files.light import Detector, Light, ScanLight
+from jaxstem.files.light import Apertures, Light, everywhere
 
 IN_MEMORY = 1 << 30
 """Bytes of kept sums from which on they lie in a temporary file."""
@@ -33,7 +31,12 @@ _MOSTLY = 0.9
 
 
 def places_apart(plan: Plan) -> int:
-    """Spacing [px] of the places at which sums are kept: half a disk's radius at most."""
+    """Spacing [px] of the places at which sums are kept: a disk's radius at most."""
+    return _between(plan) * (1 if _radius(plan) < 2.0 else 2)
+
+
+def _between(plan: Plan) -> int:
+    """Spacing [px] of the places at which they are known then: half a disk's radius at most."""
     return max(1, int(_radius(plan) / 2))
 
 
@@ -50,7 +53,7 @@ def room_for_light(cube: Cube, layout: Layout) -> Light:
     n, apart = math.prod(cube.scan_shape), layout.places
     shape = (n, *(-(-side // apart) for side in cube.detector_shape))
     sums = _on_disk(shape) if math.prod(shape) > IN_MEMORY else np.zeros(shape, np.uint8)
-    factor = np.zeros((n, *layout.blocks), np.float16)
+    factor = np.zeros((n, *(-(-side // POOLED) for side in layout.blocks)), np.uint8)
     return Light(sums, factor, np.full((n, 2), np.nan, np.float32))
 
 
@@ -71,36 +74,39 @@ def _on_disk(shape: tuple[int, ...]) -> UInt8[np.memmap, "..."]:
         ) from None
 
 
-def calibrated_light(
-    light: Light,
-    origin: Float[np.ndarray, "ny nx 2"],
-    calibration: Mapping[str, Any],
-    plan: Plan,
-    layout: Layout,
-    source: str,
-) -> ScanLight | None:
-    """The counts that were kept, with the place of every scattering vector.
-
-    `origin` [px] of each position; `calibration` of `source` as `calibrate_disks` takes it. None
-    where its ellipse differs from position to position.
-    """
-    if any(np.ndim(calibration.get(name, 0)) for name in ("a", "b", "theta")):
-        return None
-    steps = np.rec.fromarrays([np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])], names="qx,qy")
-    about = {**calibration, "qx0": 0.0, "qy0": 0.0}
-    qx, qy = calibrate_disks(steps, np.array([3]), (1, 1), about, source)
-    of_pixels = np.array([qx[1:] - qx[0], qy[1:] - qy[0]])
-    apart = layout.places
+def apertures_of(plan: Plan, layout: Layout) -> Apertures:
+    """What the counts that a detection keeps share, in detector pixels."""
+    apart = _between(plan)
     covered = correlate(plan.good[None].astype(jnp.float32), plan.kernel)[0]
     seen = interior(plan.good.shape, layout) & (covered > _MOSTLY * plan.area)
-    detector = Detector(
+    return Apertures(
+        apart=float(apart),
+        radius=_radius(plan),
         background=np.asarray(plan.blurred * (plan.area / plan.power)),
-        radius_step=np.float32(TABLE_STEP / apart),
+        radius_step=TABLE_STEP / apart,
         seen=np.asarray(seen)[::apart, ::apart],
-        to_places=(np.linalg.inv(of_pixels) / apart).astype(np.float32),
-        block=np.float32(layout.block / apart),
-        disk=np.float32(_radius(plan) * math.sqrt(abs(np.linalg.det(of_pixels)))),
+        block=POOLED * layout.block / apart,
+        found=_found(plan, apart),
     )
-    return ScanLight(
-        light._replace(centre=(origin.reshape(-1, 2) / apart).astype(np.float32)), detector
-    )
+
+
+def _found(plan: Plan, apart: int) -> float:
+    """Share of a disk's light that is found at its place, anywhere between those that are kept."""
+    shape, every = plan.good.shape, places_apart(plan)
+    offsets = np.stack(np.meshgrid(*[np.arange(_OFFSETS) * every / _OFFSETS] * 2), -1)
+    middle = every * (np.array(shape) // (2 * every)) + offsets.reshape(-1, 2)
+    far = [np.arange(n)[:, None] - middle[:, i] for i, n in enumerate(shape)]
+    radius = np.hypot(far[0][:, None], far[1][None]) / TABLE_STEP
+    disk = np.interp(radius, np.arange(len(plan.probe)), plan.probe, right=0)
+    images = jnp.asarray(np.moveaxis(disk, -1, 0) / plan.area, jnp.float32)
+    sums = correlate(images, plan.kernel) * (plan.area / plan.power)
+    sides = tuple(-(-n // apart) for n in shape)
+    parts = [
+        map_coordinates(everywhere(one[::every, ::every], sides), place[:, None] / apart, order=1)
+        for one, place in zip(sums, middle, strict=True)
+    ]
+    return float(np.mean(parts))
+
+
+_OFFSETS = 4
+"""Places of a disk between those that are kept, along each axis."""

@@ -44,6 +44,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num
 from jaxstem.detection.disk_fit import fit_all, fit_disks, patches
 from jaxstem.detection.layout import (
     FAINTEST,
+    POOLED,
     TABLE_STEP,
     CorrelogramLayout,
     CorrelogramPlan,
@@ -51,7 +52,7 @@ from jaxstem.detection.layout import (
     Layout,
     Plan,
 )
-from jaxstem.files.light import encoded
+from jaxstem.files.light import encoded, encoded_factor
 
 
 def detect_patterns(patterns: Num[ArrayLike, "B H W"], plan: Plan, layout: Layout) -> FoundDisks:
@@ -147,7 +148,11 @@ def _fitted(counts, base, factor, good, peaks, plan, layout):
 def _light(summed, factor, plan, layout):
     """Electrons in a disk about each place, and the background's factor, as they are kept."""
     sums = summed[:, :: layout.places, :: layout.places] * (plan.area / plan.power)
-    return encoded(sums), factor.astype(jnp.float16)
+    # it is smooth over two blocks
+    height, width = (-n % POOLED for n in layout.blocks)
+    even = jnp.pad(factor, ((0, 0), (0, height), (0, width)), mode="edge")
+    pooled = jnp.exp(_pool(jnp.log(even), POOLED) / POOLED**2)
+    return encoded(sums), encoded_factor(pooled)
 
 
 def correlate(images: Float[Array, "B H W"], kernel: Array) -> Float[Array, "B H W"]:

@@ -18,14 +18,15 @@ from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions, option
 from jaxstem.detection.scan import PlannedSearch, detect_in_cube, plan_search, progress_bar
 from jaxstem.errors import InputError, NotStated
+from jaxstem.files.calibration import missing_scale
 from jaxstem.files.csv import read_csv
 from jaxstem.files.cube import Cube
 from jaxstem.files.cube_readers import read_cube
-from jaxstem.files.emd import bragg_source, holds_disks, missing_scale
+from jaxstem.files.emd import bragg_source, holds_disks
 from jaxstem.files.formats import READERS, format_of
 from jaxstem.files.packed import is_packed, packed_source
 from jaxstem.files.pyxem import holds_vectors, read_vectors
-from jaxstem.files.scan import DiskScan, DiskSource, Instrument, no_disk_at_all, source_of
+from jaxstem.files.scan import DiskScan, DiskSource, Instrument, source_of
 from jaxstem.runtime import parallel
 
 _HOW = {
@@ -197,7 +198,4 @@ def read_scan(
     Raises InputError as `open_scan` does, for disks that cannot be used, and where there are none.
     """
     source = open_scan(path, options, progress, config=config, **stated)
-    scan = source.read(0, source.scan_shape[0])
-    if not len(scan.qx):
-        raise no_disk_at_all(source)
-    return scan
+    return source.whole()

@@ -31,16 +31,18 @@ from tqdm import tqdm
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.correlogram import correlate_patterns
 from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks, Layout, Plan
-from jaxstem.detection.light import calibrated_light, places_apart, room_for_light
+from jaxstem.detection.light import apertures_of, places_apart, room_for_light
 from jaxstem.detection.likelihood import detect_patterns
 from jaxstem.detection.origin import smooth_origin
 from jaxstem.detection.plan import make_plan
 from jaxstem.errors import InputError
+from jaxstem.files.calibration import calibrate_disks
 from jaxstem.files.cube import Cube, chunks, sample
-from jaxstem.files.emd import calibrate_disks, create_emd_group, write_emd_entry
+from jaxstem.files.emd import create_emd_group, write_emd_entry
 from jaxstem.files.hdf5_writing import create_hdf5
 from jaxstem.files.light import Light
 from jaxstem.files.scan import DiskScan, Instrument
+from jaxstem.files.stored_light import calibrated_light, write_light
 from jaxstem.runtime import parallel
 from jaxstem.runtime.parallel import REPLICATED, SHARDED, keep_freed_memory, pmap
 from jaxstem.runtime.paths import atomic_path
@@ -337,10 +339,9 @@ def calibrated(detections: Detections, pixel_size: float | None = None) -> DiskS
         light=detections.light
         and calibrated_light(
             detections.light,
-            detections.origin,
+            apertures_of(detections.plan, detections.layout),
             _calibration(detections, pixel_size),
-            detections.plan,
-            detections.layout,
+            cube.scan_shape,
             cube.source,
         ),
     )
@@ -364,7 +365,8 @@ def write_bragg(
     """Store disks as EMD 1.0 `BraggVectors`, which py4DSTEM 0.14 and `files.read_disks` open.
 
     Positions in detector pixels, intensities in electrons, and the calibration, with the origin at
-    each position. Raises InputError where the file exists and `overwrite` is False.
+    each position; beside them the counts about every place, if they were kept. Raises
+    InputError where the file exists and `overwrite` is False.
     """
     cube = detections.cube
     calibration = _calibration(detections, pixel_size)
@@ -416,3 +418,5 @@ def write_bragg(
         for position, own in enumerate(np.split(disks, detections.offsets[1:-1])):
             each[position] = own
         lists.create_dataset("data", data=each.reshape(cube.scan_shape))
+        if detections.light is not None:
+            write_light(file, detections.light, apertures_of(detections.plan, detections.layout))

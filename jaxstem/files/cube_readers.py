@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from jaxstem.errors import InputError
+from jaxstem.files.calibration import stated_pixel_size, stated_scan_step
 from jaxstem.files.cube import Cube, check_shape
 from jaxstem.files.emd import (
     emd_attribute,
@@ -21,8 +22,6 @@ from jaxstem.files.emd import (
     emd_metadata,
     emd_root,
     holds_disks,
-    stated_pixel_size,
-    stated_scan_step,
     stated_voltage_kv,
 )
 from jaxstem.files.hdf5 import open_hdf5

@@ -11,29 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-from jaxstem.errors import InputError, NotStated
-from jaxstem.files.hdf5 import is_number, open_hdf5, plain_value
-from jaxstem.files.scan import (
-    DISK_FIELDS,
-    LARGEST,
-    DiskScan,
-    DiskSource,
-    Instrument,
-    no_disk_at_all,
+from jaxstem.errors import InputError
+from jaxstem.files.calibration import calibrate_disks, stated_instrument, stated_scan_step
+from jaxstem.files.hdf5 import open_hdf5, plain_value
+from jaxstem.files.light import Light
+from jaxstem.files.scan import DISK_FIELDS, LARGEST, DiskScan, DiskSource
+from jaxstem.files.stored_light import (
+    calibrated_detector,
+    calibrated_light,
+    holds_light,
+    read_apertures,
+    read_light,
 )
-from jaxstem.files.units import (
-    VOLTAGE_KEY,
-    angle_in_inverse_angstroms,
-    in_inverse_angstroms,
-    in_kv,
-    without_angles,
-)
+from jaxstem.files.units import VOLTAGE_KEY, in_kv, without_angles
 
 
 def create_emd_group(parent, name: str, kind: str, python_class: str | None):
@@ -60,9 +55,6 @@ def write_emd_entry(group, name: str, value) -> None:
     group[name].attrs["type"] = kind
 
 
-_RECALIBRATE = "calibrate it in py4DSTEM and save it again"
-
-
 def read_disks(path: str | Path) -> DiskScan:
     """Calibrated Bragg disks of an EMD 1.0 file as py4DSTEM 0.14 writes it, all at once.
 
@@ -70,11 +62,7 @@ def read_disks(path: str | Path) -> DiskScan:
     `offsets` (ny nx + 1): position p = row * nx + column has offsets[p] … offsets[p + 1] - 1.
     Raises InputError as `bragg_source` and its `read` do, and for a file without any disk.
     """
-    source = bragg_source(path)
-    scan = source.read(0, source.scan_shape[0])
-    if not len(scan.qx):
-        raise no_disk_at_all(source)
-    return scan
+    return bragg_source(path).whole()
 
 
 def bragg_source(
@@ -83,10 +71,10 @@ def bragg_source(
     """Calibrated Bragg disks of an EMD 1.0 file as py4DSTEM 0.14 writes it, read when asked for.
 
     The vectors are those of py4DSTEM's `braggvectors.cal` after `setcal()`, in 1/Å. Entries of
-    `calibration` replace those of the file, `voltage_kv` [kV] its voltage. Raises
-    InputError for a file that is missing, damaged or not HDF5, that holds no BraggVectors or
-    several, or whose origin or pixel size is missing or unusable; `read` raises it for disks that
-    are not finite.
+    `calibration` replace those of the file, `voltage_kv` [kV] its voltage. The counts that jaxstem
+    stores beside the disks come along. Raises InputError for a file that is missing, damaged or not
+    HDF5, that holds no BraggVectors or several, or whose origin or pixel size is missing or
+    unusable; `read` raises it for disks that are not finite.
     """
     with open_hdf5(path) as file:
         group = _bragg_group(file, path)
@@ -95,21 +83,25 @@ def bragg_source(
         lists = _bragg_lists(group, path)
         name, scan_shape, kind = lists.name, lists.shape, h5py.check_vlen_dtype(lists.dtype)
         voltage_kv = voltage_kv or stated_voltage_kv(root, path)
+        apertures = read_apertures(file, scan_shape, path) if holds_light(file) else None
     calibration = without_angles(stated | dict(calibration or {}), voltage_kv)
     scan_step, scan_units = stated_scan_step(calibration)
     # without disks this judges the calibration alone
     nothing = np.zeros(int(np.prod(scan_shape)), np.int64)
     calibrate_disks(np.zeros(0, kind), nothing, scan_shape, calibration, path)
 
-    def read(start: int, stop: int) -> DiskScan:
-        with open_hdf5(path) as file:
-            disks, counts = _joined_lists(list(file[name][start:stop].ravel()), kind)
-        _check_finite(disks, counts, start, scan_shape, path)
+    def of_rows(start: int, stop: int) -> tuple[dict, tuple[int, int]]:
         here = {
             key: value[start:stop] if np.shape(value) == tuple(scan_shape) else value
             for key, value in calibration.items()
         }
-        shape = (stop - start, scan_shape[1])
+        return here, (stop - start, scan_shape[1])
+
+    def read(start: int, stop: int) -> DiskScan:
+        with open_hdf5(path) as file:
+            disks, counts = _joined_lists(list(file[name][start:stop].ravel()), kind)
+        _check_finite(disks, counts, start, scan_shape, path)
+        here, shape = of_rows(start, stop)
         qx, qy = calibrate_disks(disks, counts, shape, here, path)
         return DiskScan(
             qx=qx.astype(np.float32),
@@ -123,20 +115,22 @@ def bragg_source(
             source=str(path),
         )
 
+    def read_counts(start: int, stop: int) -> Light:
+        light = read_light(path, slice(start, stop), scan_shape)
+        return calibrated_light(light, apertures, *of_rows(start, stop), str(path)).light
+
+    detector = apertures and calibrated_detector(apertures, calibration, str(path))
     instrument = stated_instrument(calibration, path)
-    return DiskSource(scan_shape, scan_step, scan_units, voltage_kv, str(path), read, instrument)
-
-
-def stated_instrument(calibration: Mapping, path: str | Path) -> Instrument:
-    """What a calibration in py4DSTEM's terms says of detector and beam."""
-    turn = calibration.get("QR_rotation")
-    origin = [calibration.get(name) for name in ("qx0", "qy0")]
-    known = all(value is not None for value in origin)
-    return Instrument(
-        pixel_size=stated_pixel_size(calibration, path),
-        rotation_deg=float(np.rad2deg(turn)) if is_number(turn) else None,
-        flip=is_number(turn) and bool(calibration.get("QR_flip")),
-        centre=tuple(float(np.nanmean(value)) for value in origin) if known else None,
+    return DiskSource(
+        scan_shape,
+        scan_step,
+        scan_units,
+        voltage_kv,
+        str(path),
+        read,
+        instrument,
+        detector,
+        detector and read_counts,
     )
 
 
@@ -241,109 +235,6 @@ def _check_finite(
         f"{path}: a disk at scan position ({row}, {column}) has a position or intensity that is "
         "not finite; repeat the disk detection."
     )
-
-
-def calibrate_disks(
-    disks: np.ndarray,
-    counts: Int[np.ndarray, "positions"],
-    scan_shape: tuple[int, int],
-    calibration: dict,
-    path: str | Path,
-) -> tuple[Float[np.ndarray, "total"], Float[np.ndarray, "total"]]:
-    """(qx, qy) in 1/Å from detector pixels, in the order of py4DSTEM 0.14's `braggvectors.cal`.
-
-    1. The origin (`qx0`, `qy0`: a number, or one for each position) is subtracted.
-    2. Ellipse `a`, `b`, `theta` (rad, from the qx axis): the component along theta times b/a.
-    3. The pixel size.
-    4. `QR_rotation` (rad): with `QR_flip` qx and qy are exchanged first, then the vectors are
-       turned by the angle from qx to qy. Without a rotation stored a flip has no effect.
-    """
-
-    def each_disk(name):
-        value = calibration[name]
-        if np.shape(value) not in [(), tuple(scan_shape)]:
-            raise InputError(
-                f"{path}: the calibration's {name} has shape {np.shape(value)} but the scan "
-                f"{tuple(scan_shape)}; {_RECALIBRATE}."
-            )
-        values = np.asarray(value)
-        used = values if values.ndim == 0 else values.ravel()[counts > 0]
-        if values.dtype.kind not in "iuf" or not np.isfinite(used).all():
-            raise InputError(f"{path}: the calibration's {name} is not finite; {_RECALIBRATE}.")
-        return np.repeat(values.ravel(), counts) if values.ndim else values.astype(np.float64)
-
-    def number(name):
-        value = each_disk(name)
-        if value.ndim:
-            raise InputError(
-                f"{path}: the calibration's {name} must be one number; {_RECALIBRATE}."
-            )
-        return float(value)
-
-    if "qx0" not in calibration or "qy0" not in calibration:
-        raise InputError(
-            f"{path} has no origin of the diffraction patterns; fit it in py4DSTEM "
-            "(braggvectors.fit_origin) and save it again."
-        )
-    scale = stated_pixel_size(calibration, path)
-    qx = disks["qx"].astype(np.float64) - each_disk("qx0")
-    qy = disks["qy"].astype(np.float64) - each_disk("qy0")
-    if {"a", "b", "theta"} <= calibration.keys():
-        a, b, theta = each_disk("a"), each_disk("b"), each_disk("theta")
-        if np.any(a <= 0) or np.any(b <= 0):
-            raise InputError(f"{path}: the ellipse's axes are not positive; {_RECALIBRATE}.")
-        cos, sin = np.cos(theta), np.sin(theta)
-        excess = (b / a - 1) * (qx * cos + qy * sin)
-        qx, qy = qx + excess * cos, qy + excess * sin
-    qx, qy = qx * scale, qy * scale
-    if "QR_rotation" in calibration:
-        angle = number("QR_rotation")
-        if calibration.get("QR_flip"):
-            qx, qy = qy, qx
-        cos, sin = np.cos(angle), np.sin(angle)
-        qx, qy = cos * qx - sin * qy, sin * qx + cos * qy
-    return qx, qy
-
-
-def stated_scan_step(calibration: dict) -> tuple[float, str]:
-    """Distance of neighbouring positions and its unit; (1.0, "pixels") where none is stated."""
-    step = calibration.get("R_pixel_size")
-    if is_number(step) and np.isfinite(step) and step > 0:
-        return float(step), str(calibration.get("R_pixel_units") or "pixels")
-    return 1.0, "pixels"
-
-
-def missing_scale(units: str | None) -> dict[str, Any]:
-    """What has to be given, as `NotStated` takes it, where a detector's pixels are in such units:
-    for an angle the voltage, else the size.
-    """
-    if angle_in_inverse_angstroms(str(units), 300.0) is not None:
-        what = f"the voltage (its pixel size is in {units})"
-        return {"what": what, "option": "voltage_kv", "stand_in": 300.0}
-    stated = f" (it is in '{units}')" if units else ""
-    what = f"the detector's pixel size in 1/Å{stated}"
-    return {"what": what, "option": "pixel_size", "stand_in": 0.01}
-
-
-def stated_pixel_size(calibration: dict, path: str | Path) -> float:
-    """Size of a detector pixel in 1/Å."""
-    units = str(calibration.get("Q_pixel_units", "pixels"))
-    factor = in_inverse_angstroms(units)
-    remedy = (
-        "give --pixel-size in 1/Å, or set calibration.set_Q_pixel_size(size) and "
-        "set_Q_pixel_units('A^-1') in py4DSTEM and save it again"
-    )
-    if factor is None:
-        raise NotStated(
-            f"{path}: the detector's pixel size is in '{units}' and not in 1/Å; {remedy}.",
-            **missing_scale(units),
-        )
-    size = calibration.get("Q_pixel_size")
-    if not is_number(size) or not np.isfinite(size) or size <= 0:
-        raise InputError(
-            f"{path}: the detector's pixel size is {size} and not a positive number; {remedy}."
-        )
-    return factor * size
 
 
 def stated_voltage_kv(root: h5py.Group, path: str | Path) -> float | None:

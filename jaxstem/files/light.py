@@ -3,35 +3,44 @@
 
 Detection sums the counts under the aperture's image about every pixel. These sums and the
 background tell how much light is anywhere in the pattern, whether a disk was found there or not,
-which is what verification asks. Shapes: `H` × `W` places, the detector's pixels or every second
-one where disks are wide, and so on; `h` × `w` blocks of the background.
+which is what verification asks. They are smooth over a disk's radius, so that every second place
+is kept where these lie half a radius apart, and a byte tells each sum to some of its counting
+noise: four kilobytes for a pattern of 128 × 128 pixels.
+
+Shapes: `H` × `W` places, half a disk's radius apart or nearer; `h` × `w` of them that are kept:
+all, or every second one of every second row; `y` × `x` blocks of the background.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, UInt8
 
-FAINT, BRIGHT = 4.0, 1e6
-"""Counts below which sums are kept to a share of a count, and above which they are all the same."""
+_NOISE, _SHARE = 1.0, 0.04
+"""Steps of the byte: in standard deviations of counting noise, and as a share of what is counted,
+of which the larger decides."""
 
-_STEP = math.log1p(BRIGHT / FAINT) / 255
+_HALF_WAY = 0.5 * (_NOISE / _SHARE) ** 2
+"""Electrons at which both are as large, nearly."""
+
+_BETWEEN = (150 / 256, -25 / 256, 3 / 256)
+"""Weights of the neighbours, from the next outwards, of which a value half-way between is made: the
+polynomial through six (J. L. Lagrange)."""
 
 
 class Light(NamedTuple):
     """The counts of a pattern about every place; leading axes are the patterns'.
 
-    sums: electrons within a disk about each place, background included, as `encoded` gives them;
-    factor: by what the background exceeds that of the scan; centre: the direct beam's place (row,
-    column) in units of the places' spacing.
+    sums: electrons within a disk about the places that are kept, background included, as `encoded`
+    gives them; factor: by what the background exceeds that of the scan, as `encoded_factor` gives
+    it; centre: the direct beam's place (row, column) in units of the places' spacing.
     """
 
-    sums: UInt8[Array, "... H W"]
-    factor: Float[Array, "... h w"]
+    sums: UInt8[Array, "... h w"]
+    factor: UInt8[Array, "... y x"]
     centre: Float[Array, "... 2"]
 
 
@@ -41,7 +50,8 @@ class Detector(NamedTuple):
     background: electrons of the mean background within a disk, at radii `radius_step` apart; seen:
     places whose aperture lies on pixels that can be used; to_places: from qx, qy [1/Å] to row and
     column in units of the places' spacing; block: side of the background's blocks in the same
-    units; disk: radius of a disk [1/Å].
+    units; disk: radius of a disk [1/Å]; found: share of a disk's light that is found at its place,
+    on average, for places between those that are kept are interpolated.
     """
 
     background: Float[Array, " n"]
@@ -50,16 +60,74 @@ class Detector(NamedTuple):
     to_places: Float[Array, "2 2"]
     block: Float[Array, ""]
     disk: Float[Array, ""]
+    found: Float[Array, ""]
 
 
 def encoded(sums: Float[ArrayLike, "..."]) -> UInt8[Array, "..."]:
-    """Electrons as one byte: to 2.5 % at most, to a tenth of an electron near zero."""
-    return jnp.round(jnp.log1p(jnp.clip(sums, 0.0, BRIGHT) / FAINT) / _STEP).astype(jnp.uint8)
+    """Electrons as one byte, whose steps are those of counting noise where counts are few and a
+    share of them where they are many; what is below zero counts as none.
+    """
+    share = jnp.maximum(jnp.asarray(sums), 0.0) / _HALF_WAY
+    code = jnp.log1p(share + jnp.sqrt(share * (share + 2.0))) / _SHARE  # the inverse of cosh - 1
+    return jnp.round(jnp.minimum(code, 255.0)).astype(jnp.uint8)
 
 
 def decoded(code: UInt8[ArrayLike, "..."]) -> Float[Array, "..."]:
     """The electrons of `encoded`."""
-    return FAINT * jnp.expm1(_STEP * jnp.asarray(code, jnp.float32))
+    half = jnp.sinh(0.5 * _SHARE * jnp.asarray(code, jnp.float32))
+    return 2.0 * _HALF_WAY * half * half  # cosh - 1, to the last digit where it is small, too
+
+
+def encoded_factor(factor: Float[ArrayLike, "..."]) -> UInt8[Array, "..."]:
+    """A positive factor as one byte: to 1.5 %, from a fiftieth to fifty."""
+    code = jnp.log(jnp.maximum(jnp.asarray(factor), 1e-6)) / _FACTOR_STEP
+    return (128 + jnp.clip(jnp.round(code), -127, 127)).astype(jnp.uint8)
+
+
+def decoded_factor(code: UInt8[ArrayLike, "..."]) -> Float[Array, "..."]:
+    """The factor of `encoded_factor`."""
+    return jnp.exp(_FACTOR_STEP * (jnp.asarray(code, jnp.float32) - 128.0))
+
+
+_FACTOR_STEP = 0.03
+
+
+def light_everywhere(code: UInt8[ArrayLike, "h w"], shape: tuple[int, int]) -> Float[Array, "H W"]:
+    """The electrons about all places of the `shape` (H, W), from those that are kept."""
+    return everywhere(decoded(code), shape)
+
+
+def everywhere(sums: Float[Array, "h w"], shape: tuple[int, int]) -> Float[Array, "H W"]:
+    """What all places of the `shape` (H, W) hold, from all of them or every second one of every
+    second row.
+    """
+    return _filled(_filled(sums, shape[0]).T, shape[1]).T
+
+
+def _filled(rows: Float[Array, "h w"], n: int) -> Float[Array, "n w"]:
+    if len(rows) == n:
+        return rows
+    most = len(_BETWEEN)
+    wide = jnp.pad(rows, ((most - 1, most), (0, 0)), mode="edge")
+    at = lambda step: wide[most - 1 + step :][: len(rows)]  # noqa: E731
+    between = sum(share * (at(-i) + at(i + 1)) for i, share in enumerate(_BETWEEN))
+    return jnp.stack([rows, between], axis=1).reshape(2 * len(rows), -1)[:n]
+
+
+class Apertures(NamedTuple):
+    """What the `Light` of a scan's patterns shares before a calibration says where 1/Å lie.
+
+    apart: spacing of the places [px]; radius: of a disk [px]; background, radius_step, seen, block,
+    found: as in `Detector`.
+    """
+
+    apart: float
+    radius: float
+    background: Float[np.ndarray, " n"]
+    radius_step: float
+    seen: Bool[np.ndarray, "H W"]
+    block: float
+    found: float
 
 
 class ScanLight(NamedTuple):

@@ -73,9 +73,10 @@ class DiskScan:
 class DiskSource:
     """A scan whose disks are read when asked for, and what is known of it before.
 
-    read: `read(start, stop)` gives the scan rows `start` to `stop - 1` as a `DiskScan` of their own
-    and raises InputError for disks that cannot be used. Nothing is kept. detector: that of the
-    `light` with which what is read comes, None where it does not. The rest is as in `DiskScan`.
+    read: `read(start, stop)` gives the scan rows `start` to `stop - 1` as a `DiskScan` of their
+    own, without its `light`, and raises InputError for disks that cannot be used; read_light: the
+    counts of these rows, and detector: what they share, both None where there are none. Nothing is
+    kept. The rest is as in `DiskScan`.
     """
 
     scan_shape: tuple[int, int]
@@ -86,6 +87,16 @@ class DiskSource:
     read: Callable[[int, int], DiskScan]
     instrument: Instrument = Instrument()
     detector: Detector | None = None
+    read_light: Callable[[int, int], Light] | None = None
+
+    def whole(self) -> DiskScan:
+        """All of it in memory. Raises InputError as `read` does, and where there is no disk."""
+        n_rows = self.scan_shape[0]
+        scan = self.read(0, n_rows)
+        if not len(scan.qx):
+            raise no_disk_at_all(self)
+        light = self.read_light and ScanLight(self.read_light(0, n_rows), self.detector)
+        return replace(scan, light=light, instrument=self.instrument)
 
     def pieces(self, n_positions: int) -> list[tuple[int, int]]:
         """The scan cut into ranges of rows, each of about `n_positions` positions and one row at
@@ -103,16 +114,18 @@ def source_of(scan: DiskScan) -> DiskSource:
     def read(start: int, stop: int) -> DiskScan:
         offsets = scan.offsets[start * n_columns : stop * n_columns + 1]
         own = slice(offsets[0], offsets[-1])
-        here = slice(start * n_columns, stop * n_columns)
         return replace(
             scan,
-            light=scan.light and scan.light.at(here),
+            light=None,
             qx=scan.qx[own],
             qy=scan.qy[own],
             intensity=scan.intensity[own],
             offsets=offsets - offsets[0],
             scan_shape=(stop - start, n_columns),
         )
+
+    def read_light(start: int, stop: int) -> Light:
+        return scan.light.at(slice(start * n_columns, stop * n_columns)).light
 
     return DiskSource(
         scan.scan_shape,
@@ -123,20 +136,17 @@ def source_of(scan: DiskScan) -> DiskSource:
         read,
         scan.instrument,
         scan.light and scan.light.detector,
+        scan.light and read_light,
     )
 
 
 def joined(scans: list[DiskScan]) -> DiskScan:
-    """Scans of the same number of columns, one below the other, as one."""
+    """The disks of scans of the same number of columns, one below the other, as one."""
     ends = np.cumsum([0, *(len(scan.qx) for scan in scans)])
     offsets = [scan.offsets[1:] + end for scan, end in zip(scans, ends[:-1], strict=True)]
-    light = scans[0].light
-    if light is not None:
-        parts = zip(*(scan.light.light for scan in scans), strict=True)
-        light = light._replace(light=Light(*map(np.concatenate, parts)))
     return replace(
         scans[0],
-        light=light,
+        light=None,
         qx=np.concatenate([scan.qx for scan in scans]),
         qy=np.concatenate([scan.qy for scan in scans]),
         intensity=np.concatenate([scan.intensity for scan in scans]),

@@ -58,7 +58,7 @@ from jaxstem.verification.config import Limit
 PIECE = 1 << 14
 """Positions that are read at once."""
 
-PIECE_WITH_LIGHT = 1 << 11
+PIECE_WITH_LIGHT = 1 << 13
 """The same of scans whose counts come along."""
 
 SAMPLE = 1 << 18
@@ -96,8 +96,7 @@ def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Previ
     n_read = max(1, min(len(ranges), len(ranges) * SAMPLE // max(n_positions, 1)))
     chosen = np.unique(np.linspace(0, len(ranges) - 1, n_read).round().astype(int))
     pieces = {ranges[i]: source.read(*ranges[i]) for i in chosen}
-    first = next(iter(pieces.values()))
-    scan = joined([replace(piece, light=None) for piece in pieces.values()])
+    scan = joined(list(pieces.values()))
     reach = scan_reach(scan, model.k_min, model.k_max) if config.verifies else model.k_max
     counts = count_disks(scan, model.k_min, reach)
     lengths = ladder(model, config)
@@ -111,7 +110,7 @@ def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Previ
         scan_exposure(scan, model.k_min, reach).limit,
         choose_lengths(counts, lengths, program, beside) or lengths[:1],
         pieces,
-        first.light.at(slice(0, 1)).light if config.by_counts(source) else None,
+        Light(*(x[:1] for x in source.read_light(0, 1))) if config.by_counts(source) else None,
     )
 
 
@@ -229,6 +228,7 @@ def batches(
     for number, (start, stop) in enumerate(ranges):
         start, stop = start + rows[0], stop + rows[0]
         scan = known.pieces.pop((start, stop), None) or source.read(start, stop)
+        counts = source.read_light(start, stop) if known.light else ()
         exposed = scan_exposure(scan, k_min, reach, known.limit)
         first = (start - rows[0]) * source.scan_shape[1]
         piece = unanswered(number, first, scan, model, exposed)
@@ -239,7 +239,7 @@ def batches(
             if len(index):
                 disks = pad_disks(scan, index, reach, k_min, length)
                 beam = exposed.incident[index], exposed.incident_sigma[index]
-                light = scan.light.at(index).light if known.light else ()
+                light = [x[index] for x in counts]
                 shelf.put((*disks, *beam, piece.counts[index] > length, *light), piece, index)
             if shelf.number and shelf.where[0][0].number < number - OPEN:
                 yield from filled(shelf, rest=True)

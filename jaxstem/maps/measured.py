@@ -20,8 +20,8 @@ from jaxstem.detection.opening import open_cube, open_disks
 from jaxstem.detection.reading import ReadOptions
 from jaxstem.detection.scan import calibrated, find_disks, progress_bar
 from jaxstem.errors import InputError
+from jaxstem.files.calibration import calibrate_disks
 from jaxstem.files.cube import Cube
-from jaxstem.files.emd import calibrate_disks
 from jaxstem.files.scan import DiskScan, DiskSource, joined, source_of
 from jaxstem.maps.payload import grey_png, pack, pack_16
 from jaxstem.maps.predicted import ReportConfig

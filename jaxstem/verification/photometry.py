@@ -14,8 +14,8 @@ beam, for neighbouring reflections err together. Deviations have Student's tails
 R. J. A. Little & J. M. G. Taylor, J. Am. Stat. Assoc. 84 (1989) 881), and a few places hold
 anything.
 
-Shapes: `M` reflections near a candidate, `A` tilts, `T` thicknesses, `H` × `W` places at which sums
-over the aperture are kept, `h` × `w` blocks of the background.
+Shapes: `M` reflections near a candidate, `A` tilts, `T` thicknesses, `H` × `W` places about which
+the light is known.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.diffraction.two_beam import expected_intensity, two_beam_intensity
-from jaxstem.files.light import Detector, Light, decoded
+from jaxstem.files.light import Detector, Light, decoded_factor
 from jaxstem.runtime.reductions import log_of_rows, radius
 from jaxstem.verification.climb import LATTICE, excited, summit
 from jaxstem.verification.config import CountsConfig
@@ -119,25 +119,26 @@ def likeliest_reflections(
 
 def measured(
     reflections: Reflections,
+    sums: Float[Array, "H W"],
     light: Light,
     detector: Detector,
     incident: Float[ArrayLike, ""],
     reach: Float[ArrayLike, ""],
     config: CountsConfig,
 ) -> Places:
-    """The counts where disks are predicted; `incident` in electrons, `reach` [1/Å] the radius
-    beyond which no light comes through.
+    """The counts where disks are predicted, from those about all places (`light_everywhere`);
+    `incident` in electrons, `reach` [1/Å] the radius beyond which no light comes through.
     """
-    shape, of = light.sums.shape, reflections
+    shape, of = sums.shape, reflections
     row, column = (
         light.centre[i] + detector.to_places[i, 0] * of.x + detector.to_places[i, 1] * of.y
         for i in (0, 1)
     )
     inside = (row > 0) & (row < shape[0] - 1) & (column > 0) & (column < shape[1] - 1)
     corners = _corners(row, column, shape)
-    seen, sums = detector.seen.reshape(-1), light.sums.reshape(-1)
+    seen, sums = detector.seen.reshape(-1), sums.reshape(-1)
     inside &= (of.q < reach) & jnp.stack([seen[at] for at, _ in corners]).all(axis=0)
-    total = sum(share * decoded(sums[at]) for at, share in corners)
+    total = sum(share * sums[at] for at, share in corners)
 
     far = radius(row - light.centre[0], column - light.centre[1]) / detector.radius_step
     last = len(detector.background) - 1
@@ -146,9 +147,9 @@ def measured(
     middle = lambda place: (place + 0.5) / detector.block - 0.5  # noqa: E731
     factor = light.factor.reshape(-1)
     blocks = _corners(middle(row), middle(column), light.factor.shape)
-    base = base * sum(share * factor[at] for at, share in blocks)
+    base = base * sum(share * decoded_factor(factor[at]) for at, share in blocks)
 
-    excess = total - base
+    excess = (total - base) / detector.found
     variance = jnp.maximum(total, base) + (config.background_error * base) ** 2
     variance += config.read_noise**2
     outlier = config.outliers / (1.0 - config.outliers) / (_STUDENT * _DECADES)

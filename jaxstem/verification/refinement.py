@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstem.diffraction.bloch import BlochTables
-from jaxstem.files.light import Detector, Light
+from jaxstem.files.light import Detector, Light, light_everywhere
 from jaxstem.orientation import rotations
 from jaxstem.runtime.rows import map_rows, map_rows_where
 from jaxstem.verification.candidates import CandidateTables, padded, propose
@@ -230,8 +230,11 @@ def verify_by_counts(
                 orientation, forward, wavelength, reach, detector.disk, counts
             )
 
+        # once, and not anew for each place that is asked for
+        sums = jax.lax.optimization_barrier(light_everywhere(light.sums, detector.seen.shape))
+
         def look(reflections):
-            return measured(reflections, light, detector, incident, reach, counts)
+            return measured(reflections, sums, light, detector, incident, reach, counts)
 
         def worth(orientation, forward):
             straight, nowhere = reflections(orientation, forward), jnp.zeros((1, 2))

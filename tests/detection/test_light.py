@@ -10,10 +10,11 @@ from scipy.ndimage import map_coordinates
 
 from jaxstem.detection import light as kept
 from jaxstem.detection.plan import make_plan
-from jaxstem.detection.scan import calibrated, detect_in_cube, find_disks
+from jaxstem.detection.scan import calibrated, detect_in_cube, find_disks, write_bragg
 from jaxstem.errors import InputError
 from jaxstem.files.cube import cube_from_array
-from jaxstem.files.light import decoded
+from jaxstem.files.emd import bragg_source, read_disks
+from jaxstem.files.light import decoded_factor, light_everywhere
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -44,7 +45,8 @@ def background_of(light, detector, position, places):
     """The background within a disk at some places (n, 2), from what is kept of a position."""
     far = np.hypot(*(places - light.centre[position]).T) / detector.radius_step
     middle = ((places + 0.5) / detector.block - 0.5).T
-    factor = map_coordinates(light.factor[position].astype(float), middle, order=1, mode="nearest")
+    factor = np.asarray(decoded_factor(light.factor[position]))
+    factor = map_coordinates(factor, middle, order=1, mode="nearest")
     return detector.background[np.round(far).astype(int)] * factor
 
 
@@ -52,12 +54,11 @@ def test_light_lies_where_disks_are(crowd, found):
     """Above the background of the place a disk's own counts, and far from disks none."""
     _, centres, weights, beams, _ = crowd
     light, detector = calibrated(found).light
-    sums = np.asarray(decoded(light.sums))
+    sums = [np.asarray(light_everywhere(one, detector.seen.shape)) for one in light.sums]
     ratio, excess = [], []
     for p, (where, what) in enumerate(zip(centres, weights, strict=True)):
-        there = map_coordinates(sums[p], where.T, order=1) - background_of(
-            light, detector, p, where
-        )
+        there = map_coordinates(sums[p], where.T, order=1)
+        there = (there - background_of(light, detector, p, where)) / detector.found
         ratio.extend(there / what)
         grid = np.stack(np.meshgrid(*[np.arange(6.0, 58)] * 2), -1).reshape(-1, 2)
         disks = np.concatenate([where, beams[p : p + 1]])
@@ -120,9 +121,36 @@ def test_nothing_is_kept_unasked_or_where_the_ellipse_differs(cube, found, setti
     assert calibrated(varied).light is None
 
 
-def test_wide_disks_are_kept_at_every_other_pixel(rng, settings):
+def test_wide_disks_are_kept_at_fewer_pixels(rng, settings):
     """So that a pattern takes no more room on a finer detector."""
     wide = sum(disk_image(c, 3e4, radius=5.0) for c in ((31.5, 31.5), (15.0, 44.0)))
     patterns = rng.poisson(wide + 2.0, (8, 64, 64)).astype(np.uint16)
     plan, _ = make_plan(patterns, replace(settings, radius=5.0))
-    assert kept.places_apart(plan) == 2
+    assert kept.places_apart(plan) == 4
+
+
+def test_disk_files_hold_the_counts(found, tmp_path):
+    """What `detect` stores is what a map sees of the raw patterns, to a step of the byte."""
+    path = tmp_path / "disks.h5"
+    write_bragg(path, found)
+    raw, source = calibrated(found), bragg_source(path)
+    stored = source.whole().light
+    np.testing.assert_allclose(stored.light.centre, raw.light.light.centre, atol=1e-4)
+    for name in raw.light.detector._fields:
+        mine, theirs = getattr(stored.detector, name), getattr(raw.light.detector, name)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
+    kept = slice(3, -3)
+    apart = stored.light.sums.astype(int) - raw.light.light.sums
+    assert np.abs(apart[:, kept, kept]).max() <= 1
+    row = source.read_light(1, 2)
+    np.testing.assert_array_equal(row.sums, stored.light.sums[8:16])
+    # a calibration that is changed later moves disks and counts alike
+    wider = bragg_source(path, {"Q_pixel_size": 0.06}).detector
+    np.testing.assert_allclose(2 * wider.to_places, raw.light.detector.to_places, rtol=1e-5)
+    assert read_disks(path).light is not None
+
+
+def test_disk_files_without_counts_stay_as_they_were(cube, settings, tmp_path):
+    path = tmp_path / "disks.h5"
+    write_bragg(path, find_disks(cube, settings))
+    assert bragg_source(path).detector is None and read_disks(path).light is None

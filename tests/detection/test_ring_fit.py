@@ -7,7 +7,7 @@ from helpers import scan_on_rings
 
 from jaxstem.detection.ring_fit import fit_rings, rings
 from jaxstem.errors import InputError
-from jaxstem.files.emd import calibrate_disks
+from jaxstem.files.calibration import calibrate_disks
 
 
 @pytest.mark.parametrize("name", ["Cu", "Mg"])

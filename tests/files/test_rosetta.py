@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxstem.crystal.electron import electron_wavelength
+from jaxstem.files.calibration import calibrate_disks
 from jaxstem.files.cube import chunks, sample
 from jaxstem.files.cube_readers import read_cube
-from jaxstem.files.emd import calibrate_disks
 
 ROWS, COLUMNS, HEIGHT, WIDTH = 3, 5, 12, 10
 PIXEL, STEP, KV = 0.025, 2.5, 200.0

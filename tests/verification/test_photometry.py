@@ -13,7 +13,13 @@ from scipy import stats
 from jaxstem.crystal.electron import electron_wavelength
 from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.diffraction.two_beam import expected_intensity, two_beam_intensity
-from jaxstem.files.light import Detector, Light, encoded
+from jaxstem.files.light import (
+    Detector,
+    Light,
+    encoded,
+    encoded_factor,
+    light_everywhere,
+)
 from jaxstem.orientation.rotations import HALF_TURN_ABOUT_BEAM
 from jaxstem.verification.config import CountsConfig
 from jaxstem.verification.photometry import (
@@ -48,6 +54,7 @@ def detector():
         jnp.eye(2) / PIXEL,
         jnp.float32(4.0),
         jnp.float32(DISK),
+        jnp.float32(1.0),
     )
 
 
@@ -75,7 +82,9 @@ def shine(cu):
         near = jnp.maximum(1 - apart / (2 * DISK), 0.0)
         image = BASE + (counts * near).sum(-1)
         noisy = image + jnp.sqrt(image) * jax.random.normal(key, image.shape)
-        return Light(encoded(noisy), jnp.ones((32, 32)), jnp.full(2, SIDE / 2.0))
+        return Light(
+            encoded(noisy)[::2, ::2], encoded_factor(jnp.ones((32, 32))), jnp.full(2, SIDE / 2.0)
+        )
 
     return light
 
@@ -87,7 +96,8 @@ def judge(copper_forward, detector):
     @jax.jit
     def judged(orientation, light, detector=detector):
         found = likeliest_reflections(orientation, copper_forward, WAVELENGTH, REACH, DISK, CONFIG)
-        places = measured(found, light, detector, BEAM, REACH, CONFIG)
+        sums = light_everywhere(light.sums, detector.seen.shape)
+        places = measured(found, sums, light, detector, BEAM, REACH, CONFIG)
         at = climb_by_counts(places, THICKNESS, SEMI_ANGLE, CONFIG)
         return places, at, over_thickness(at.log_ratio)
 

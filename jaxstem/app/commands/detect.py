@@ -65,7 +65,7 @@ def detect(
         )
         config = options.detection(config)
         with progress_bar(raw, output.progress) as advance:
-            found = find_disks(raw, config, progress=advance)
+            found = find_disks(raw, config, progress=advance, keep_light=True)
         write_bragg(temporary, found, overwrite=True)
     output.tell(
         disk_counts(out, raw.scan_shape, len(found.row)),

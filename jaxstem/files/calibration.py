@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From detector pixels to scattering vectors in 1/Å, by a calibration in py4DSTEM's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxstem.errors import InputError, NotStated
+from jaxstem.files.hdf5 import is_number
+from jaxstem.files.scan import Instrument
+from jaxstem.files.units import angle_in_inverse_angstroms, in_inverse_angstroms
+
+_RECALIBRATE = "calibrate it in py4DSTEM and save it again"
+
+
+def calibrate_disks(
+    disks: np.ndarray,
+    counts: Int[np.ndarray, "positions"],
+    scan_shape: tuple[int, int],
+    calibration: dict,
+    path: str | Path,
+) -> tuple[Float[np.ndarray, "total"], Float[np.ndarray, "total"]]:
+    """(qx, qy) in 1/Å from detector pixels, in the order of py4DSTEM 0.14's `braggvectors.cal`.
+
+    1. The origin (`qx0`, `qy0`: a number, or one for each position) is subtracted.
+    2. Ellipse `a`, `b`, `theta` (rad, from the qx axis): the component along theta times b/a.
+    3. The pixel size.
+    4. `QR_rotation` (rad): with `QR_flip` qx and qy are exchanged first, then the vectors are
+       turned by the angle from qx to qy. Without a rotation stored a flip has no effect.
+    """
+
+    def each_disk(name):
+        value = calibration[name]
+        if np.shape(value) not in [(), tuple(scan_shape)]:
+            raise InputError(
+                f"{path}: the calibration's {name} has shape {np.shape(value)} but the scan "
+                f"{tuple(scan_shape)}; {_RECALIBRATE}."
+            )
+        values = np.asarray(value)
+        used = values if values.ndim == 0 else values.ravel()[counts > 0]
+        if values.dtype.kind not in "iuf" or not np.isfinite(used).all():
+            raise InputError(f"{path}: the calibration's {name} is not finite; {_RECALIBRATE}.")
+        return np.repeat(values.ravel(), counts) if values.ndim else values.astype(np.float64)
+
+    def number(name):
+        value = each_disk(name)
+        if value.ndim:
+            raise InputError(
+                f"{path}: the calibration's {name} must be one number; {_RECALIBRATE}."
+            )
+        return float(value)
+
+    if "qx0" not in calibration or "qy0" not in calibration:
+        raise InputError(
+            f"{path} has no origin of the diffraction patterns; fit it in py4DSTEM "
+            "(braggvectors.fit_origin) and save it again."
+        )
+    scale = stated_pixel_size(calibration, path)
+    qx = disks["qx"].astype(np.float64) - each_disk("qx0")
+    qy = disks["qy"].astype(np.float64) - each_disk("qy0")
+    if {"a", "b", "theta"} <= calibration.keys():
+        a, b, theta = each_disk("a"), each_disk("b"), each_disk("theta")
+        if np.any(a <= 0) or np.any(b <= 0):
+            raise InputError(f"{path}: the ellipse's axes are not positive; {_RECALIBRATE}.")
+        cos, sin = np.cos(theta), np.sin(theta)
+        excess = (b / a - 1) * (qx * cos + qy * sin)
+        qx, qy = qx + excess * cos, qy + excess * sin
+    qx, qy = qx * scale, qy * scale
+    if "QR_rotation" in calibration:
+        angle = number("QR_rotation")
+        if calibration.get("QR_flip"):
+            qx, qy = qy, qx
+        cos, sin = np.cos(angle), np.sin(angle)
+        qx, qy = cos * qx - sin * qy, sin * qx + cos * qy
+    return qx, qy
+
+
+def stated_scan_step(calibration: dict) -> tuple[float, str]:
+    """Distance of neighbouring positions and its unit; (1.0, "pixels") where none is stated."""
+    step = calibration.get("R_pixel_size")
+    if is_number(step) and np.isfinite(step) and step > 0:
+        return float(step), str(calibration.get("R_pixel_units") or "pixels")
+    return 1.0, "pixels"
+
+
+def missing_scale(units: str | None) -> dict[str, Any]:
+    """What has to be given, as `NotStated` takes it, where a detector's pixels are in such units:
+    for an angle the voltage, else the size.
+    """
+    if angle_in_inverse_angstroms(str(units), 300.0) is not None:
+        what = f"the voltage (its pixel size is in {units})"
+        return {"what": what, "option": "voltage_kv", "stand_in": 300.0}
+    stated = f" (it is in '{units}')" if units else ""
+    what = f"the detector's pixel size in 1/Å{stated}"
+    return {"what": what, "option": "pixel_size", "stand_in": 0.01}
+
+
+def stated_pixel_size(calibration: dict, path: str | Path) -> float:
+    """Size of a detector pixel in 1/Å."""
+    units = str(calibration.get("Q_pixel_units", "pixels"))
+    factor = in_inverse_angstroms(units)
+    remedy = (
+        "give --pixel-size in 1/Å, or set calibration.set_Q_pixel_size(size) and "
+        "set_Q_pixel_units('A^-1') in py4DSTEM and save it again"
+    )
+    if factor is None:
+        raise NotStated(
+            f"{path}: the detector's pixel size is in '{units}' and not in 1/Å; {remedy}.",
+            **missing_scale(units),
+        )
+    size = calibration.get("Q_pixel_size")
+    if not is_number(size) or not np.isfinite(size) or size <= 0:
+        raise InputError(
+            f"{path}: the detector's pixel size is {size} and not a positive number; {remedy}."
+        )
+    return factor * size
+
+
+def stated_instrument(calibration: Mapping, path: str | Path) -> Instrument:
+    """What a calibration in py4DSTEM's terms says of detector and beam."""
+    turn = calibration.get("QR_rotation")
+    origin = [calibration.get(name) for name in ("qx0", "qy0")]
+    known = all(value is not None for value in origin)
+    return Instrument(
+        pixel_size=stated_pixel_size(calibration, path),
+        rotation_deg=float(np.rad2deg(turn)) if is_number(turn) else None,
+        flip=is_number(turn) and bool(calibration.get("QR_flip")),
+        centre=tuple(float(np.nanmean(value)) for value in origin) if known else None,
+    )
