@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 import zlib
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from jaxtyping import install_import_hook
 # before any of it is imported
 install_import_hook("jaxstem", "shapes.checked")
 
-from helpers import FIXTURES  # noqa: E402
+from helpers import FIXTURES, without_optimisation  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # as a shell without job control leaves it in what it starts in the background
@@ -60,31 +59,28 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_configure(config):
+    """XLA's older emitters compile in two thirds of the time; `--slow all` keeps the usual ones."""
+    if config.getoption("--slow") != "all":
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+
+
 def pytest_collection_modifyitems(config, items):
     """Leave out what `--slow` does not ask for."""
     asked, today = config.getoption("--slow"), datetime.date.today().toordinal() % TURNS
-    turn = lambda item: zlib.crc32(item.nodeid.encode()) % TURNS  # noqa: E731
+    slow = [item.nodeid for item in items if item.get_closest_marker("slow")]
+    # lots of one size, in which a new test moves few others; a file's tests fall into many
+    shuffled = sorted(slow, key=lambda name: (zlib.crc32(name.encode()), name))
+    turn = {name: rank * TURNS // len(slow) for rank, name in enumerate(shuffled)}
     wanted = {
-        "none": lambda item: not item.get_closest_marker("slow"),
-        "turn": lambda item: item.get_closest_marker("slow") and turn(item) == today,
+        "none": lambda item: item.nodeid not in turn,
+        "turn": lambda item: turn.get(item.nodeid) == today,
         "all": lambda item: True,
     }[asked]
     left_out = [item for item in items if not wanted(item)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if wanted(item)]
-
-
-@contextmanager
-def without_optimisation():
-    """XLA compiles in a fraction of the time what runs for milliseconds only."""
-    import jax
-
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,20 @@ FIXTURES = ROOT / "tests" / "fixtures"
 EXPERIMENTS = ROOT / "experiments"
 
 
+@contextmanager
+def without_optimisation():
+    """XLA compiles in a fraction of the time what runs for milliseconds only."""
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 def random_matrices(rng, n, dtype=np.float32):
     """Rotation matrices (n, 3, 3), uniform."""
     return Rotation.random(n, random_state=rng.integers(2**31)).as_matrix().astype(dtype)

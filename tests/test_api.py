@@ -57,7 +57,8 @@ def found(patterns):
 @pytest.fixture(scope="module")
 def small(copper, tiny):
     """A model of copper that has learnt nothing and compiles fast."""
-    params = init_params(build_network(tiny.model, [copper]), jax.random.key(0))
+    network = build_network(tiny.model, [copper])
+    params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
     return Model(tiny.model, (copper,), params)
 
 

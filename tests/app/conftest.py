@@ -6,7 +6,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from helpers import CORNER, write_scan
+from helpers import CORNER, without_optimisation, write_scan
 
 from jaxstem import mapping
 from jaxstem.app.demo import sample
@@ -35,8 +35,10 @@ def trained(tmp_path_factory):
     """Folder of a small model of copper that has learnt nothing."""
     folder = tmp_path_factory.mktemp("models") / "small"
     microscope, specimen = Microscope(300.0, k_max=1.5), Specimen()
-    copper = make_material(read_cif(sample("Cu.cif")), microscope, specimen, 20.0)
-    params = init_params(build_network(SMALL, [copper]), jax.random.key(5))
+    with without_optimisation():
+        copper = make_material(read_cif(sample("Cu.cif")), microscope, specimen, 20.0)
+        network = build_network(SMALL, [copper])
+        params = jax.jit(lambda key: init_params(network, key))(jax.random.key(5))
     save_model(folder, Model(SMALL, (copper,), params, {"total_steps": 0}))
     return folder
 

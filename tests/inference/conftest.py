@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from helpers import random_matrices, scan_of_lists
+from helpers import random_matrices, scan_of_lists, without_optimisation
 
 from jaxstem.diffraction.geometry import strongest
 from jaxstem.diffraction.two_beam import two_beam_pattern
@@ -48,8 +48,9 @@ def tabulated_once(tables):
 def model(copper, tiny):
     """An untrained network, without attention, which compiles sooner."""
     config = replace(tiny.model, blocks=0)
-    network = build_network(config, [copper])
-    params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
+    with without_optimisation():
+        network = build_network(config, [copper])
+        params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
     return Model(config, (copper,), params)
 
 
@@ -59,8 +60,9 @@ def scan(copper):
     it, 7 nothing at all, and 11 no direct beam.
     """
     orientation = random_matrices(np.random.default_rng(7), 13)
-    beams = two_beam_pattern(orientation, copper.reflectors(), copper.wavelength, 100.0)
-    disks = strongest(*beams, 14, 1e-3)
+    with without_optimisation():
+        beams = two_beam_pattern(orientation, copper.reflectors(), copper.wavelength, 100.0)
+        disks = strongest(*beams, 14, 1e-3)
     lists = []
     for qx, qy, intensity, mask in zip(*(np.asarray(x) for x in disks), strict=True):
         found = np.stack([qx, qy, DIRECT * intensity], axis=-1)[mask]
@@ -85,4 +87,5 @@ def on_devices():
 
 @pytest.fixture(scope="session")
 def likeliest(model, scan):
-    return likeliest_cells(model, scan, 64)
+    with without_optimisation():
+        return likeliest_cells(model, scan, 64)

@@ -176,12 +176,11 @@ def test_siblings_follow_then_all_turned_about_the_beam(copper, cells, tables):
     np.testing.assert_allclose(np.exp(all_priors).sum(), 2 * (1 + n_siblings), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_candidates_of_each_phase_come_with_its_reflections(two, rng):
     materials, phases = two
     n_cells = [len(m.grid) for m in materials]
     log_probability = jnp.asarray(rng.normal(size=sum(n_cells)), jnp.float32)
-    found = propose(log_probability, phases, 4)
+    found = jax.jit(propose, static_argnums=2)(log_probability, phases, 4)
     each = len(found.phase) // 2
     np.testing.assert_array_equal(found.phase, np.repeat([0, 1], each))
     for p, (m, part) in enumerate(
