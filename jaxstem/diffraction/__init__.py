@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "kinematic": ["excited", "simulate"],
         "material": [
             "check_materials",
+            "direct_beam_radius",
             "grid_content",
             "inverse_extinction",
             "make_material",

@@ -91,7 +91,7 @@ class Material:
     @property
     def k_min(self) -> float:
         """Radius [1/Å] inside which a disk is the direct beam: 0.6 of the first reflection."""
-        return 0.6 * float(np.linalg.norm(reflections(self.crystal, self.k_max).g, axis=1).min())
+        return direct_beam_radius(self.crystal, self.k_max)
 
     @property
     def spacing(self) -> float:
@@ -101,6 +101,13 @@ class Material:
     def space(self) -> OrientationSpace:
         """Symmetry and grid for the losses."""
         return orientation_space(self.operations, self.grid, _LABEL_WIDTH * self.spacing)
+
+
+def direct_beam_radius(crystal: Crystal, k_max: float) -> float:
+    """Radius [1/Å] inside which a disk is the direct beam: 0.6 of the first reflection, which must
+    lie within `k_max` [1/Å].
+    """
+    return 0.6 * float(np.linalg.norm(reflections(crystal, k_max).g, axis=1).min())
 
 
 def inverse_extinction(

@@ -66,11 +66,13 @@ def measured_patterns(
     options: ReadOptions,
     config: ReportConfig,
     progress: bool | None,
+    keep_light: bool = False,
 ) -> tuple[DiskScan, Patterns | None]:
     """Measured disks, and patterns of a raw scan, at each `every`-th row and column.
 
     The disks are those that `open_scan` gives: of a file with patterns and lists those of its
-    lists. Raises InputError as `open_scan` does, and for a scan that is not of `shape`.
+    lists. With `keep_light` the counts of a raw scan come with them. Raises InputError as
+    `open_scan` does, and for a scan that is not of `shape`.
     """
     listed = open_disks(scan, options)
     cube = _patterns_of(scan, shape, options)
@@ -83,7 +85,9 @@ def measured_patterns(
     thin = None if cube is None else thinned_cube(cube, every)
     if listed is None:
         with progress_bar(thin, progress) as advance:
-            detections = find_disks(thin, options.detection(), progress=advance)
+            detections = find_disks(
+                thin, options.detection(), progress=advance, keep_light=keep_light
+            )
         return calibrated(detections), _patterns(thin, detections.origin, config)
     disks = _thinned_disks(listed, every)
     if thin is None:

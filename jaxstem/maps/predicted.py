@@ -31,7 +31,8 @@ from jaxstem.verification.config import LikelihoodConfig
 class ReportConfig:
     """most_drawn: positions along a side of the maps; most_kept: positions with pattern and disks;
     pattern_pixels: of all patterns together, which are binned to it; n_predicted: disks predicted
-    for an answer; weakest: of them, as a share of the incident beam.
+    for an answer; weakest: of them, as a share of the incident beam; n_counted: reflections
+    whose counts are listed for an answer.
     """
 
     most_drawn: int = 512
@@ -39,6 +40,7 @@ class ReportConfig:
     pattern_pixels: int = 18_000_000
     n_predicted: int = 32
     weakest: float = 0.002
+    n_counted: int = 24
 
 
 class Predicted(NamedTuple):

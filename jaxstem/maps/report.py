@@ -10,6 +10,8 @@ What it holds, and how much of it:
   scans every other one, or every third, …), and the numbers of each of these positions;
 - of at most `most_kept` of them, on a regular grid of rows and columns, the measured pattern (of a
   raw scan), the measured disks and those predicted for the best and the second-best answer;
+- of these, if counts judged the map and the scan is raw, the counts that both answers predict and
+  those that the pattern holds, reflection by reflection (`counted`);
 - pole figures and densities in the IPF, histograms, colour keys, how the map was made.
 
 Predicted disks are those of two-beam theory averaged over the illumination cone
@@ -38,7 +40,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
 
-from jaxstem.crystal.cell import Crystal, reflections, symmetry_operations
+from jaxstem.crystal.cell import Crystal, reciprocal_lattice, reflections, symmetry_operations
 from jaxstem.detection.reading import ReadOptions, stored
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
@@ -56,6 +58,7 @@ from jaxstem.maps.colours import (
     phase_colours,
     rgb_map,
 )
+from jaxstem.maps.counted import Exposed, count, packed_counts
 from jaxstem.maps.drawing import thinned
 from jaxstem.maps.grains import bunge_angles
 from jaxstem.maps.measured import PATTERNS_AN_IMAGE, measured_patterns, packed_disks
@@ -67,6 +70,9 @@ from jaxstem.runtime.paths import atomic_path, check_target
 from jaxstem.version import __version__
 
 _UNITS = {"k_max": "k_max (1/Å)", "voltage_kv": "voltage (kV)"}
+
+_ANSWERS = ("", "second_")
+"""The best answer and the second best, by what the map's names of it begin with."""
 
 _MOST_IN_TEXTURE = 1000
 
@@ -105,11 +111,28 @@ def write_report(
     drawn = thinned(whole, every)
     apart = _grid_step(drawn.phase.shape, config.most_kept)
     kept = thinned(drawn, apart)
-    measured, patterns = None, None
+    measured, patterns, counts = None, None, None
     if scan is not None:
+        by_counts = whole.attributes.get("judge") == "counts"
+        opened = options.over(mapped_with)
         measured, patterns = measured_patterns(
-            scan, whole.phase.shape, every * apart, options.over(mapped_with), config, progress
+            scan, whole.phase.shape, every * apart, opened, config, progress, by_counts
         )
+        if measured.light is not None:
+            exposed = Exposed.of(measured, whole.crystals, microscope.k_max)
+            counts = [
+                packed_counts(
+                    count(
+                        *_answers(kept, which),
+                        kept.crystals,
+                        exposed,
+                        microscope,
+                        specimen,
+                        config.n_counted,
+                    )
+                )
+                for which in _ANSWERS
+            ]
     data = {
         "about": _about(whole, map_file, scan),
         "shape": drawn.phase.shape,
@@ -122,9 +145,9 @@ def write_report(
         "maps": _pictures(drawn),
         "numbers": _numbers(drawn),
         "predicted": [
-            _packed_predictions(kept, which, microscope, specimen, config)
-            for which in ("", "second_")
+            _packed_predictions(kept, which, microscope, specimen, config) for which in _ANSWERS
         ],
+        "counts": counts,
         "absent": ABSENT,
         "per_image": PATTERNS_AN_IMAGE,
         "measured": measured and packed_disks(measured),
@@ -230,6 +253,7 @@ def _phase(unit_cell: Crystal, k_max: float, u_iso: float) -> dict:
         "zones": names,
         "g": pack(found.g, np.float32),
         "hkl": pack(found.hkl, np.int8),
+        "reciprocal": reciprocal_lattice(unit_cell.lattice).ravel().tolist(),
         "key": figure_uri(key),
     }
 
@@ -300,6 +324,12 @@ def _pictures(drawn: OrientationMap) -> list[dict]:
     return pictures
 
 
+def _answers(kept: OrientationMap, which: str) -> tuple[np.ndarray, np.ndarray]:
+    """Orientations and phases of the kept positions, flat, of one of `_ANSWERS`."""
+    phase = getattr(kept, f"{which}phase").ravel()
+    return getattr(kept, f"{which}orientation").reshape(-1, 3, 3), phase
+
+
 def _packed_predictions(
     kept: OrientationMap,
     which: str,
@@ -308,8 +338,7 @@ def _packed_predictions(
     config: ReportConfig,
 ) -> dict:
     """Predicted disks of the best ("") or second-best ("second_") answer of the kept positions."""
-    phase = getattr(kept, f"{which}phase").ravel()
-    orientation = getattr(kept, f"{which}orientation").reshape(-1, 3, 3)
+    orientation, phase = _answers(kept, which)
     reflection = np.full((len(phase), config.n_predicted), ABSENT)
     strength = np.zeros((len(phase), config.n_predicted), int)
     for index, unit_cell in enumerate(kept.crystals):

@@ -73,6 +73,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Polished",
         ],
         "photometry": [
+            "account",
+            "Account",
             "climb_by_counts",
             "Climbed",
             "explained_light",

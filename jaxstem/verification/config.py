@@ -88,6 +88,10 @@ class CountsConfig:
     n_polished: int = 3
     list_weight: float = 0.2
 
+    def thicknesses(self, within: tuple[float, float]) -> Float[Array, " T"]:
+        """The grid of thicknesses [Å] between the lowest and the highest."""
+        return jnp.linspace(*within, self.n_thicknesses)
+
 
 @dataclass(frozen=True)
 class DynamicalConfig:

@@ -202,12 +202,22 @@ def log_ratios(
     """ln p(counts | candidate) / p(counts | nothing) [nat] of tilts [rad] by thicknesses [Å]; the
     probe's `semi_angle` in mrad.
     """
-    expected, column = _expected(places, tilt, thickness, semi_angle), lambda x: x[..., None]
+    ratio, _ = _ratios(places, _expected(places, tilt, thickness, semi_angle), config)
+    return log_of_rows(ratio, _FACTORS)
+
+
+def _ratios(
+    places: Places, expected: Float[Array, "... M T"], config: CountsConfig
+) -> tuple[Float[Array, "... M T"], Float[Array, "... M T"]]:
+    """How much likelier each place's counts are than if nothing were there, and the precision
+    [1/electrons], theory's scatter included, by which they are compared with what is expected.
+    """
+    column = lambda x: x[..., None]  # noqa: E731
     precision = jax.lax.rsqrt(column(places.variance) + (config.scatter * expected) ** 2)
     density = _student(column(places.excess) - expected, precision) + column(places.outlier)
     # r ** weight, nearly, and without a power
     ratio = 1.0 + column(places.weight) * (density / column(places.nothing) - 1.0)
-    return log_of_rows(jnp.clip(ratio, 1.0 / _MOST, _MOST), _FACTORS)
+    return jnp.clip(ratio, 1.0 / _MOST, _MOST), precision
 
 
 _MOST = 1e4
@@ -266,3 +276,39 @@ def explained_light(
     explained = (there * places.weight).sum()
     listed = jnp.where(observed.mask, jnp.exp(observed.log_share), 0.0).sum() * incident
     return explained / jnp.maximum(jnp.maximum(listed, explained), 1.0)
+
+
+class Account(NamedTuple):
+    """What a candidate's places say, one by one.
+
+    expected: electrons by two-beam theory; error: of the excess, by counting, background and
+    read-out [electrons]; deviation: excess less expected in units of its error, theory's included;
+    log_ratio: what the place adds to the candidate's evidence [nat].
+    """
+
+    expected: Float[Array, " M"]
+    error: Float[Array, " M"]
+    deviation: Float[Array, " M"]
+    log_ratio: Float[Array, " M"]
+
+
+def account(
+    places: Places,
+    thickness: Float[Array, ""],
+    semi_angle: float,
+    incident: Float[ArrayLike, ""],
+    config: CountsConfig,
+) -> Account:
+    """Reflection by reflection what `log_ratios` sums, untilted and at one thickness [Å]; the
+    probe's `semi_angle` in mrad, `incident` in electrons.
+    """
+    still = jnp.zeros(2, places.excess.dtype)
+    expected = _expected(places, still, thickness[None], semi_angle)
+    ratio, precision = _ratios(places, expected, config)
+    of_theory = (config.floor * incident) ** 2
+    return Account(
+        expected[:, 0],
+        jnp.sqrt(jnp.maximum(places.variance - of_theory, 0.0)),
+        (places.excess - expected[:, 0]) * precision[:, 0],
+        jnp.log(ratio[:, 0]),
+    )

@@ -217,7 +217,7 @@ def verify_by_counts(
     """
     config, statistics, counts = config.by_counts, config.likelihood, config.counts
     everything = jax.tree.map(lambda *x: jnp.stack(x), *padded([t.reflections for t in phases]))
-    thickness = jnp.linspace(*statistics.thickness, counts.n_thicknesses)
+    thickness = counts.thicknesses(statistics.thickness)
     semi_angle = statistics.damping_angle
 
     def one(row):

@@ -15,15 +15,17 @@ from helpers import make_map
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from jaxstem.crystal.cell import reflections
+from jaxstem.crystal.cell import reciprocal_lattice, reflections
 from jaxstem.detection.scan import calibrated
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
+from jaxstem.files.light import Detector, Light, ScanLight, encoded
 from jaxstem.files.map_file import write_map
 from jaxstem.files.packed import write_packed
 from jaxstem.files.scan import DiskScan, source_of
-from jaxstem.maps import measured
+from jaxstem.maps import measured, report
 from jaxstem.maps.colours import LAB_X, LAB_Z, rgb_map
+from jaxstem.maps.counted import Counted, Exposed, count
 from jaxstem.maps.drawing import thinned
 from jaxstem.maps.grains import bunge_angles
 from jaxstem.maps.payload import ABSENT
@@ -130,6 +132,7 @@ def test_numbers_survive_the_page(found, written):
     rgb = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))))
     np.testing.assert_allclose(rgb / 255, rgb_map(found, LAB_X), atol=1 / 255)
     assert {entry["name"] for entry in data["maps"]} >= {"thickness", "phase", "confidence"}
+    assert data["counts"] is None
 
 
 @pytest.mark.slow
@@ -263,6 +266,8 @@ def test_the_page_answers_clicks_and_keys(browser, found, written, tmp_path):
         assert row[3] == " ".join(f"{-k}\u0305" if k < 0 else str(k) for k in index)
         assert float(row[0]) == pytest.approx(np.hypot(*spot), abs=2e-3)
 
+    assert not browser.find_element("id", "counted").is_displayed()
+
     # a map's colours are those of the map; the crosshair avoids other rows and columns
     expected = 255 * rgb_map(found, LAB_Z)[4, 5]
     found_colour = colour_at(browser, "map-ipf-z", 5.5 / SHAPE[1], 4.5 / SHAPE[0])
@@ -287,6 +292,80 @@ def test_the_page_answers_clicks_and_keys(browser, found, written, tmp_path):
         "return performance.getEntriesByType('resource').map((e) => e.name)"
     )
     assert all(name.startswith("data:") for name in loaded)
+
+
+def some_light(rng, side=48):
+    """Counts of 35 patterns that are anything, on a background of 40 electrons a disk."""
+    detector = Detector(
+        np.full(999, 40.0, np.float32),
+        np.float32(1 / 16),
+        np.ones((side, side), bool),
+        np.eye(2, dtype=np.float32) / np.float32(0.06),
+        np.float32(4.0),
+        np.float32(0.076),
+    )
+    sums = np.asarray(encoded(np.exp(rng.uniform(2, 9, (35, side, side)))))
+    factor, centre = np.ones((35, 12, 12), np.float16), np.full((35, 2), side / 2, np.float32)
+    return ScanLight(Light(sums, factor, centre), detector)
+
+
+def test_counts_are_shown_for_either_answer(browser, found, tmp_path, monkeypatch, rng):
+    """Those of `count`, each with what the other answer predicts there and its place."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    scan = disk_scan(found)
+    scan = dataclasses.replace(scan, intensity=1e4 * scan.intensity, light=some_light(rng))
+    monkeypatch.setattr(report, "measured_patterns", lambda *_: (scan, None))
+    by_counts = dataclasses.replace(found, attributes={**found.attributes, "judge": "counts"})
+    write_map(tmp_path / "map.h5", by_counts)
+    write_report(tmp_path / "map.h5", tmp_path / "report.html", "cube.h5")
+    opened(browser, tmp_path / "report.html")
+    i, j = 1, 4
+    click_position(browser, "phase", i, j)
+    exposed, microscope = Exposed.of(scan, found.crystals, K_MAX), Microscope(VOLTAGE, k_max=K_MAX)
+    answers, places = [], []
+    for orientation, phase in (
+        (found.orientation, found.phase),
+        (found.second_orientation, found.second_phase),
+    ):
+        flat = orientation.reshape(-1, 3, 3), phase.ravel()
+        of = count(*flat, found.crystals, exposed, microscope, Specimen(), 24)
+        answers.append(Counted(*(x[7 * i + j] for x in of)))
+        g = answers[-1].hkl @ reciprocal_lattice(found.crystals[phase[i, j]].lattice)
+        places.append((g @ orientation[i, j])[:, :2])
+
+    def number(text):
+        return float(text.replace("−", "-").replace("\u2009", "").lstrip("± "))
+
+    for which, of in enumerate(answers):
+        browser.find_element("id", f"counts-of-{which}").click()
+        labels = browser.find_elements("css selector", "#answers label")
+        thickness, evidence = re.search(r": (\d+) Å, (\S+) nat", labels[which].text).groups()
+        assert float(thickness) == pytest.approx(of.thickness, abs=0.6)
+        assert number(evidence) == pytest.approx(of.evidence, abs=0.11)
+        rows, other = table(browser, "counts")[1:], answers[1 - which]
+        assert len(rows) == (of.hkl != 0).any(-1).sum() > 5
+        for k, (name, *values, there) in enumerate(rows):
+            assert name == " ".join(f"{-x}\u0305" if x < 0 else str(x) for x in of.hkl[k])
+            shown = [number(text) for text in values]
+            assert shown[0] == pytest.approx(of.predicted[k], rel=0.01, abs=0.6)
+            assert shown[1] == pytest.approx(of.measured[k], rel=2e-3, abs=0.06 * of.error[k] + 0.6)
+            assert shown[2] == pytest.approx(of.error[k], rel=0.06, abs=0.6)
+            assert shown[3:] == pytest.approx([of.deviation[k], of.log_ratio[k]], abs=0.11)
+            apart = np.hypot(*(places[1 - which] - places[which][k]).T)
+            apart[~(other.hkl != 0).any(-1)] = np.inf
+            near = apart.argmin()
+            if abs(apart[near] - microscope.disk_radius) > 1e-3:
+                assert (there == "–") == (apart[near] > microscope.disk_radius)
+            if there != "–":
+                assert number(there) == pytest.approx(other.predicted[near], rel=0.01, abs=0.6)
+        line = browser.find_elements("css selector", "#counts tr")[1]
+        ActionChains(browser).move_to_element(line).perform()
+        spot = browser.execute_script("""const s = document.getElementById("spot");
+            return [s.style.top, s.style.left].map(parseFloat)""")
+        assert spot == pytest.approx(50 + 50 * places[which][0] / (1.06 * K_MAX), abs=0.5)
+    browser.save_screenshot(str(tmp_path / "counts.png"))
+    assert complaints(browser) == []
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from jaxstem.verification.config import CountsConfig
 from jaxstem.verification.photometry import (
     Places,
     Reflections,
+    account,
     climb_by_counts,
     explained_light,
     likeliest_reflections,
@@ -149,6 +150,22 @@ def test_ratio_is_that_of_two_mixtures_with_students_tails(rng):
     by_nothing = (1 - eps) * stats.t.pdf(a / bare, 3) / bare + anything
     ratio = np.clip(by_crystal / by_nothing, 1e-4, 1e4)
     np.testing.assert_allclose(found, np.log(ratio).sum(-2), rtol=2e-3, atol=2e-2)
+
+
+def test_an_account_is_the_ratio_place_by_place(rng):
+    """It sums to the ratio; deviations are those of the counts, their errors without the theory."""
+    places, thickness = places_of(rng), THICKNESS[7]
+    of = account(places, thickness, SEMI_ANGLE, BEAM, CONFIG)
+    still = jnp.zeros((1, 2))
+    whole = log_ratios(places, still, THICKNESS[7:8], SEMI_ANGLE, CONFIG)[0, 0]
+    np.testing.assert_allclose(of.log_ratio.sum(), whole, rtol=1e-4, atol=1e-3)
+    at = places.reflections
+    share = two_beam_intensity(at.s, at.inverse_extinction, at.q, thickness, SEMI_ANGLE)
+    expected, excess = BEAM * np.asarray(share), np.asarray(places.excess)
+    np.testing.assert_allclose(of.expected, expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(of.error, np.sqrt(np.maximum(excess, 0) + 60), rtol=1e-3)
+    sigma = np.sqrt(places.variance + (CONFIG.scatter * expected) ** 2)
+    np.testing.assert_allclose(of.deviation, (excess - expected) / sigma, rtol=1e-3, atol=1e-3)
 
 
 def test_what_is_not_seen_is_no_evidence(shine, judge, detector):
