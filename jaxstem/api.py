@@ -96,12 +96,14 @@ def detect_disks(
 
     Raises:
         InputError: For a file that cannot be read, patterns that cannot be used or show no disk,
-            and where the pixel size is not known.
+            numbers and units that make no sense, and where the pixel size is not known.
     """
     stated = _stated(pixel_size=pixel_size, voltage_kv=voltage_kv, scan_shape=scan_shape)
     options = dataclasses.replace(options or ReadOptions(), **stated)
     config = options.detection(config or DetectConfig())
     config = dataclasses.replace(config, **_stated(pixel_size=options.pixel_size))
+    if isinstance(patterns, str | Path | Cube) and (scan_step, scan_units) != (1.0, "pixels"):
+        raise InputError("scan_step and scan_units are an array's; leave them out for a file.")
     if isinstance(patterns, str | Path):
         cube = open_cube(patterns, options)
     else:

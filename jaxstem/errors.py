@@ -25,7 +25,11 @@ class NotStated(InputError):
 
 def require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:
     """Raise InputError unless low <= value <= high; `name` is that of the setting or its option."""
-    if not low <= value <= high:
+    try:
+        fits, shown = bool(low <= value <= high), f"{value:g}"
+    except (TypeError, ValueError):  # of text, None or arrays
+        fits, shown = False, repr(value)
+    if not fits:
         raise InputError(
-            f"{name} {value:g}: give a number from {low:g} to {high:g} {unit}".rstrip() + "."
+            f"{name} {shown}: give a number from {low:g} to {high:g} {unit}".rstrip() + "."
         )

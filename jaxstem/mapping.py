@@ -321,6 +321,7 @@ def _check(source: DiskSource, model: Model, least_confidence: float) -> None:
     if 0 in source.scan_shape:
         rows, columns = source.scan_shape
         raise InputError(f"{source.source} holds {rows} × {columns} positions; give one at least.")
+    require_between(f"{source.source}: scan_step", source.scan_step, 1e-12, 1e12)
     check_voltage(source, model)
 
 

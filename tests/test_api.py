@@ -3,6 +3,7 @@
 and the notebook run. Candidates are not verified here: that has tests of its own.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -144,6 +145,14 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
         (lambda: jaxstem.detect_disks(patterns), "pixel_size"),
         (lambda: jaxstem.detect_disks(patterns[0], pixel_size=PIXEL), "3 axes"),
         (lambda: jaxstem.detect_disks(patterns, pixel_size=-1), "--pixel-size"),
+        (lambda: jaxstem.detect_disks(patterns, pixel_size=PIXEL, scan_step=np.nan), "scan_step"),
+        (lambda: jaxstem.detect_disks(patterns, pixel_size=PIXEL, scan_step=-1), "scan_step -1"),
+        (lambda: jaxstem.detect_disks(patterns, pixel_size=PIXEL, scan_units="ft"), "scan_units"),
+        (lambda: jaxstem.detect_disks("scan.h5", scan_step=2.5), "scan_step"),
+        (
+            lambda: jaxstem.map_orientations(dataclasses.replace(found, scan_step=0.0), "cu"),
+            "scan_step 0",
+        ),
         (lambda: jaxstem.map_orientations(found, "nonesuch"), "nonesuch"),
         (lambda: jaxstem.map_orientations(found, "cu", refine="fats"), "fats"),
         (lambda: jaxstem.map_orientations(found, "cu", judge="fits"), "judge 'fits'"),

@@ -18,7 +18,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "summary",
             "write_calibration",
         ],
-        "config": ["check_method", "Correlation", "DetectConfig", "read_mask", "read_probe"],
+        "config": [
+            "check_method",
+            "check_pair",
+            "Correlation",
+            "DetectConfig",
+            "read_mask",
+            "read_probe",
+        ],
         "correlogram": [
             "correlate_patterns",
             "CorrelogramLayout",

@@ -70,6 +70,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "angle_in_inverse_angstroms",
             "in_inverse_angstroms",
             "in_kv",
+            "check_scan_step",
             "in_metres",
             "METRES",
             "without_angles",
