@@ -41,9 +41,24 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     check_target(path, overwrite)
     temporary = path.with_name(f".{path.stem[:_LONGEST]}-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
-        yield temporary
-        _refuse_existing(path, overwrite)
-        os.replace(temporary, path)
+        with told_of(path, temporary):
+            yield temporary
+            _refuse_existing(path, overwrite)
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_of(path: Path, temporary: Path) -> Iterator[None]:
+    """Within the block InputErrors about a temporary file or folder name `path` in its place, and
+    failures to write there become InputErrors.
+    """
+    try:
+        yield
     except InputError as error:
         error.args = (str(error).replace(temporary.name, path.name),)
         raise
@@ -52,11 +67,6 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         if problem is None:
             raise
         raise InputError(f"{path}: {problem}.") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def _write_problem(error: BaseException, temporary: Path) -> str | None:
