@@ -41,7 +41,7 @@ from jaxstem.mapping import check_voltage, map_scan
 from jaxstem.network.choice import fitting_model, keep_model
 from jaxstem.network.losses import Loss, LossFn
 from jaxstem.network.matching import matching_model
-from jaxstem.network.model import Model, load_model
+from jaxstem.network.model import Model, check_model_folder, load_model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import default_cache
 
@@ -429,18 +429,6 @@ def infer_config(
     )
     score = config.scoring.under(microscope, model.specimen)
     return dataclasses.replace(config, score=score)
-
-
-def check_model_folder(out: Path) -> None:
-    """Raise InputError unless a model can be trained into `out`, without harm to other files."""
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give the name of a folder for the model.")
-    # a run that was killed in its first moments leaves an unfinished run.json alone
-    if out.is_dir() and any(not path.name.startswith(".run-") for path in out.iterdir()):
-        if not any((out / name).exists() for name in ("run.json", "model.json")):
-            raise InputError(f"{out} holds other files; give a new folder for the model.")
 
 
 def _stated(**values: Any) -> dict[str, Any]:
