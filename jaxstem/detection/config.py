@@ -197,7 +197,7 @@ def read_probe(path: str | Path) -> Shaped[np.ndarray, "h w"]:
 def _image(path: str | Path, meaning: str) -> Shaped[np.ndarray, "h w"]:
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist; give an .npy array or an image.")
+        raise InputError(f"{path} is no file; give an .npy array or an image.")
     try:
         if path.suffix.lower() == ".npy":
             image = np.load(path, allow_pickle=False)

@@ -117,8 +117,16 @@ def option(name: str) -> str:
 
 
 def stored(settings: Mapping[str, Any]) -> ReadOptions:
-    """The options that a file's settings hold, numbers and arrays as HDF5 gives them back."""
+    """The options that a file's settings hold, numbers and arrays as HDF5 gives them back.
+
+    Raises InputError for others, as a later version may have, and for values that make no sense.
+    """
     values = dict(settings)
+    strange = sorted(set(values) - {field.name for field in fields(ReadOptions)})
+    if strange:
+        raise InputError(
+            f"The scan was read with '{strange[0]}', which this jaxstem does not know; update it."
+        )
     for name, kind in (("origin", float), ("scan_shape", int)):
         if name in values:
             values[name] = tuple(kind(x) for x in values[name])

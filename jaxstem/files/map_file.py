@@ -178,6 +178,8 @@ def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) ->
     scan_shape = arrays["phase"].shape
     if len(scan_shape) != 2:
         return f"'phase' has {len(scan_shape)} axes instead of the scan's two"
+    if 0 in scan_shape:
+        return "it holds no position"
     if not all(isinstance(name, str) for name in phase_names):
         return "'phase_names' holds something else than names"
     for name, values in arrays.items():

@@ -81,7 +81,7 @@ def read_truth(path: str | Path) -> Truth:
                 f"{path}: '{name}' has shape {values.shape} but the orientations cover "
                 f"{scan_shape}; give one value a position."
             )
-    names = [p.decode() if isinstance(p, bytes) else str(p) for p in phase.ravel()]
+    names = [p.decode(errors="replace") if isinstance(p, bytes) else str(p) for p in phase.ravel()]
     names = np.array(names, dtype=np.str_).reshape(scan_shape)
     try:
         return Truth(orientation, names, **optional)

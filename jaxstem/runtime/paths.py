@@ -106,6 +106,14 @@ def check_target(path: str | Path, overwrite: bool = False) -> None:
     _refuse_existing(path, overwrite)
 
 
+def check_apart(path: str | Path, *read: str | Path) -> None:
+    """Raise InputError where what is to be written to `path` would replace a file that is read."""
+    path = Path(path)
+    for given in map(Path, read):
+        if path.exists() and given.exists() and path.samefile(given):
+            raise InputError(f"{path} is {given} itself, which is read; choose another name.")
+
+
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already; choose another name or ask to overwrite it.")

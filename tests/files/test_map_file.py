@@ -145,6 +145,8 @@ def replace(path, name, value):
         ("phases", None, "'phases'"),
         ("score", np.zeros((5, 3)), "'score' has shape (5, 3)"),
         ("phase", np.full((3, 5), 9), "'phase' has values outside"),
+        ("phase", np.zeros((0, 5), int), "no position"),
+        ("phases/1/numbers", np.array([29]), "damaged"),
         ("confidence", np.full((3, 5), b"high"), "not an array of numbers"),
     ],
 )
