@@ -188,7 +188,7 @@ def train(
         ("--spacing-deg", spacing_deg, 2.0, 30.0, "degrees"),
     ):
         if value is not None:
-            require_between(name, value, low, high, unit)
+            require_between(name, value, low, high, unit, whole=not unit)
 
     from jaxstem.training.config import preset_config
     from jaxstem.training.loop import (
@@ -420,7 +420,7 @@ def infer_config(
     _require("judge", judge, JUDGES)
     _require("precision", precision, PRECISION)
     if batch is not None:
-        require_between("batch", batch, 1, 10**6)
+        require_between("batch", batch, 1, 10**6, whole=True)
     microscope = model.microscope
     if semiangle_mrad is not None:
         microscope = dataclasses.replace(microscope, semi_angle_mrad=semiangle_mrad)

@@ -56,6 +56,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pyxem": ["holds_vectors", "read_vectors"],
         "rosetta": ["raw_cube"],
         "scan": [
+            "check_scan",
             "DiskScan",
             "DiskSource",
             "Instrument",

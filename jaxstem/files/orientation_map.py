@@ -79,6 +79,11 @@ class OrientationMap:
             ("orientations", self.phase, self.orientation),
             ("runners-up", self.second_phase, self.second_orientation),
         ):
+            if np.shape(matrices) != (*np.shape(phase), 3, 3):
+                raise InputError(
+                    f"The map's {name} have shape {np.shape(matrices)} and their phases "
+                    f"{np.shape(phase)}; give a matrix for each position."
+                )
             if fault := rotation_fault(matrices[phase >= 0], f"the map's {{}} {name}"):
                 raise InputError(
                     f"{fault}; give orthonormal matrices of determinant 1 where there is a phase."
