@@ -111,7 +111,9 @@ def check_apart(path: str | Path, *read: str | Path) -> None:
     path = Path(path)
     for given in map(Path, read):
         if path.exists() and given.exists() and path.samefile(given):
-            raise InputError(f"{path} is {given} itself, which is read; choose another name.")
+            raise InputError(
+                f"{path} is itself read here; choose another name for what is written."
+            )
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
