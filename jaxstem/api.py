@@ -41,7 +41,7 @@ from jaxstem.mapping import check_voltage, map_scan
 from jaxstem.network.choice import fitting_model, keep_model
 from jaxstem.network.losses import Loss, LossFn
 from jaxstem.network.matching import matching_model
-from jaxstem.network.model import Model, load_model
+from jaxstem.network.model import Model, check_model_folder, load_model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import default_cache
 
@@ -96,12 +96,14 @@ def detect_disks(
 
     Raises:
         InputError: For a file that cannot be read, patterns that cannot be used or show no disk,
-            and where the pixel size is not known.
+            numbers and units that make no sense, and where the pixel size is not known.
     """
     stated = _stated(pixel_size=pixel_size, voltage_kv=voltage_kv, scan_shape=scan_shape)
     options = dataclasses.replace(options or ReadOptions(), **stated)
     config = options.detection(config or DetectConfig())
     config = dataclasses.replace(config, **_stated(pixel_size=options.pixel_size))
+    if isinstance(patterns, str | Path | Cube) and (scan_step, scan_units) != (1.0, "pixels"):
+        raise InputError("scan_step and scan_units are an array's; leave them out for a file.")
     if isinstance(patterns, str | Path):
         cube = open_cube(patterns, options)
     else:
@@ -186,7 +188,7 @@ def train(
         ("--spacing-deg", spacing_deg, 2.0, 30.0, "degrees"),
     ):
         if value is not None:
-            require_between(name, value, low, high, unit)
+            require_between(name, value, low, high, unit, whole=not unit)
 
     from jaxstem.training.config import preset_config
     from jaxstem.training.loop import (
@@ -418,7 +420,7 @@ def infer_config(
     _require("judge", judge, JUDGES)
     _require("precision", precision, PRECISION)
     if batch is not None:
-        require_between("batch", batch, 1, 10**6)
+        require_between("batch", batch, 1, 10**6, whole=True)
     microscope = model.microscope
     if semiangle_mrad is not None:
         microscope = dataclasses.replace(microscope, semi_angle_mrad=semiangle_mrad)
@@ -427,18 +429,6 @@ def infer_config(
     )
     score = config.scoring.under(microscope, model.specimen)
     return dataclasses.replace(config, score=score)
-
-
-def check_model_folder(out: Path) -> None:
-    """Raise InputError unless a model can be trained into `out`, without harm to other files."""
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; give the name of a folder for the model.")
-    # a run that was killed in its first moments leaves an unfinished run.json alone
-    if out.is_dir() and any(not path.name.startswith(".run-") for path in out.iterdir()):
-        if not any((out / name).exists() for name in ("run.json", "model.json")):
-            raise InputError(f"{out} holds other files; give a new folder for the model.")
 
 
 def _stated(**values: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one error that users are meant to see, and the commonest reason for it."""
 
+from numbers import Integral
 from typing import Any
 
 
@@ -23,9 +24,17 @@ class NotStated(InputError):
         self.what, self.option, self.stand_in = what, option, stand_in
 
 
-def require_between(name: str, value: float, low: float, high: float, unit: str = "") -> None:
-    """Raise InputError unless low <= value <= high; `name` is that of the setting or its option."""
-    if not low <= value <= high:
-        raise InputError(
-            f"{name} {value:g}: give a number from {low:g} to {high:g} {unit}".rstrip() + "."
-        )
+def require_between(
+    name: str, value: float, low: float, high: float, unit: str = "", whole: bool = False
+) -> None:
+    """Raise InputError unless low <= value <= high, and a whole number if so asked; `name` is that
+    of the setting or its option.
+    """
+    try:
+        fits, shown = bool(low <= value <= high), f"{value:g}"
+    except (TypeError, ValueError):  # of text, None or arrays
+        fits, shown = False, repr(value)
+    if not fits or (whole and not isinstance(value, Integral)):
+        number = "whole number" if whole else "number"
+        wanted = f"{number} from {low:g} to {high:g} {unit}".rstrip()
+        raise InputError(f"{name} {shown}: give a {wanted}.")

@@ -34,7 +34,7 @@ from jaxstem.errors import InputError, require_between
 from jaxstem.files.map_file import MapHeader, map_writer
 from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
-from jaxstem.files.scan import DiskScan, DiskSource, no_disk_at_all, source_of
+from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all, source_of
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.stream import PIECE, stream_answers
 from jaxstem.inference.verdict import Answer
@@ -78,11 +78,13 @@ def map_scan(
     those that say how the map was made; `mesh` (of this process's devices; all of them) and
     `progress` are `stream_answers`'s. Of several processes each gets the whole map. Raises
     InputError when the scan's voltage is not the model's, for a scan without positions or without
-    any disk, and as the scan's source does.
+    any disk, for one whose arrays do not fit together, and as the scan's source does.
     """
     config = config or InferConfig()
     source = scan if isinstance(scan, DiskSource) else source_of(scan)
     _check(source, model, least_confidence)
+    if isinstance(scan, DiskScan):
+        check_scan(scan)
     if isinstance(scan, DiskScan) and not len(scan.qx):
         raise no_disk_at_all(source)
     header = map_header(source, model, config, least_confidence, options, attributes)
@@ -321,6 +323,7 @@ def _check(source: DiskSource, model: Model, least_confidence: float) -> None:
     if 0 in source.scan_shape:
         rows, columns = source.scan_shape
         raise InputError(f"{source.source} holds {rows} × {columns} positions; give one at least.")
+    require_between(f"{source.source}: scan_step", source.scan_step, 1e-12, 1e12)
     check_voltage(source, model)
 
 

@@ -3,6 +3,7 @@
 and the notebook run. Candidates are not verified here: that has tests of its own.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -21,7 +22,7 @@ import jaxstem
 from jaxstem import api
 from jaxstem.app.demo import sample
 from jaxstem.detection.opening import read_scan
-from jaxstem.errors import InputError
+from jaxstem.errors import InputError, require_between
 from jaxstem.files.cube import cube_from_array
 from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.emd import bragg_source
@@ -141,16 +142,28 @@ def scan_without_disks(rows, columns):
 
 
 def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path):
+    spoilt = lambda **changes: dataclasses.replace(found, **changes)  # noqa: E731
     refused = [
         (lambda: jaxstem.detect_disks(patterns), "pixel_size"),
         (lambda: jaxstem.detect_disks(patterns[0], pixel_size=PIXEL), "3 axes"),
         (lambda: jaxstem.detect_disks(patterns, pixel_size=-1), "--pixel-size"),
+        (lambda: jaxstem.detect_disks(patterns, pixel_size=PIXEL, scan_step=np.nan), "scan_step"),
+        (lambda: jaxstem.detect_disks(patterns, pixel_size=PIXEL, scan_step=-1), "scan_step -1"),
+        (lambda: jaxstem.detect_disks(patterns, pixel_size=PIXEL, scan_units="ft"), "scan_units"),
+        (lambda: jaxstem.detect_disks("scan.h5", scan_step=2.5), "scan_step"),
+        (
+            lambda: jaxstem.map_orientations(dataclasses.replace(found, scan_step=0.0), "cu"),
+            "scan_step 0",
+        ),
         (lambda: jaxstem.map_orientations(found, "nonesuch"), "nonesuch"),
         (lambda: jaxstem.map_orientations(found, "cu", refine="fats"), "fats"),
         (lambda: jaxstem.map_orientations(found, "cu", judge="fits"), "judge 'fits'"),
         (lambda: jaxstem.map_orientations(found, "cu", precision="half"), "half"),
         (lambda: jaxstem.map_orientations(found, "cu", voltage_kv=200), "200 kV"),
         (lambda: jaxstem.map_orientations(found, "cu", batch=-5), "batch -5"),
+        (lambda: jaxstem.map_orientations(spoilt(qx=np.nan * found.qx), "cu"), "not finite"),
+        (lambda: jaxstem.map_orientations(spoilt(scan_shape=(9, 9)), "cu"), "9 × 9 positions"),
+        (lambda: jaxstem.map_orientations(spoilt(offsets=found.offsets[::-1]), "cu"), "offsets"),
         (
             lambda: jaxstem.map_orientations(found, "cu", semiangle_mrad=np.nan),
             "semiangle-mrad nan",
@@ -165,6 +178,7 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
         (lambda: jaxstem.train("Cu.cif", "m", minutes=np.nan), "--minutes nan"),
         (lambda: jaxstem.train("Cu.cif", "m", batch=-3), "--batch -3"),
         (lambda: jaxstem.train("Cu.cif", "m", steps=0), "--steps 0"),
+        (lambda: require_between("--steps", 1.5, 1, 9, whole=True), "--steps 1.5: give a whole"),
         (lambda: jaxstem.train("Cu.cif", "m", spacing_deg=0.01), "--spacing-deg 0.01"),
         (
             lambda: jaxstem.train(sample("Cu.cif"), "m", loss="chorale"),

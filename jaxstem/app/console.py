@@ -177,6 +177,9 @@ def _read_settings(path: Path, options: Mapping[str, Any], command: str) -> dict
 
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise InputError(f"{path} cannot be read ({reason}); give a settings file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         problem = str(error).rstrip(".")
         raise InputError(

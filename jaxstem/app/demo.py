@@ -24,6 +24,7 @@ from jaxstem.mapping import map_scan
 from jaxstem.maps.drawing import figure
 from jaxstem.maps.metrics import Evaluation, evaluate, to_dict, to_text
 from jaxstem.network.model import load_model
+from jaxstem.runtime.paths import replace_file, told_of
 
 MODEL = "cu"
 
@@ -36,12 +37,17 @@ def sample(name: str) -> Path:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raise InputError unless `folder` is new, empty, or holds an earlier demo and nothing else."""
+    """Raise InputError unless `folder` can be written and is new, empty, or holds an earlier demo
+    and nothing else.
+    """
     folder = Path(folder)
     if not folder.parent.is_dir():
         raise InputError(f"{folder}: the folder {folder.parent} does not exist; make it first.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give the name of a folder for the demo.")
+    written = folder if folder.is_dir() else folder.parent
+    if not os.access(written, os.W_OK):
+        raise InputError(f"{folder}: the folder {written} cannot be written; choose another.")
     if folder.is_dir() and {path.name for path in folder.iterdir()} not in (set(), set(FILES)):
         raise InputError(f"{folder} holds other files; give a new folder for the demo.")
 
@@ -52,7 +58,7 @@ def run(
     """Map the sample scan, score it, and leave `FILES` in `folder`, an earlier demo's replaced.
 
     `attributes` are stored in the map. Raises InputError when `check_folder` does, or the packaged
-    model is missing.
+    model is missing, and where there is no room.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -62,14 +68,15 @@ def run(
     score = evaluate(found, read_truth(sample("cu_truth.h5")))
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:12]}")
     try:
-        draft.mkdir()
-        write_map(draft / "map.h5", found)
-        figure(found, draft / "map.png")
-        (draft / "score.txt").write_text(to_text(score) + "\n", encoding="utf-8")
-        (draft / "score.json").write_text(json.dumps(to_dict(score), indent=1) + "\n")
-        folder.mkdir(exist_ok=True)
-        for name in FILES:
-            os.replace(draft / name, folder / name)
+        with told_of(folder, draft):
+            draft.mkdir()
+            write_map(draft / "map.h5", found)
+            figure(found, draft / "map.png")
+            replace_file(draft / "score.txt", to_text(score) + "\n")
+            replace_file(draft / "score.json", json.dumps(to_dict(score), indent=1) + "\n")
+            folder.mkdir(exist_ok=True)
+            for name in FILES:
+                os.replace(draft / name, folder / name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return found, score

@@ -87,14 +87,35 @@ class Crystal:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Crystal":
-        """The inverse of `to_dict`, bit for bit."""
+        """The inverse of `to_dict`, bit for bit. Raises ValueError where that is no crystal."""
         arrays = {
             "lattice": np.asarray(fields["lattice"], dtype=np.float64).reshape(3, 3),
             "positions": np.asarray(fields["positions"], dtype=np.float64).reshape(-1, 3),
             "numbers": np.asarray(fields["numbers"], dtype=np.int64),
             "occupancies": np.asarray(fields["occupancies"], dtype=np.float64),
         }
-        return cls(**{**fields, **arrays})
+        stated = {**fields, **arrays}
+        problem = _problem(stated)
+        if problem:
+            raise ValueError(f"the crystal's {problem}")
+        return cls(**stated)
+
+
+def _problem(stated: dict[str, Any]) -> str | None:
+    """What is wrong with the fields of a crystal, None for nothing."""
+    numbers, lattice = stated["numbers"], stated["lattice"]
+    n = len(stated["positions"])
+    if not n or numbers.shape != (n,) or stated["occupancies"].shape != (n,):
+        return "atoms differ in number"
+    if not all(np.isfinite(stated[name]).all() for name in ("lattice", "positions", "occupancies")):
+        return "numbers are not finite"
+    if abs(np.linalg.det(lattice)) < 1e-6:
+        return "cell has no volume"
+    if not set(numbers.tolist()) <= lobato_parameters().keys():
+        return "atoms are no elements"
+    if stated["laue_group"] not in _LAUE_GROUPS or stated["space_group"] not in range(1, 231):
+        return "symmetry is not known"
+    return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

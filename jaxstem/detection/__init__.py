@@ -18,7 +18,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "summary",
             "write_calibration",
         ],
-        "config": ["check_method", "Correlation", "DetectConfig", "read_mask", "read_probe"],
+        "config": [
+            "check_method",
+            "check_pair",
+            "Correlation",
+            "DetectConfig",
+            "read_mask",
+            "read_probe",
+        ],
         "correlogram": [
             "correlate_patterns",
             "CorrelogramLayout",
@@ -52,7 +59,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "vacuum_probe",
         ],
         "layout": ["FoundDisks", "Layout", "Plan"],
-        "light": ["apertures_of", "places_apart", "room_for_light"],
+        "light": ["apertures_of", "places_apart", "room_for_light", "stored_light"],
         "likelihood": [
             "around",
             "correlate",

@@ -23,7 +23,7 @@ from jaxstem.detection.ring_fit import (
 )
 from jaxstem.errors import InputError
 from jaxstem.files.scan import DiskScan
-from jaxstem.runtime.paths import atomic_path
+from jaxstem.runtime.paths import atomic_path, check_target
 
 _FORMAT, _VERSION = "jaxstem-calibration", 1
 
@@ -50,7 +50,7 @@ def read_calibration(path: str | Path) -> Calibration:
     """A calibration that `write_calibration` stored. Raises InputError for anything else."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist; check the name.")
+        raise InputError(f"{path} is no file; check the name.")
     remedy = "make it again with 'jaxstem calibrate'"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -157,6 +157,7 @@ def calibrate(
     out = Path(out)
     if out.suffix.lower() == ".png":
         raise InputError(f"{out} is the picture's name; name the calibration CALIBRATION.json.")
+    check_target(out, overwrite)
     with atomic_path(out.with_suffix(".png"), overwrite) as picture:
         scan = open_in_pixels(IN_PIXELS)
         found = fit_rings(scan, crystals, pixel_size, rotation)

@@ -115,13 +115,32 @@ class DetectConfig:
         ):
             if value is not None:
                 require_between(name, value, low, high, unit)
+        check_pair("--origin", self.origin, 0.0, 1e6, "px")
 
     def check_detector(self, shape: tuple[int, int], source: str) -> None:
-        """Raise InputError for lengths that do not fit a detector of (rows, columns).
+        """Raise InputError for lengths, an origin or a mask that do not fit a detector of (rows,
+        columns), and for an origin without the size of a disk.
 
         A disk fits whose diameter is half of the smaller side at most: beside the direct beam there
         must be room for another one.
         """
+        if self.origin is not None:
+            row, column = self.origin
+            if not (row < shape[0] and column < shape[1]):
+                raise InputError(
+                    f"{source}: --origin {row:g} {column:g} lies outside of the detector of "
+                    f"{shape[0]} × {shape[1]} pixels; give the beam's row and column."
+                )
+            if self.radius is None and self.probe is None:
+                raise InputError(
+                    f"{source}: where the direct beam cannot be seen, the radius of a disk must be "
+                    "given; set it in pixels."
+                )
+        if self.mask is not None and np.shape(self.mask) != tuple(shape):
+            raise InputError(
+                f"The mask has shape {np.shape(self.mask)} and the patterns of {source} {shape}; "
+                "give one value for each detector pixel."
+            )
         side = min(shape)
         for name, value, most in (
             ("--radius", self.radius, side / 4),
@@ -134,6 +153,18 @@ class DetectConfig:
                     f"{source}: {name} {value:g} is too large for a detector of {shape[0]} × "
                     f"{shape[1]} pixels; give {most:g} px at most."
                 )
+
+
+def check_pair(
+    name: str, pair: tuple[float, float] | None, low: float, high: float, unit: str = ""
+) -> None:
+    """Raise InputError unless `pair` is None or two numbers from low to high."""
+    if pair is None:
+        return
+    if np.shape(pair) != (2,):
+        raise InputError(f"{name} {pair!r}: give two numbers.")
+    for value in pair:
+        require_between(name, value, low, high, unit)
 
 
 DEFAULT = DetectConfig()
@@ -166,7 +197,7 @@ def read_probe(path: str | Path) -> Shaped[np.ndarray, "h w"]:
 def _image(path: str | Path, meaning: str) -> Shaped[np.ndarray, "h w"]:
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist; give an .npy array or an image.")
+        raise InputError(f"{path} is no file; give an .npy array or an image.")
     try:
         if path.suffix.lower() == ".npy":
             image = np.load(path, allow_pickle=False)

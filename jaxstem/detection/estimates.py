@@ -36,7 +36,7 @@ def vacuum_probe(
             f"The image of the probe has shape {image.shape}; give one finite number for each "
             "detector pixel."
         )
-    image = np.where(good_pixels(image[None], DetectConfig(), "probe"), image, 0.0)
+    image = np.where(good_pixels(image[None], DetectConfig()), image, 0.0)
     image -= np.quantile(image, 0.05)
     bright = image > 0.25 * np.quantile(image, 1 - min(10 / image.size, 0.5))
     if not 4 < bright.sum() < 0.9 * image.size:
@@ -84,17 +84,12 @@ def false_alarm_threshold(rate: float, kernel: Float[np.ndarray, "H W"], n_pixel
     return float(level[np.argmax(above < rate)])
 
 
-def good_pixels(patterns, config: DetectConfig, source: str) -> Bool[np.ndarray, "H W"]:
+def good_pixels(patterns, config: DetectConfig) -> Bool[np.ndarray, "H W"]:
     """Pixels that count: not masked, not dead, stuck at the largest number or bright alone."""
     shape = patterns.shape[1:]
     good = np.ones(shape, dtype=bool)
     if config.mask is not None:
-        if config.mask.shape != shape:
-            raise InputError(
-                f"The mask has shape {config.mask.shape} and the patterns of {source} {shape}; "
-                "give one value for each detector pixel."
-            )
-        good &= config.mask.astype(bool)
+        good &= np.asarray(config.mask, bool)
     if patterns.dtype.kind in "iu":
         good &= ~np.all(patterns == np.iinfo(patterns.dtype).max, axis=0)
         mean = patterns.mean(0)
@@ -144,17 +139,6 @@ def find_beam(patterns, good, config: DetectConfig, source: str) -> tuple[np.nda
     mean = np.where(good, patterns.mean(0), 0.0)
     blurred = ndimage.gaussian_filter(mean, 1.0)
     if config.origin is not None:
-        row, column = config.origin
-        if not (0 <= row < mean.shape[0] and 0 <= column < mean.shape[1]):
-            raise InputError(
-                f"The origin {config.origin} lies outside the detector of {mean.shape} pixels; "
-                "give the beam's row and column."
-            )
-        if config.radius is None and config.probe is None:
-            raise InputError(
-                f"{source}: where the direct beam cannot be seen, the radius of a disk must be "
-                "given; set it in pixels."
-            )
         return np.array(config.origin, float), config.radius or 3.0
     labels, _ = ndimage.label(blurred > 0.5 * blurred.max())
     spot = labels == labels[np.unravel_index(blurred.argmax(), mean.shape)]

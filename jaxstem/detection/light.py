@@ -31,13 +31,14 @@ _MOSTLY = 0.9
 
 
 def places_apart(plan: Plan) -> int:
-    """Spacing [px] of the places at which sums are kept: a disk's radius at most."""
-    return _between(plan) * (1 if _radius(plan) < 2.0 else 2)
-
-
-def _between(plan: Plan) -> int:
-    """Spacing [px] of the places at which they are known then: half a disk's radius at most."""
+    """Spacing [px] of the places at which sums are kept: half a disk's radius at most."""
     return max(1, int(_radius(plan) / 2))
+
+
+def stored_light(light: Light, plan: Plan, layout: Layout) -> tuple[Light, Apertures]:
+    """What a file takes of the counts: every second place, if a disk's radius at most apart."""
+    every = 2 if 2 * places_apart(plan) <= _radius(plan) else 1
+    return light._replace(sums=light.sums[:, ::every, ::every]), apertures_of(plan, layout, every)
 
 
 def _radius(plan: Plan) -> float:
@@ -74,9 +75,11 @@ def _on_disk(shape: tuple[int, ...]) -> UInt8[np.memmap, "..."]:
         ) from None
 
 
-def apertures_of(plan: Plan, layout: Layout) -> Apertures:
-    """What the counts that a detection keeps share, in detector pixels."""
-    apart = _between(plan)
+def apertures_of(plan: Plan, layout: Layout, every: int = 1) -> Apertures:
+    """What the counts that a detection keeps share, in detector pixels, if of its places every one,
+    or every second one along each axis, and so on, is left.
+    """
+    apart = layout.places
     covered = correlate(plan.good[None].astype(jnp.float32), plan.kernel)[0]
     seen = interior(plan.good.shape, layout) & (covered > _MOSTLY * plan.area)
     return Apertures(
@@ -86,13 +89,13 @@ def apertures_of(plan: Plan, layout: Layout) -> Apertures:
         radius_step=TABLE_STEP / apart,
         seen=np.asarray(seen)[::apart, ::apart],
         block=POOLED * layout.block / apart,
-        found=_found(plan, apart),
+        found=_found(plan, apart, every),
     )
 
 
-def _found(plan: Plan, apart: int) -> float:
+def _found(plan: Plan, apart: int, every: int) -> float:
     """Share of a disk's light that is found at its place, anywhere between those that are kept."""
-    shape, every = plan.good.shape, places_apart(plan)
+    shape, every = plan.good.shape, apart * every
     offsets = np.stack(np.meshgrid(*[np.arange(_OFFSETS) * every / _OFFSETS] * 2), -1)
     middle = every * (np.array(shape) // (2 * every)) + offsets.reshape(-1, 2)
     far = [np.arange(n)[:, None] - middle[:, i] for i, n in enumerate(shape)]

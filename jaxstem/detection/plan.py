@@ -52,7 +52,7 @@ def make_plan(
     check_method(config)
     shape = patterns.shape[1:]
     config.check_detector(shape, source)
-    good = good_pixels(patterns, config, source)
+    good = good_pixels(patterns, config)
     patterns = np.where(good & np.isfinite(patterns), patterns, 0).astype(np.float32)
     filled = patterns.sum((1, 2)) > 0
     if not filled.any():

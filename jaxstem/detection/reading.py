@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 from jaxtyping import Bool, Num
 
-from jaxstem.detection.config import DEFAULT, DetectConfig, Method
+from jaxstem.detection.config import DEFAULT, DetectConfig, Method, check_pair
 from jaxstem.errors import InputError, require_between
 
 OF_PATTERNS = ("mask", "origin", "radius", "probe", "gain", "disk_method")
@@ -52,18 +52,17 @@ class ReadOptions:
     disk_method: str = "likelihood"
 
     def __post_init__(self) -> None:
-        for name, values, low, high, unit in (
-            ("pixel_size", [self.pixel_size], 1e-6, 10.0, "1/Å"),
-            ("rotation_deg", [self.rotation_deg], -360.0, 360.0, "degrees"),
-            ("origin", self.origin or (), 0.0, 1e6, "px"),
-            ("radius", [self.radius], 0.5, 1e4, "px"),
-            ("gain", [self.gain], 1e-6, 1e6, ""),
-            ("scan_shape", self.scan_shape or (), 1, 10**6, ""),
-            ("voltage_kv", [self.voltage_kv], 1.0, 10_000.0, "kV"),
+        for name, value, low, high, unit in (
+            ("pixel_size", self.pixel_size, 1e-6, 10.0, "1/Å"),
+            ("rotation_deg", self.rotation_deg, -360.0, 360.0, "degrees"),
+            ("radius", self.radius, 0.5, 1e4, "px"),
+            ("gain", self.gain, 1e-6, 1e6, ""),
+            ("voltage_kv", self.voltage_kv, 1.0, 10_000.0, "kV"),
         ):
-            for value in values:
-                if value is not None:
-                    require_between(option(name), value, low, high, unit)
+            if value is not None:
+                require_between(option(name), value, low, high, unit)
+        check_pair("--origin", self.origin, 0.0, 1e6, "px")
+        check_pair("--scan-shape", self.scan_shape, 1, 10**6)
         if self.disk_method not in get_args(Method):
             known = ", ".join(get_args(Method))
             raise InputError(f"{option('disk_method')} {self.disk_method!r}: give one of {known}.")
@@ -118,8 +117,16 @@ def option(name: str) -> str:
 
 
 def stored(settings: Mapping[str, Any]) -> ReadOptions:
-    """The options that a file's settings hold, numbers and arrays as HDF5 gives them back."""
+    """The options that a file's settings hold, numbers and arrays as HDF5 gives them back.
+
+    Raises InputError for others, as a later version may have, and for values that make no sense.
+    """
     values = dict(settings)
+    strange = sorted(set(values) - {field.name for field in fields(ReadOptions)})
+    if strange:
+        raise InputError(
+            f"The scan was read with '{strange[0]}', which this jaxstem does not know; update it."
+        )
     for name, kind in (("origin", float), ("scan_shape", int)):
         if name in values:
             values[name] = tuple(kind(x) for x in values[name])

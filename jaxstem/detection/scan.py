@@ -31,7 +31,7 @@ from tqdm import tqdm
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.correlogram import correlate_patterns
 from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks, Layout, Plan
-from jaxstem.detection.light import apertures_of, places_apart, room_for_light
+from jaxstem.detection.light import apertures_of, places_apart, room_for_light, stored_light
 from jaxstem.detection.likelihood import detect_patterns
 from jaxstem.detection.origin import smooth_origin
 from jaxstem.detection.plan import make_plan
@@ -419,4 +419,5 @@ def write_bragg(
             each[position] = own
         lists.create_dataset("data", data=each.reshape(cube.scan_shape))
         if detections.light is not None:
-            write_light(file, detections.light, apertures_of(detections.plan, detections.layout))
+            of = detections.light, detections.plan, detections.layout
+            write_light(file, *stored_light(*of))

@@ -56,6 +56,8 @@ class Specimen:
     u_iso: float = 0.0064
 
     def __post_init__(self) -> None:
+        if len(self.thickness) != 2:
+            raise InputError(f"--thickness {self.thickness}: give the lowest and the highest.")
         for value in self.thickness:
             require_between("--thickness", value, 1.0, 1e5, "Å")
         low, high = self.thickness

@@ -69,6 +69,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pyxem": ["holds_vectors", "read_vectors"],
         "rosetta": ["raw_cube"],
         "scan": [
+            "check_scan",
             "DiskScan",
             "DiskSource",
             "Instrument",
@@ -91,6 +92,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "angle_in_inverse_angstroms",
             "in_inverse_angstroms",
             "in_kv",
+            "check_scan_step",
             "in_metres",
             "METRES",
             "without_angles",

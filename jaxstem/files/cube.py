@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Num, Shaped
 
 from jaxstem.errors import InputError
+from jaxstem.files.units import check_scan_step
 
 _SMALLEST_DETECTOR = 8
 
@@ -68,8 +69,9 @@ def cube_from_array(
     source: str = "array",
 ) -> Cube:
     """A cube from patterns in memory (or an `np.memmap`), (ny, nx, height, width); pixel_size in
-    1/Å. Raises InputError for an array that is no scan of patterns.
+    1/Å. Raises InputError for an array that is no scan of patterns, and a step that is none.
     """
+    check_scan_step(scan_step, scan_units)
     check_shape(patterns.shape, patterns.dtype, source)
     return Cube(
         shape=patterns.shape,

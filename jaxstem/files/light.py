@@ -3,9 +3,8 @@
 
 Detection sums the counts under the aperture's image about every pixel. These sums and the
 background tell how much light is anywhere in the pattern, whether a disk was found there or not,
-which is what verification asks. They are smooth over a disk's radius, so that every second place
-is kept where these lie half a radius apart, and a byte tells each sum to some of its counting
-noise: four kilobytes for a pattern of 128 × 128 pixels.
+which is what verification asks. A byte tells each sum to some of its counting noise; and as they
+are smooth over a disk's radius, every second one does in a file.
 
 Shapes: `H` × `W` places, half a disk's radius apart or nearer; `h` × `w` of them that are kept:
 all, or every second one of every second row; `y` × `x` blocks of the background.
@@ -29,6 +28,10 @@ _HALF_WAY = 0.5 * (_NOISE / _SHARE) ** 2
 _BETWEEN = (150 / 256, -25 / 256, 3 / 256)
 """Weights of the neighbours, from the next outwards, of which a value half-way between is made: the
 polynomial through six (J. L. Lagrange)."""
+
+_LEAST, _MOST = 0.7, 1.4
+"""Of the next neighbours' smaller and larger value, how much there is between them: a disk's middle
+is brighter by as much."""
 
 
 class Light(NamedTuple):
@@ -111,6 +114,9 @@ def _filled(rows: Float[Array, "h w"], n: int) -> Float[Array, "n w"]:
     wide = jnp.pad(rows, ((most - 1, most), (0, 0)), mode="edge")
     at = lambda step: wide[most - 1 + step :][: len(rows)]  # noqa: E731
     between = sum(share * (at(-i) + at(i + 1)) for i, share in enumerate(_BETWEEN))
+    # a polynomial rings beside bright disks
+    low, high = jnp.minimum(at(0), at(1)), jnp.maximum(at(0), at(1))
+    between = jnp.clip(between, _LEAST * low, _MOST * high)
     return jnp.stack([rows, between], axis=1).reshape(2 * len(rows), -1)[:n]
 
 

@@ -155,19 +155,22 @@ def read_map(path: str | Path, every: int = 1) -> OrientationMap:
         settings = read_settings(file["settings"]) if "settings" in file else {}
     scan_step = attributes.pop("scan_step", 1.0)
     problem = _map_problem(arrays, phase_names)
-    if not is_number(scan_step):
-        problem = f"'scan_step' is {scan_step!r} and not a number"
+    if not is_number(scan_step) or not 0 < scan_step < np.inf:
+        problem = f"'scan_step' is {scan_step!r} and not a positive number"
     if problem:
         raise InputError(f"{path}: {problem}; make it again with 'jaxstem map'.")
-    return OrientationMap(
-        **arrays,
-        phase_names=phase_names,
-        crystals=crystals,
-        scan_step=every * float(scan_step),
-        scan_units=str(attributes.pop("scan_units", "pixels")),
-        attributes=attributes,
-        settings=settings,
-    )
+    try:
+        return OrientationMap(
+            **arrays,
+            phase_names=phase_names,
+            crystals=crystals,
+            scan_step=every * float(scan_step),
+            scan_units=str(attributes.pop("scan_units", "pixels")),
+            attributes=attributes,
+            settings=settings,
+        )
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) -> str | None:
@@ -175,6 +178,8 @@ def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) ->
     scan_shape = arrays["phase"].shape
     if len(scan_shape) != 2:
         return f"'phase' has {len(scan_shape)} axes instead of the scan's two"
+    if 0 in scan_shape:
+        return "it holds no position"
     if not all(isinstance(name, str) for name in phase_names):
         return "'phase_names' holds something else than names"
     for name, values in arrays.items():

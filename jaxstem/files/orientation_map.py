@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from jaxstem.crystal.cell import Crystal
+from jaxstem.errors import InputError
+from jaxstem.orientation.rotations import rotation_fault
 
 if TYPE_CHECKING:
     from orix.crystal_map import CrystalMap
@@ -45,7 +47,8 @@ class OrientationMap:
     0…1. second_*: the runner-up. thickness [Å]: NaN where nothing tells it. log_evidence [nat],
     explained_light in 0…1: what the counts say, NaN where they did not judge. n_disks: disks used.
     attributes: how the map was made (command, model, jaxstem_version, ...), numbers or strings;
-    settings: "microscope", "specimen" and "read_options" as mappings of plain values.
+    settings: "microscope", "specimen" and "read_options" as mappings of plain values. Raises
+    InputError for orientations and runners-up of a phase that are no rotation matrices.
     """
 
     orientation: Float[np.ndarray, "ny nx 3 3"]
@@ -72,6 +75,19 @@ class OrientationMap:
         for name in ("log_evidence", "explained_light"):
             if getattr(self, name) is None:  # maps of before counts judged
                 object.__setattr__(self, name, np.full(self.phase.shape, np.nan, np.float32))
+        for name, phase, matrices in (
+            ("orientations", self.phase, self.orientation),
+            ("runners-up", self.second_phase, self.second_orientation),
+        ):
+            if np.shape(matrices) != (*np.shape(phase), 3, 3):
+                raise InputError(
+                    f"The map's {name} have shape {np.shape(matrices)} and their phases "
+                    f"{np.shape(phase)}; give a matrix for each position."
+                )
+            if fault := rotation_fault(matrices[phase >= 0], f"the map's {{}} {name}"):
+                raise InputError(
+                    f"{fault}; give orthonormal matrices of determinant 1 where there is a phase."
+                )
 
     @property
     def ambiguous_180(self) -> Bool[np.ndarray, "ny nx"]:

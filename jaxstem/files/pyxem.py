@@ -72,6 +72,7 @@ def read_vectors(path: str | Path) -> DiskScan:
         raise InputError(f"{path}: a vector is not finite; repeat the disk detection.")
     step = signal["axes"][-1]
     known = isinstance(step.get("units"), str) and step["units"] not in ("px", "<undefined>", "")
+    known = known and 0 < float(step["scale"]) < np.inf
     energy = signal["metadata"].get("Acquisition_instrument", {}).get("TEM", {}).get("beam_energy")
     return flat_scan(
         np.repeat(np.arange(data.size), [len(here) for here in lists]),

@@ -140,6 +140,29 @@ def source_of(scan: DiskScan) -> DiskSource:
     )
 
 
+def check_scan(scan: DiskScan) -> None:
+    """Raise InputError for a scan, made in memory, whose arrays do not fit together or hold disks
+    that are not finite, as no reader gives them.
+    """
+    n_positions = int(np.prod(scan.scan_shape))
+    lengths = {len(getattr(scan, name)) for name in DISK_FIELDS}
+    offsets = np.asarray(scan.offsets)
+    if len(lengths) > 1:
+        problem = "'qx', 'qy' and 'intensity' differ in length; give one of each for a disk"
+    elif offsets.shape != (n_positions + 1,):
+        rows, columns = scan.scan_shape
+        problem = (
+            f"'offsets' has shape {offsets.shape}; give one more than {rows} × {columns} positions"
+        )
+    elif np.any(np.diff(offsets) < 0) or offsets[0] < 0 or offsets[-1] > max(lengths):
+        problem = "'offsets' do not rise from 0 to the number of disks; correct them"
+    elif not all((np.abs(getattr(scan, name)) < LARGEST).all() for name in DISK_FIELDS):
+        problem = "a disk has a position or intensity that is not finite; leave it out"
+    else:
+        return
+    raise InputError(f"{scan.source}: {problem}.")
+
+
 def joined(scans: list[DiskScan]) -> DiskScan:
     """The disks of scans of the same number of columns, one below the other, as one."""
     ends = np.cumsum([0, *(len(scan.qx) for scan in scans)])

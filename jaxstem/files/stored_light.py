@@ -3,8 +3,8 @@
 
 A group of its own, which py4DSTEM passes over. The bytes of `files.light` are stored less those of
 a pattern such as most are, and halved, for small numbers are what compresses: a kilobyte is left of
-a pattern's four. All is in detector pixels, so that a calibration which is changed later places
-counts and disks alike. docs/file-formats.md has the layout.
+a pattern of 128 × 128 pixels. All is in detector pixels, so that a calibration which is changed
+later places counts and disks alike. docs/file-formats.md has the layout.
 """
 
 from __future__ import annotations

@@ -16,9 +16,7 @@ from jaxtyping import Float, Int
 
 from jaxstem.errors import InputError
 from jaxstem.files.hdf5 import numeric_array, open_hdf5
-
-_NEARLY = 0.01
-"""By how much R^T R may differ from 1, as rounding to three digits makes it."""
+from jaxstem.orientation.rotations import rotation_fault
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,10 @@ class Truth:
 
     def __post_init__(self) -> None:
         known = self.orientation[~np.isnan(self.orientation).all((-2, -1))]
-        with np.errstate(invalid="ignore"):
-            apart = np.abs(np.swapaxes(known, -1, -2) @ known - np.eye(3)).max((-2, -1))
-            wrong, mirrored = ~(apart <= _NEARLY), np.linalg.det(known) < 0
-        if wrong.any() or mirrored.any():
-            what, count = ("are no rotations", wrong) if wrong.any() else ("are mirrored", mirrored)
+        if fault := rotation_fault(known, "the truth's {} orientations"):
             raise InputError(
-                f"{count.sum()} of the truth's {len(known)} orientations {what}; give orthonormal "
-                "matrices of determinant 1, and NaN where there is no crystal."
+                f"{fault}; give orthonormal matrices of determinant 1, and NaN where there is no "
+                "crystal."
             )
 
 
@@ -87,7 +81,7 @@ def read_truth(path: str | Path) -> Truth:
                 f"{path}: '{name}' has shape {values.shape} but the orientations cover "
                 f"{scan_shape}; give one value a position."
             )
-    names = [p.decode() if isinstance(p, bytes) else str(p) for p in phase.ravel()]
+    names = [p.decode(errors="replace") if isinstance(p, bytes) else str(p) for p in phase.ravel()]
     names = np.array(names, dtype=np.str_).reshape(scan_shape)
     try:
         return Truth(orientation, names, **optional)

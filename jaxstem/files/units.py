@@ -10,6 +10,7 @@ import unicodedata
 import numpy as np
 
 from jaxstem.crystal.electron import electron_wavelength
+from jaxstem.errors import InputError, require_between
 from jaxstem.files.hdf5 import is_number
 
 _RECIPROCAL_UNITS = {"A^-1": 1.0, "Å^-1": 1.0, "1/A": 1.0, "1/Å": 1.0, "nm^-1": 0.1, "1/nm": 0.1}
@@ -64,9 +65,23 @@ def in_kv(value, unit: str | None) -> float | None:
 
 
 METRES = {"a": 1e-10, "å": 1e-10, "angstrom": 1e-10, "angstroms": 1e-10, "nm": 1e-9}
+METRES |= {"um": 1e-6, "µm": 1e-6, "μm": 1e-6, "micron": 1e-6, "microns": 1e-6, "mm": 1e-3}
+METRES |= {"pm": 1e-12, "m": 1.0}
+"""Units of length by their spellings in lower case."""
 
 
 def in_metres(step: float, units: str) -> float | None:
     """A scan step in metres; None where the unit is none of length, or the step not positive."""
-    metres = METRES.get(units.strip().lower().rstrip("."))
+    metres = METRES.get(_spelling(units))
     return step * metres if metres and math.isfinite(step) and step > 0 else None
+
+
+def check_scan_step(step: float, units: str) -> None:
+    """Raise InputError for a stated scan step that is no positive number, or in an unknown unit."""
+    require_between("scan_step", step, 1e-12, 1e12)
+    if not isinstance(units, str) or _spelling(units) not in {*METRES, "pixels", "px"}:
+        raise InputError(f"scan_units {units!r}: give nm, Å, µm or pixels.")
+
+
+def _spelling(units: str) -> str:
+    return units.strip().lower().rstrip(".")

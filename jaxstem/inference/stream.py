@@ -58,7 +58,7 @@ from jaxstem.verification.config import Limit
 PIECE = 1 << 14
 """Positions that are read at once."""
 
-PIECE_WITH_LIGHT = 1 << 13
+PIECE_WITH_LIGHT = 1 << 11
 """The same of scans whose counts come along."""
 
 SAMPLE = 1 << 18

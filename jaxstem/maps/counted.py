@@ -21,7 +21,7 @@ from jaxstem.crystal.cell import Crystal, reflections
 from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.diffraction.material import direct_beam_radius, inverse_extinction
 from jaxstem.diffraction.settings import Microscope, Specimen
-from jaxstem.files.light import ScanLight
+from jaxstem.files.light import ScanLight, light_everywhere
 from jaxstem.files.scan import DiskScan
 from jaxstem.inference.exposure import scan_exposure, scan_reach
 from jaxstem.maps.payload import COUNT_STEP, pack, pack_16, pack_counts
@@ -135,7 +135,8 @@ def _of_chunk(orientation, forward, light, incident, reach, wavelength, config, 
     def one(row):
         orientation, light, incident = row
         of = likeliest_reflections(orientation, forward, wavelength, reach, detector.disk, counts)
-        places = measured(of, light, detector, incident, reach, counts)
+        sums = jax.lax.optimization_barrier(light_everywhere(light.sums, detector.seen.shape))
+        places = measured(of, sums, light, detector, incident, reach, counts)
         by_thickness = log_ratios(places, jnp.zeros((1, 2)), thicknesses, semi_angle, counts)[0]
         thickness = thicknesses[jnp.argmax(by_thickness)]
         each = account(places, thickness, semi_angle, incident, counts)

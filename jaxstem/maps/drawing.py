@@ -41,10 +41,6 @@ FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 _MOST_DRAWN = 1024
 """Positions along a side of a picture."""
 
-METRES |= {"um": 1e-6, "µm": 1e-6, "μm": 1e-6, "micron": 1e-6, "microns": 1e-6, "mm": 1e-3}
-
-METRES |= {"pm": 1e-12, "m": 1.0}
-
 
 def figure(orientation_map: OrientationMap, path: str | Path, overwrite: bool = False) -> None:
     """Write the map as PNG, SVG or PDF, by the suffix: IPF colours for lab z and x, confidence,

@@ -55,6 +55,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "model": [
             "build_network",
+            "check_model_folder",
             "described_microscope",
             "load_model",
             "Model",

@@ -141,6 +141,18 @@ def stored_model(model: Model) -> StoredModel:
     return StoredModel(description, grid, weights)
 
 
+def check_model_folder(out: Path) -> None:
+    """Raise InputError unless a model can be trained into `out`, without harm to other files."""
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: the folder {out.parent} does not exist; make it first.")
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give the name of a folder for the model.")
+    # a run that was killed in its first moments leaves an unfinished run.json alone
+    if out.is_dir() and any(not path.name.startswith(".run-") for path in out.iterdir()):
+        if not any((out / name).exists() for name in ("run.json", "model.json")):
+            raise InputError(f"{out} holds other files; give a new folder for the model.")
+
+
 def save_model(folder: str | Path, model: Model) -> None:
     """Write the three files of a model into `folder`, each under a temporary name first."""
     folder, stored = Path(folder), stored_model(model)

@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "quaternion_to_matrix",
             "random_rotations",
             "rotation_angle",
+            "rotation_fault",
             "rotation_vector_to_matrix",
             "transpose",
         ],

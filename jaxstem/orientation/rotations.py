@@ -31,6 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+_NEARLY = 0.01
+"""By how much R^T R may differ from 1, as rounding to three digits makes it."""
+
 HALF_TURN_ABOUT_BEAM = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -282,6 +285,23 @@ def _nearest_rotation_jvp(primals, tangents):
     torque = 2 * _axial(matmul(transpose(rotation), dm / scale))
     turn = jnp.sum(inverse * torque[..., None, :], axis=-1)
     return rotation, matmul(rotation, _cross_matrix(turn))
+
+
+def rotation_fault(matrix: Float[np.ndarray, "n 3 3"], whose: str) -> str | None:
+    """What is wrong with matrices that should be rotations, as "3 of the map's 20 orientations are
+    mirrored" for `whose` "the map's {} orientations"; None: nothing.
+
+    On the host, in NumPy. Rounding to three digits is no fault, NaN is one.
+    """
+    x, y, z = np.moveaxis(matrix, -1, 0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(np.einsum("nki,nkj->nij", matrix, matrix) - np.eye(3)).max((1, 2))
+        wrong = ~(apart <= _NEARLY)
+        mirrored = np.sum(np.cross(x, y) * z, axis=1) < 0
+    for what, count in (("are no rotations", wrong.sum()), ("are mirrored", mirrored.sum())):
+        if count:
+            return f"{count} of {whose.format(len(matrix))} {what}"
+    return None
 
 
 def random_rotations(

@@ -41,9 +41,24 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
     check_target(path, overwrite)
     temporary = path.with_name(f".{path.stem[:_LONGEST]}-{uuid.uuid4().hex[:12]}{path.suffix}")
     try:
-        yield temporary
-        _refuse_existing(path, overwrite)
-        os.replace(temporary, path)
+        with told_of(path, temporary):
+            yield temporary
+            _refuse_existing(path, overwrite)
+            os.replace(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_of(path: Path, temporary: Path) -> Iterator[None]:
+    """Within the block InputErrors about a temporary file or folder name `path` in its place, and
+    failures to write there become InputErrors.
+    """
+    try:
+        yield
     except InputError as error:
         error.args = (str(error).replace(temporary.name, path.name),)
         raise
@@ -52,11 +67,6 @@ def atomic_path(path: str | Path, overwrite: bool = False) -> Iterator[Path]:
         if problem is None:
             raise
         raise InputError(f"{path}: {problem}.") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
 
 
 def _write_problem(error: BaseException, temporary: Path) -> str | None:
@@ -94,6 +104,16 @@ def check_target(path: str | Path, overwrite: bool = False) -> None:
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{path}: the folder {path.parent} cannot be written; choose another.")
     _refuse_existing(path, overwrite)
+
+
+def check_apart(path: str | Path, *read: str | Path) -> None:
+    """Raise InputError where what is to be written to `path` would replace a file that is read."""
+    path = Path(path)
+    for given in map(Path, read):
+        if path.exists() and given.exists() and path.samefile(given):
+            raise InputError(
+                f"{path} is itself read here; choose another name for what is written."
+            )
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

@@ -61,7 +61,7 @@ def test_a_map_stores_the_settings_of_its_files(trained, here, answers, capsys):
         ("model = {a = 1}", ["'model'", "no value"]),
         ("figure = 'no'", ["'figure'", "true or false"]),
         ("voltage_kv = true", ["'voltage_kv'", "true"]),
-        (None, ["No such file"]),
+        (None, ["cannot be read", "no such file"]),
     ],
 )
 def test_unusable_settings_files_are_refused(text, words, here, capsys):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import assert_command_refused, make_map, run
+from helpers import assert_command_refused, files_of_at_most, make_map, run
 
 from jaxstem.app import demo
 from jaxstem.app.demo import FILES, MODEL, sample
@@ -27,8 +27,9 @@ def test_the_demo_leaves_other_files_alone(here, capsys):
     assert_command_refused(["demo", "--out", "mine"], here, capsys, "mine", "other files")
 
 
-def test_the_demo_writes_and_scores_its_map(tmp_path, monkeypatch, capsys):
-    """The truth in the place of what the network would answer."""
+@pytest.fixture
+def perfect(tmp_path, monkeypatch):
+    """The truth in the place of what the network would answer, in a folder of its own."""
     truth = read_truth(sample("cu_truth.h5"))
     copper = read_cif(sample("Cu.cif"))
     phase = np.where(truth.phase == "Cu", 0, -2)
@@ -37,6 +38,16 @@ def test_the_demo_writes_and_scores_its_map(tmp_path, monkeypatch, capsys):
         demo, "map_scan", lambda *_, **rest: replace(perfect, attributes=rest["attributes"])
     )
     monkeypatch.chdir(tmp_path)
+    return perfect
+
+
+def test_a_full_disk_is_told_by_the_name_of_the_file(perfect, tmp_path, capsys):
+    with files_of_at_most(1000):
+        assert_command_refused(["demo"], tmp_path, capsys, "jaxstem: jaxstem-demo/map.h5", "room")
+
+
+def test_the_demo_writes_and_scores_its_map(perfect, tmp_path, capsys):
+    phase = perfect.phase
     for _ in range(2):  # the second one replaces what the first one left
         assert run("demo") == 0
     out = capsys.readouterr().out

@@ -88,6 +88,25 @@ def test_what_cannot_be_scored_is_refused(known, boundary, words, here, crystals
         assert_command_refused(["evaluate", *argv], here, capsys, "truth.h5", words)
 
 
+@pytest.mark.parametrize("change", [-1, 0.5, np.nan], ids=["mirrored", "shrunk", "NaN"])
+def test_maps_of_what_is_no_rotation_are_refused(change, here, crystals, rng, capsys):
+    matrices = random_matrices(rng, 6).reshape(2, 3, 3, 3)
+    write_map("map.h5", make_map(matrices, np.zeros((2, 3)), [crystals["Cu"]]))
+    with h5py.File("truth.h5", "w") as file:
+        file["orientation"], file["phase"] = matrices, np.full((2, 3), b"Cu")
+    with h5py.File("map.h5", "r+") as file:
+        file["orientation"][1, 2] *= np.float32(change)
+    for argv in (
+        "evaluate map.h5 truth.h5",
+        "evaluate map.h5 --truth truth.h5 --out table.csv",
+        "export map.h5 --out map.ang",
+        "export map.h5 --out map.png",
+        "report map.h5 --out report.html",
+    ):
+        words = ("map.h5", "1 of the map's 6 orientations are", "determinant 1")
+        assert_command_refused(argv.split(), here, capsys, *words)
+
+
 def test_commands_for_one_process_wait_for_no_other(here, crystals, rng, monkeypatch):
     """In a task of several that Slurm started, whose peers never come."""
     matrices = random_matrices(rng, 6).reshape(2, 3, 3, 3)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from helpers import (
 )
 
 from jaxstem import __version__, mapping
+from jaxstem.app.demo import sample
 from jaxstem.app.main import COMMANDS, CUT_OFF
 from jaxstem.files.emd import read_disks
 
@@ -113,6 +115,19 @@ def test_a_signal_that_ends_the_process_leaves_nothing(number, here, monkeypatch
     assert capsys.readouterr().err == f"jaxstem: interrupted by {number.name}.\n"
     assert contents(here) == before
     assert signal.getsignal(number) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("command", ["detect", "convert", "calibrate", "map"])
+def test_no_command_replaces_what_it_reads(command, here, capsys):
+    shutil.copy(sample("Cu.cif"), "Cu.cif")
+    cif = ["--cif", "Cu.cif"] if command in ("calibrate", "map") else []
+    argv = [command, "scan.h5", *cif, "--overwrite", "--out"]
+    for out in ("scan.h5", *cif[1:]):
+        assert_command_refused([*argv, out], here, capsys, out, "itself")
+    assert_command_refused([*argv, ""], here, capsys, "folder")
+    if command == "map":
+        more = ["map.h5", "--report", "scan.h5"]
+        assert_command_refused([*argv, *more], here, capsys, "scan.h5", "itself")
 
 
 @pytest.mark.parametrize("out", ["disks.h5", "disks.csv"])

@@ -431,6 +431,24 @@ MALFORMED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("numbers", [29]),
+        ("numbers", [29, 29, 29, 500]),
+        ("occupancies", [1.0, 1.0, 1.0, np.nan]),
+        ("positions", []),
+        ("lattice", np.ones((3, 3)).tolist()),
+        ("lattice", [1.0, 2.0]),
+        ("laue_group", "m3m"),
+        ("space_group", 999),
+    ],
+)
+def test_what_is_no_crystal_is_not_made_one(name, value, crystals):
+    with pytest.raises(ValueError):
+        Crystal.from_dict(crystals["Cu"].to_dict() | {name: value})
+
+
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_malformed_cif_is_one_clear_sentence(kind, tmp_path):
     path = tmp_path / "bad.cif"

@@ -13,6 +13,7 @@ from PIL import Image
 
 from jaxstem.detection.config import Correlation, DetectConfig, read_mask
 from jaxstem.detection.plan import make_plan
+from jaxstem.detection.reading import ReadOptions
 from jaxstem.detection.scan import find_disks
 from jaxstem.errors import InputError
 from jaxstem.files.cube import cube_from_array
@@ -77,6 +78,33 @@ def test_lengths_that_do_not_fit_the_detector_are_refused_at_once(given, most, m
         make_plan(np.ones((2, 64, 80)), config)
     config = replace(config, **{name: most})
     config.check_detector((64, 80), "array")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"origin": (64.0, 3.0), "radius": 3.0}, "array: --origin 64 3 lies outside .* 64 × 80"),
+        ({"origin": (3.0, 80.0), "radius": 3.0}, "array: --origin 3 80 lies outside .* 64 × 80"),
+        ({"origin": (3.0, 3.0)}, "array: .* the radius of a disk must be given"),
+        ({"mask": np.ones((80, 64), bool)}, r"mask has shape \(80, 64\) .* array \(64, 80\)"),
+    ],
+    ids=["row", "column", "no radius", "mask"],
+)
+def test_what_lies_off_the_detector_is_refused_at_once(given, words):
+    """Before a pattern is read."""
+    unread = replace(
+        cube_from_array(np.zeros((2, 2, 64, 80), np.uint16)),
+        read=lambda *_: pytest.fail("patterns were read"),
+    )
+    with pytest.raises(InputError, match=words):
+        find_disks(unread, DetectConfig(**given))
+
+
+@pytest.mark.parametrize("origin", [(math.nan, 3.0), (3.0, math.inf), (-1.0, 3.0)])
+@pytest.mark.parametrize("kind", [DetectConfig, ReadOptions])
+def test_origins_that_make_no_sense_are_refused(kind, origin):
+    with pytest.raises(InputError, match="--origin .*: give a number from 0"):
+        kind(origin=origin)
 
 
 def test_masks_from_files(tmp_path, rng):

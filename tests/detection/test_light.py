@@ -121,12 +121,12 @@ def test_nothing_is_kept_unasked_or_where_the_ellipse_differs(cube, found, setti
     assert calibrated(varied).light is None
 
 
-def test_wide_disks_are_kept_at_fewer_pixels(rng, settings):
+def test_wide_disks_are_kept_at_every_other_pixel(rng, settings):
     """So that a pattern takes no more room on a finer detector."""
     wide = sum(disk_image(c, 3e4, radius=5.0) for c in ((31.5, 31.5), (15.0, 44.0)))
     patterns = rng.poisson(wide + 2.0, (8, 64, 64)).astype(np.uint16)
     plan, _ = make_plan(patterns, replace(settings, radius=5.0))
-    assert kept.places_apart(plan) == 4
+    assert kept.places_apart(plan) == 2
 
 
 def test_disk_files_hold_the_counts(found, tmp_path):
@@ -136,11 +136,12 @@ def test_disk_files_hold_the_counts(found, tmp_path):
     raw, source = calibrated(found), bragg_source(path)
     stored = source.whole().light
     np.testing.assert_allclose(stored.light.centre, raw.light.light.centre, atol=1e-4)
-    for name in raw.light.detector._fields:
+    assert stored.detector.found < raw.light.detector.found
+    for name in set(raw.light.detector._fields) - {"found"}:
         mine, theirs = getattr(stored.detector, name), getattr(raw.light.detector, name)
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-7)
     kept = slice(3, -3)
-    apart = stored.light.sums.astype(int) - raw.light.light.sums
+    apart = stored.light.sums.astype(int) - raw.light.light.sums[:, ::2, ::2]
     assert np.abs(apart[:, kept, kept]).max() <= 1
     row = source.read_light(1, 2)
     np.testing.assert_array_equal(row.sums, stored.light.sums[8:16])

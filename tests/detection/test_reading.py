@@ -49,6 +49,11 @@ def test_options_come_back_from_a_file_as_they_went(left_out, tmp_path):
     same(stored({}), ReadOptions())
 
 
+def test_options_of_a_later_version_are_refused():
+    with pytest.raises(InputError, match="'tilt'.*update"):
+        stored({"radius": 3.0, "tilt": 2.0})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [

@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from helpers import random_matrices
 
 from jaxstem.crystal.cell import Crystal
 from jaxstem.files.orientation_map import OrientationMap
@@ -14,7 +15,8 @@ def make_noise_map(rng, shape=(3, 5), n_phases=2):
     def floats(*extra):
         return rng.normal(size=(*shape, *extra)).astype(np.float32)
 
-    orientation = floats(3, 3)
+    matrices = lambda: random_matrices(rng, shape[0] * shape[1]).reshape(*shape, 3, 3)  # noqa: E731
+    orientation = matrices()
     phase = rng.integers(-2, n_phases, shape).astype(np.int16)
     orientation[phase < 0] = np.nan
     crystals = tuple(
@@ -38,7 +40,7 @@ def make_noise_map(rng, shape=(3, 5), n_phases=2):
         confidence_mod180=floats(),
         phase_confidence=floats(),
         score=floats(),
-        second_orientation=floats(3, 3),
+        second_orientation=matrices(),
         second_phase=rng.integers(-2, n_phases, shape).astype(np.int16),
         second_score=floats(),
         thickness=floats(),

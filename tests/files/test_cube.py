@@ -2,10 +2,27 @@
 """Data cubes in pieces and samples: every pattern once, from everywhere."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxstem.errors import InputError
 from jaxstem.files.cube import chunks, cube_from_array, sample
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"scan_step": np.nan}, "scan_step nan"),
+        ({"scan_step": -2.0}, "scan_step -2"),
+        ({"scan_step": 0}, "scan_step 0"),
+        ({"scan_units": "furlongs"}, "scan_units 'furlongs'"),
+        ({"scan_units": ""}, "scan_units ''"),
+    ],
+)
+def test_steps_that_make_no_sense_are_refused(given, words):
+    with pytest.raises(InputError, match=words):
+        cube_from_array(np.ones((2, 2, 8, 8)), **given)
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,6 +2,7 @@
 """Maps: what is written is read again, in the layout that is documented, or it is refused."""
 
 import copy
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from helpers import FIXTURES, assert_refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxstem.errors import InputError
 from jaxstem.files.map_file import (
     MAP_VERSION,
     MapHeader,
@@ -143,6 +145,8 @@ def replace(path, name, value):
         ("phases", None, "'phases'"),
         ("score", np.zeros((5, 3)), "'score' has shape (5, 3)"),
         ("phase", np.full((3, 5), 9), "'phase' has values outside"),
+        ("phase", np.zeros((0, 5), int), "no position"),
+        ("phases/1/numbers", np.array([29]), "damaged"),
         ("confidence", np.full((3, 5), b"high"), "not an array of numbers"),
     ],
 )
@@ -151,6 +155,38 @@ def test_spoilt_maps_are_refused(tmp_path, noise_map, name, value, word):
     write_map(path, noise_map(np.random.default_rng(3)))
     replace(path, name, value)
     assert_refused(read_map, path, word)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(-1, "are mirrored"), (1.1, "are no rotations"), (np.nan, "are no rotations")],
+)
+@pytest.mark.parametrize("name", ["orientation", "second_orientation"])
+def test_maps_of_what_is_no_rotation_are_refused(tmp_path, noise_map, name, change, words):
+    path = tmp_path / "map.h5"
+    found = noise_map(np.random.default_rng(3))
+    phase = found.phase if name == "orientation" else found.second_phase
+    spoilt = getattr(found, name).copy()
+    spoilt[phase >= 0] *= np.float32(change)
+    write_map(path, found)
+    replace(path, name.replace("_", "/"), spoilt)
+    count = (phase >= 0).sum()
+    what = "orientations" if name == "orientation" else "runners-up"
+    assert_refused(read_map, path, f"{count} of the map's {count} {what} {words}")
+    with pytest.raises(InputError, match=words):
+        dataclasses.replace(found, **{name: spoilt})
+    getattr(found, name)[phase < 0] = np.nan  # which is as it should be
+    write_map(path, found, overwrite=True)
+    read_map(path)
+
+
+@pytest.mark.parametrize("step", [np.nan, np.inf, 0.0, -2.0, "two"])
+def test_steps_that_are_none_are_refused(tmp_path, noise_map, step):
+    path = tmp_path / "map.h5"
+    write_map(path, noise_map(np.random.default_rng(4)))
+    with h5py.File(path, "r+") as file:
+        file.attrs["scan_step"] = step
+    assert_refused(read_map, path, "'scan_step' is", "positive number")
 
 
 @pytest.mark.parametrize("number", ["phases/0", "phases/1/lattice"])

@@ -33,6 +33,11 @@ def test_truth_is_read(tmp_path):
     assert truth.phase.tolist() == [["Cu", "Cu2O", "vacuum"]] * 2
 
 
+def test_names_that_are_no_text_are_read(tmp_path):
+    write_truth(tmp_path / "truth.h5", phase=np.full((2, 3), b"\xff"))
+    assert (read_truth(tmp_path / "truth.h5").phase == "\ufffd").all()
+
+
 def test_truth_may_say_less(tmp_path):
     path = tmp_path / "truth.h5"
     write_truth(path, boundary_weight=None, grain=None, thickness=None)

@@ -56,6 +56,8 @@ def test_lengths():
     assert in_metres(2.5, "nm") == pytest.approx(2.5e-9)
     for units in ("A", "Å", "Angstrom", "angstroms ", "Å."):
         assert in_metres(2.5, units) == pytest.approx(2.5e-10)
+    for units in ("um", "µm", "μm", "microns"):
+        assert in_metres(2.5, units) == pytest.approx(2.5e-6)
     assert in_metres(2.5, "pixels") is None
     for step in (0.0, -1.0, math.nan, math.inf):
         assert in_metres(step, "nm") is None

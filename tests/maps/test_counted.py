@@ -57,6 +57,7 @@ def detector():
         np.eye(2, dtype=np.float32) / np.float32(PIXEL),
         np.float32(4.0),
         np.float32(DISK),
+        np.float32(1.0),
     )
 
 
@@ -75,7 +76,7 @@ def test_each_reflection_has_its_own_counts(crystals, detector, rng):
         true.append(counts)
         sums.append(np.asarray(encoded(BASE + foil.light(counts))))
     light = Light(
-        np.stack(sums), np.ones((n, 32, 32), np.float16), np.full((n, 2), SIDE / 2, np.float32)
+        np.stack(sums), np.full((n, 32, 32), 128, np.uint8), np.full((n, 2), SIDE / 2, np.float32)
     )
     exposed = Exposed(ScanLight(light, detector), np.full(n, BEAM, np.float32), REACH)
     phase = np.array([0] * (n - 1) + [-1])

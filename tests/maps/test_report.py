@@ -303,9 +303,10 @@ def some_light(rng, side=48):
         np.eye(2, dtype=np.float32) / np.float32(0.06),
         np.float32(4.0),
         np.float32(0.076),
+        np.float32(1.0),
     )
     sums = np.asarray(encoded(np.exp(rng.uniform(2, 9, (35, side, side)))))
-    factor, centre = np.ones((35, 12, 12), np.float16), np.full((35, 2), side / 2, np.float32)
+    factor, centre = np.full((35, 12, 12), 128, np.uint8), np.full((35, 2), side / 2, np.float32)
     return ScanLight(Light(sums, factor, centre), detector)
 
 

@@ -293,3 +293,18 @@ def test_random_rotations_follow_the_dtype():
     with jax.enable_x64(True):
         one = jax.eval_shape(lambda: rotations.random_rotations(jax.random.key(1), ()))
         assert one.shape == (3, 3) and one.dtype == np.float64
+
+
+def test_faults_of_rotations_are_told(rng):
+    whose = "the {} matrices"
+    matrices = random_matrices(rng, 4)
+    assert rotations.rotation_fault(matrices, whose) is None
+    assert rotations.rotation_fault(matrices.round(3), whose) is None
+    assert rotations.rotation_fault(matrices[:0], whose) is None
+    matrices[1] *= -1
+    assert rotations.rotation_fault(matrices, whose) == "1 of the 4 matrices are mirrored"
+    for index, spoilt in enumerate((np.nan, np.inf, 0.9)):
+        matrices[index, 2, 1] *= np.float32(spoilt)
+        matrices[index, 0, 0] += np.float32(0.1)
+        fault = f"{index + 1} of the 4 matrices are no rotations"
+        assert rotations.rotation_fault(matrices, whose) == fault

@@ -36,7 +36,9 @@ def calibrate(
     from jaxstem.crystal.cell import read_cif
     from jaxstem.detection.calibration import calibrate, summary
     from jaxstem.detection.opening import read_scan
+    from jaxstem.runtime.paths import check_apart
 
+    check_apart(out, scan, *cif)
     options = reading.options()
     options.refuse(("calibration", "flip"), "The calibration is what is looked for")
     in_pixels = replace(options, pixel_size=None, rotation_deg=None)

@@ -11,7 +11,6 @@ import tyro
 from jaxstem.app.console import USUAL, Flag, OutputOptions
 from jaxstem.app.options import ANY_AS_STATED, ReadingAnyOptions
 from jaxstem.app.summaries import disk_counts, disk_summary
-from jaxstem.errors import InputError
 
 
 def convert(
@@ -31,11 +30,10 @@ def convert(
         overwrite: Replace DISKS.h5.
         output: What is said.
     """
-    from jaxstem.runtime.paths import check_target
+    from jaxstem.runtime.paths import check_apart, check_target
 
+    check_apart(out, scan)
     check_target(out, overwrite)
-    if out.exists() and scan.exists() and out.samefile(scan):
-        raise InputError(f"{out} is the scan itself; give the table another name.")
 
     from jaxstem.detection.opening import open_scan
 

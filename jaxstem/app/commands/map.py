@@ -83,18 +83,18 @@ def map_command(
         raise InputError(f"--method match needs --cif with the unit cells, not --model {model}.")
 
     from jaxstem.app.painter import Painter
-    from jaxstem.runtime.paths import atomic_path, check_target
+    from jaxstem.runtime.paths import atomic_path, check_apart, check_target
 
     out = out or Path(f"{scan.stem}_map.h5")
+    check_target(out, overwrite=True)  # a folder has no picture
     picture = out.with_suffix(".png")
     if picture == out:
         raise InputError(f"{out}: is the picture's name; name the map MAP.h5 or the like.")
-    if out.exists() and scan.exists() and out.samefile(scan):
-        raise InputError(f"{out} is the scan itself; give the map another name.")
     targets = [out, *([picture] if figure else []), *([report] if report else [])]
     if len({target.absolute() for target in targets}) < len(targets):
         raise InputError(f"--report {report}: is the name of another file; name it REPORT.html.")
     for target in targets:
+        check_apart(target, scan, *cif)
         check_target(target, overwrite)
 
     if not cif and not model:
