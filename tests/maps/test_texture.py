@@ -31,6 +31,8 @@ def test_densities_are_multiples_of_random(rng):
     even /= np.linalg.norm(even, axis=1, keepdims=True)
     at = even[:50]
     np.testing.assert_allclose(multiples_of_random(even[50:], at, 12.0), 1, atol=0.25)
-    # of one direction, summed over the sphere
-    values = multiples_of_random(np.array([[0.0, 0.6, 0.8]]), even)
+    # of one direction, summed over the sphere; so many that their mean is known to 2 %
+    many = rng.normal(size=(400_000, 3))
+    many /= np.linalg.norm(many, axis=1, keepdims=True)
+    values = multiples_of_random(np.array([[0.0, 0.6, 0.8]]), many)
     assert values.mean() == pytest.approx(1, abs=0.15)
