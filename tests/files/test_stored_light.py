@@ -60,6 +60,16 @@ def test_what_was_written_is_read_to_a_step(path, light, apertures):
     np.testing.assert_array_equal(row.factor, whole.factor[5:10])
 
 
+def test_what_outshines_a_usual_pattern_by_far_stays_bright(tmp_path, light, apertures):
+    sums = np.zeros_like(light.sums)
+    sums[3, 5, 5] = 255
+    path = tmp_path / "disks.h5"
+    with h5py.File(path, "w") as file:
+        write_light(file, light._replace(sums=sums), apertures)
+    found = read_light(path, slice(0, 3), SCAN).sums
+    assert found[3, 5, 5] >= 254 and found.sum() == found[3, 5, 5]
+
+
 def test_a_calibration_places_counts(light, apertures, rng):
     """A scattering vector of one pixel along each axis, about the origin of each position."""
     origin = rng.uniform(8, 12, (2, *SCAN))
