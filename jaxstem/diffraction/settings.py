@@ -27,7 +27,7 @@ class Microscope:
     voltage_kv: float
     semi_angle_mrad: float = 1.5
     precession_deg: float = 0.0
-    k_max: float = 2.0
+    k_max: float = 2.5
 
     def __post_init__(self) -> None:
         require_between("--voltage-kv", self.voltage_kv, 1.0, 10_000.0, "kV")

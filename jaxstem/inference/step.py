@@ -157,23 +157,27 @@ def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
 
 def scorer(
     model: Model, precision: str = "float32", cache: Path | None = None
-) -> tuple[Callable[[Any, Templates | None, Disks], Float[Array, "B n_out"]], Templates | None]:
-    """A function (params, templates, disks (B, K)) to the output of the model's head, with the
-    network in this precision, and the templates that it corrects (`cached_templates` in `cache`);
-    None where it stands alone.
+) -> tuple[Callable[..., Float[Array, "B n_out"]], Templates | None]:
+    """A function (params, templates, disks (B, K), reach) to the output of the model's head, with
+    the network in this precision, and the templates that it corrects (`cached_templates` in
+    `cache`); None where it stands alone. `reach` [1/Å] is how far out disks can be seen.
     """
     network = model.network
+
+    def alone(params, _, disks, reach=None):
+        return network.apply({"params": params}, disks, None, reach)
+
     if isinstance(network, Matcher):
-        return lambda params, _, disks: network.apply({"params": params}, disks), None
+        return alone, None
     if precision == "bfloat16":
         network = network.clone(dtype=jnp.bfloat16)
     if not model.config.corrects_templates:
-        return lambda params, _, disks: network.apply({"params": params}, disks), None
+        return alone, None
     under = matcher(model.materials, model.matching)
 
-    def corrected(params, templates, disks):
-        prior = under.apply({"params": templates}, disks)
-        return network.apply({"params": params}, disks, prior)
+    def corrected(params, templates, disks, reach=None):
+        prior = under.apply({"params": templates}, disks, None, reach)
+        return network.apply({"params": params}, disks, prior, reach)
 
     return corrected, cached_templates(model.materials, model.matching, cache)
 
@@ -271,7 +275,7 @@ def make_predict(
     def step(given, disks: Disks, incident, incident_sigma, is_cut, light, limit) -> Answer:
         params, tables = given
         phases, made, _ = tables
-        output = scores(params, made, known(disks))
+        output = scores(params, made, known(disks), jnp.minimum(limit.reach, model.k_max))
         on_cpu = jax.default_backend() == "cpu"
 
         def spread_out(output):

@@ -97,7 +97,9 @@ def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Previ
     chosen = np.unique(np.linspace(0, len(ranges) - 1, n_read).round().astype(int))
     pieces = {ranges[i]: source.read(*ranges[i]) for i in chosen}
     scan = joined(list(pieces.values()))
-    reach = scan_reach(scan, model.k_min, model.k_max) if config.verifies else model.k_max
+    reach = scan_reach(scan, model.k_min, model.k_max)
+    if not config.verifies:
+        reach = min(reach, model.k_max)
     counts = count_disks(scan, model.k_min, reach)
     lengths = ladder(model, config)
     share = max(n_positions, 1) / max(len(counts), 1)

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxstem.crystal.cell import Crystal
 from jaxstem.diffraction.geometry import Disks
@@ -75,13 +75,17 @@ def match(
     n_cells: Sequence[int],
     raster: Raster,
     config: MatchConfig,
+    reach: Float[ArrayLike, "..."] | None = None,
 ) -> Float[Array, "B C"]:
     """Log-probability of each cell, and of no crystal, for each pattern (B, K).
 
     `n_cells` says how many cells each phase has. Between phases the likelihood counts in full;
-    within one it is flattened by `config.sureness`.
+    within one it is flattened by `config.sureness`. Beyond `reach` [1/Å], of each pattern or of
+    all, no disk is expected (None: the raster's k_max).
     """
     likelihood = summed_rates(disks, templates.log_rate, raster) + templates.log_weight
+    if reach is not None:
+        likelihood += _expected_beyond(templates.beyond, reach, raster.k_max)
     *phases, nothing = jnp.split(likelihood, np.cumsum(n_cells), axis=1)
     evidence = [jax.nn.logsumexp(phase, axis=1, keepdims=True) for phase in phases]
     within = [jax.nn.log_softmax(config.sureness * phase) for phase in phases]
@@ -91,17 +95,37 @@ def match(
     return jnp.concatenate([*score, nothing - total], axis=1)
 
 
+def _expected_beyond(
+    beyond: Float[Array, "R C"], reach: Float[ArrayLike, "..."], k_max: float
+) -> Float[Array, "... C"]:
+    """Disks expected beyond `reach`, linearly between the radii of the table."""
+    last = len(beyond) - 1
+    place = jnp.clip(jnp.asarray(reach, beyond.dtype) / k_max, 0.0, 1.0) * last
+    below = jnp.minimum(place.astype(jnp.int32), last - 1)
+    share = (place - below)[..., None]
+    return (1.0 - share) * beyond[below] + share * beyond[below + 1]
+
+
 @dataclass(frozen=True)
 class Matcher:
-    """Matching as a network: `apply({"params": templates}, disks)` gives the scores."""
+    """Matching as a network: `apply({"params": templates}, disks, None, reach)` gives the scores.
+
+    The place of the prior stays empty, for there is nothing to correct.
+    """
 
     n_cells: tuple[int, ...]
     raster: Raster
     config: MatchConfig
 
-    def apply(self, variables: dict[str, Any], disks: Disks) -> Float[Array, "B C"]:
+    def apply(
+        self,
+        variables: dict[str, Any],
+        disks: Disks,
+        prior: None = None,
+        reach: Float[ArrayLike, "..."] | None = None,
+    ) -> Float[Array, "B C"]:
         """`match` of the patterns (B, K), with the templates as parameters."""
-        return match(disks, variables["params"], self.n_cells, self.raster, self.config)
+        return match(disks, variables["params"], self.n_cells, self.raster, self.config, reach)
 
 
 def matcher(materials: Sequence[Material], config: MatchConfig) -> Matcher:

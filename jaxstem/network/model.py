@@ -39,7 +39,7 @@ from jaxstem.network.templates import MatchConfig
 from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
 from jaxstem.runtime.paths import replace_file
 
-_FORMAT, _VERSION = "jaxstem-model", 3
+_FORMAT, _VERSION = "jaxstem-model", 4
 
 MODEL_FILES = ("model.json", "grid.npy", "weights.msgpack")
 
@@ -224,7 +224,8 @@ def restored_model(stored: StoredModel, source: str | Path) -> Model:
             raise ValueError("weights.msgpack does not fit the network in model.json")
         half = flax.serialization.msgpack_restore(weights)
         params = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), half))
-        config = ModelConfig(**description["network"])
+        # of before version 4 no network was told how far out disks can be seen
+        config = ModelConfig(**{"knows_reach": False} | description["network"])
         if description["version"] == 1:
             description["phases"] = [
                 {k: description[k] for k in ("crystal", "u_iso")} | {"n_cells": len(grid)}

@@ -78,12 +78,18 @@ class Templates(NamedTuple):
     """What patterns are compared with.
 
     log_rate: log λ in each bin, of each cell [log(disks per 1/Å²)]; log_weight: what is added to
-    the sum over disks: minus the number of disks expected, and the logarithm of a cell's prior.
-    The cells of all phases come one after the other and then no crystal.
+    the sum over disks: minus the number of disks expected, and the logarithm of a cell's prior;
+    beyond: how many of these lie outside of radii evenly spaced from 0 to k_max. The cells of all
+    phases come one after the other and then no crystal.
     """
 
     log_rate: Float[Array, "F C"]
     log_weight: Float[Array, " C"]
+    beyond: Float[Array, "R C"]
+
+
+N_RADII = 33
+"""Radii outside of which the expected disks are counted."""
 
 
 def rasterise(
@@ -152,8 +158,12 @@ def make_templates(materials: Sequence[Material], config: MatchConfig) -> Templa
     expects false disks only. The materials share one k_max.
     """
     raster = Raster(materials[0].k_max, config.pitch)
+    radius = np.hypot(*np.meshgrid(raster.axis, raster.axis, indexing="ij")).ravel()
+    outside = radius[raster.inside] > np.linspace(0.0, raster.k_max, N_RADII)[:, None]
+    outside[-1] = False  # bins there hold shares of disks from within
+    outside = outside.astype(np.float32)
     false = config.false_rate / (np.pi * raster.k_max**2)
-    log_rate, log_weight = [], []
+    log_rate, log_weight, beyond = [], [], []
     for m in materials:
         found = detection_rates(
             rotations.quaternion_to_matrix(jnp.asarray(m.grid, jnp.float32)),
@@ -166,9 +176,15 @@ def make_templates(materials: Sequence[Material], config: MatchConfig) -> Templa
         )
         log_rate.append(jnp.log(found.T / config.pitch**2 + false))
         log_weight.append(-found.sum(axis=1) - np.log(len(m.grid)))
+        beyond.append(outside @ found.T)
     log_rate.append(jnp.full((len(raster.inside), 1), np.log(false), jnp.float32))
     log_weight.append(jnp.zeros(1))
-    return Templates(jnp.concatenate(log_rate, axis=1), jnp.concatenate(log_weight))
+    beyond.append(jnp.zeros((N_RADII, 1)))
+    return Templates(
+        jnp.concatenate(log_rate, axis=1),
+        jnp.concatenate(log_weight),
+        jnp.concatenate(beyond, axis=1),
+    )
 
 
 def cached_templates(

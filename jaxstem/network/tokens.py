@@ -11,7 +11,7 @@ functions that are periodic in the angle by construction. Shapes: `...` patterns
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxstem.diffraction.geometry import Disks
 
@@ -74,16 +74,21 @@ def waves(x: Float[Array, "..."], octaves: int) -> Float[Array, "... 2*{octaves}
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
 
 
-def continuous_features(disks: Disks, k_max: float) -> Float[Array, "... K F"]:
+def continuous_features(
+    disks: Disks, k_max: float, reach: Float[ArrayLike, "..."] | None = None
+) -> Float[Array, "... K F"]:
     """Smooth features of each disk: waves in k_r / k_max and log intensity, harmonics in k_theta.
 
     The harmonics are given with and without weight k_r / k_max, so that the position itself
-    (first weighted harmonic) is among them. `k_max` in 1/Å.
+    (first weighted harmonic) is among them. `reach`, the radius up to which disks of the pattern
+    can be seen, adds waves in reach / k_max, alike for all disks. `k_max`, `reach` in 1/Å.
     """
     k_r, k_theta = polar(disks)
     radius = k_r / k_max
     turn = harmonics(k_theta)
     level = 1.0 + jnp.log(jnp.maximum(relative_intensity(disks), 1e-4)) / jnp.log(1e4)
-    return jnp.concatenate(
-        [waves(radius, 6), turn, radius[..., None] * turn, waves(level, 4)], axis=-1
-    )
+    features = [waves(radius, 6), turn, radius[..., None] * turn, waves(level, 4)]
+    if reach is not None:
+        share = jnp.minimum(jnp.asarray(reach, radius.dtype) / k_max, 1.0)
+        features.append(waves(jnp.broadcast_to(share[..., None], radius.shape), 3))
+    return jnp.concatenate(features, axis=-1)

@@ -33,7 +33,8 @@ class ModelConfig:
 
     embedding: "continuous" or "digitised"; head: a name of `HEADS`; n_disks: the most disks a
     pattern may have; spacing_deg: of the orientation grid, degrees (grid head only); templates:
-    whether the grid head corrects templates or stands alone.
+    whether the grid head corrects templates or stands alone; knows_reach: whether a continuous
+    embedding is told how far out disks can be seen.
     """
 
     embedding: str = "continuous"
@@ -46,6 +47,7 @@ class ModelConfig:
     n_disks: int = 20
     spacing_deg: float = 5.5
     templates: bool = True
+    knows_reach: bool = True
 
     @property
     def corrects_templates(self) -> bool:
@@ -65,6 +67,7 @@ class ModelConfig:
             dropout=0.001,
             n_disks=76,
             templates=False,
+            knows_reach=False,
         )
 
 
@@ -92,8 +95,10 @@ class ContinuousEmbedding(nn.Module):
     k_max: float
 
     @nn.compact
-    def __call__(self, disks: Disks) -> Float[Array, "... K width"]:
-        hidden = nn.Dense(self.width)(tokens.continuous_features(disks, self.k_max))
+    def __call__(
+        self, disks: Disks, reach: Float[ArrayLike, "..."] | None = None
+    ) -> Float[Array, "... K width"]:
+        hidden = nn.Dense(self.width)(tokens.continuous_features(disks, self.k_max, reach))
         return nn.LayerNorm()(nn.Dense(self.width)(nn.gelu(hidden)))
 
 
@@ -162,7 +167,8 @@ class OrientationTransformer(nn.Module):
     (`heads.py` says what they mean.) A pattern without any disk gives finite numbers, too, which
     mean something only if there were such patterns in training. To the logits of a grid head is
     added `prior`, the log-probabilities of templates, times a trust that the network sets for each
-    pattern (one before training); without a prior they stand alone.
+    pattern (one before training); without a prior they stand alone. `reach` [1/Å] is the radius
+    beyond which no disk of a pattern could be seen (None: `k_max`).
 
     `dtype` is that of encoder and head (None: the parameters'); the embedding, whose waves and
     harmonics need the precision, and the pooling stay in float32, and so does what comes out.
@@ -180,6 +186,7 @@ class OrientationTransformer(nn.Module):
         self,
         disks: Disks,
         prior: Float[Array, "... n_out"] | None = None,
+        reach: Float[ArrayLike, "..."] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "... n_out"]:
         c = self.config
@@ -188,7 +195,8 @@ class OrientationTransformer(nn.Module):
         if c.embedding == "digitised":
             x = DigitisedEmbedding(c.width)(disks)
         else:
-            x = ContinuousEmbedding(c.width, self.k_max)(disks)
+            seen = self.k_max if reach is None else reach
+            x = ContinuousEmbedding(c.width, self.k_max)(disks, seen if c.knows_reach else None)
         for _ in range(c.blocks):
             block = Block(c.heads, c.feedforward, c.dropout, c.n_disks, self.dtype, self.precision)
             x = block(x, disks.mask, deterministic)

@@ -32,7 +32,8 @@ class Acquisition:
     that is detected (log), lowered where needed to leave four disks; glare: how much higher that
     limit is beside the direct beam, where diffuse scattering is; missed: share of disks lost;
     false_rate: mean number of false disks; position_jitter [1/Å]; centre [1/Å], scale, ellipticity:
-    standard deviations of calibration errors (not ranges).
+    standard deviations of calibration errors (not ranges); reach: radius beyond which no disk can
+    be seen, a share of k_max, for detectors and apertures end somewhere.
     """
 
     overlap: float = 0.1
@@ -50,6 +51,7 @@ class Acquisition:
     centre: float = 0.006
     scale: float = 0.006
     ellipticity: float = 0.004
+    reach: tuple[float, float] = (0.6, 1.0)
 
 
 _GLARE_RADIUS = 0.6
@@ -69,6 +71,7 @@ CLEAN = Acquisition(
     centre=0.0,
     scale=0.0,
     ellipticity=0.0,
+    reach=(1.0, 1.0),
 )
 
 
@@ -171,7 +174,7 @@ def add_false_disks(
     disks: Disks,
     rate: Float[ArrayLike, ""],
     cutoff: Float[ArrayLike, ""],
-    k_max: float,
+    k_max: Float[ArrayLike, ""],
     n_max: int = 6,
 ) -> Disks:
     """Append up to `n_max` false disks, their number Poisson distributed with mean `rate`.
@@ -218,13 +221,18 @@ def miscalibrate(
     return disks._replace(qx=qx, qy=qy)
 
 
-def keep_strongest(disks: Disks, n_disks: int, k_max: float) -> Disks:
+def within(disks: Disks, reach: Float[ArrayLike, ""]) -> Disks:
+    """Lose the disks beyond the radius `reach` [1/Å]."""
+    inside = disks.mask & (disks.qx**2 + disks.qy**2 <= reach**2)
+    return disks._replace(mask=inside, intensity=jnp.where(inside, disks.intensity, 0.0))
+
+
+def keep_strongest(disks: Disks, n_disks: int, k_max: Float[ArrayLike, ""]) -> Disks:
     """The `n_disks` strongest disks within `k_max` [1/Å], the largest intensity scaled to one.
 
     Fewer disks than `n_disks` are padded.
     """
-    inside = disks.mask & (disks.qx**2 + disks.qy**2 <= k_max**2)
-    kept = _strongest(disks._replace(mask=inside), n_disks)
+    kept = _strongest(within(disks, k_max), n_disks)
     return kept._replace(intensity=kept.intensity / jnp.maximum(kept.intensity[0], 1e-30))
 
 
@@ -239,12 +247,16 @@ def _strongest(disks: Disks, n_disks: int) -> Disks:
 
 
 def acquire(
-    key: PRNGKeyArray, disks: Disks, config: Acquisition, n_disks: int, k_max: float
+    key: PRNGKeyArray,
+    disks: Disks,
+    config: Acquisition,
+    n_disks: int,
+    k_max: Float[ArrayLike, ""],
 ) -> Disks:
     """One detected pattern from one simulated one: shape (K,) in, (n_disks,) out.
 
     The order is the microscope's: intensities as they leave the specimen, counting, detection,
-    calibration. `k_max` in 1/Å. `overlap` comes before it.
+    calibration. `k_max` [1/Å] is how far out disks are seen. `overlap` comes before it.
     """
     keys = jax.random.split(key, 13)
     disks = damp(disks, draw(keys[12], config.damping))

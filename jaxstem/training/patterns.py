@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import Material
 from jaxstem.network.matching import matcher
 from jaxstem.network.templates import MatchConfig, Templates, make_templates
 from jaxstem.orientation.space import Label
-from jaxstem.training.acquisition import acquire, add_false_disks, overlap
+from jaxstem.training.acquisition import acquire, add_false_disks, draw, overlap, within
 from jaxstem.training.config import TrainConfig
 from jaxstem.training.library import Library, TwoBeam, build_library, sample_pattern
 
@@ -41,10 +41,13 @@ class Sources(NamedTuple):
 
 
 class TrainingBatch(NamedTuple):
-    """Patterns, what they show, and what templates say of them, if there are any."""
+    """Patterns, what they show, how far out [1/Å] disks could be seen, and what templates say of
+    them, if there are any.
+    """
 
     disks: Disks
     label: Label
+    reach: Float[Array, " B"]
     prior: Float[Array, "B n_out"] | None = None
 
 
@@ -65,12 +68,12 @@ def draw_crystal(key: PRNGKeyArray, sources: Sources, n_disks: int) -> tuple[Dis
 
 
 def draw_position(
-    key: PRNGKeyArray, sources: Sources, config: TrainConfig, k_max: float
+    key: PRNGKeyArray, sources: Sources, config: TrainConfig, reach: Float[ArrayLike, ""]
 ) -> tuple[Disks, Label]:
     """The disks of a scan position before acquisition, and its label: that of the grain which has
     most of the beam, now and then with some of another one's, or of no crystal.
 
-    `k_max` in 1/Å.
+    None lies beyond `reach` [1/Å].
     """
     key_first, key_second, key_mix, key_empty, key_rate, key_false = jax.random.split(key, 6)
     n_disks = config.model.n_disks + EXTRA_DISKS
@@ -79,13 +82,15 @@ def draw_position(
         second, _ = draw_crystal(key_second, sources, n_disks)
         disks = overlap(key_mix, disks, second, config.acquisition)
     if config.no_crystal == 0:
-        return disks, label
+        return within(disks, reach), label
     empty = jax.random.bernoulli(key_empty, config.no_crystal)
     rate = jax.random.uniform(key_rate, maxval=MOST_IN_VACUUM)
     nothing = jax.tree.map(lambda x: x[:0], disks)
-    false = add_false_disks(key_false, nothing, rate, jnp.asarray(1e-3), k_max, len(disks.qx))
+    false = add_false_disks(key_false, nothing, rate, jnp.asarray(1e-3), reach, len(disks.qx))
     disks = jax.tree.map(lambda a, b: jnp.where(empty, a, b), false, disks)
-    return disks, label._replace(phase=jnp.where(empty, len(sources.phases), label.phase))
+    return within(disks, reach), label._replace(
+        phase=jnp.where(empty, len(sources.phases), label.phase)
+    )
 
 
 def simulate_batch(
@@ -97,16 +102,16 @@ def simulate_batch(
 ) -> TrainingBatch:
     """The spoilt patterns of these global sample indices, each from its own key.
 
-    Of at most `config.model.n_disks` disks within k_max [1/Å].
+    Of at most `config.model.n_disks` disks within k_max [1/Å] and the pattern's reach.
     """
     n_disks = config.model.n_disks
 
     def one(index):
         key_draw, key_acquire = jax.random.split(jax.random.fold_in(key, index))
-        perfect, label = draw_position(key_draw, sources, config, k_max)
-        return TrainingBatch(
-            acquire(key_acquire, perfect, config.acquisition, n_disks, k_max), label
-        )
+        reach = k_max * draw(jax.random.fold_in(key_acquire, 1 << 20), config.acquisition.reach)
+        perfect, label = draw_position(key_draw, sources, config, reach)
+        disks = acquire(key_acquire, perfect, config.acquisition, n_disks, reach)
+        return TrainingBatch(disks, label, reach)
 
     return jax.vmap(one)(index)
 
@@ -144,4 +149,5 @@ def with_prior(
     if sources.templates is None:
         return batch
     say = matcher(materials, MatchConfig()).apply
-    return batch._replace(prior=say({"params": sources.templates}, batch.disks))
+    prior = say({"params": sources.templates}, batch.disks, None, batch.reach)
+    return batch._replace(prior=prior)

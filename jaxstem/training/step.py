@@ -86,12 +86,12 @@ def apply_with_dropout(
     What is dropped depends on the key and the global sample index alone, not on the padding.
     """
     if network.config.dropout == 0.0:
-        return network.apply({"params": params}, batch.disks, batch.prior)
+        return network.apply({"params": params}, batch.disks, batch.prior, batch.reach)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 1 << 30)))(index)
-    one = lambda disks, prior, key: network.apply(  # noqa: E731
-        {"params": params}, disks, prior, deterministic=False, rngs={"dropout": key}
+    one = lambda disks, prior, reach, key: network.apply(  # noqa: E731
+        {"params": params}, disks, prior, reach, deterministic=False, rngs={"dropout": key}
     )
-    return jax.vmap(one)(batch.disks, batch.prior, keys)
+    return jax.vmap(one)(batch.disks, batch.prior, batch.reach, keys)
 
 
 def in_groups(

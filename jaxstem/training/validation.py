@@ -61,7 +61,7 @@ def make_validation(
         batch = simulate_batch(key, index, sources, config, materials[0].k_max)
         batch = with_prior(batch, sources, materials)
         truth, orientation = batch.label
-        output = network.apply({"params": params}, batch.disks, batch.prior)
+        output = network.apply({"params": params}, batch.disks, batch.prior, batch.reach)
         loss = loss_fn(output, batch.label, space)
         read = distribution if head.numbers is None else rotations_read
         answer, phase, likeliest = read(output)

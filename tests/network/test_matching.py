@@ -84,10 +84,38 @@ def test_score_is_the_poisson_likelihood(copper, copper_templates):
         for x, y in points
     ]
     bins = np.searchsorted(RASTER.inside, flat)
-    table, weight = (np.asarray(x, float) for x in copper_templates)
+    table, weight = (np.asarray(x, float) for x in copper_templates[:2])
     likelihood = table[bins].sum(axis=0) + weight
     np.testing.assert_allclose(score, likelihood - np.log(np.exp(likelihood).sum()), atol=2e-3)
     np.testing.assert_allclose(np.exp(score.astype(float)).sum(), 1.0, rtol=1e-4)
+
+
+def test_disks_that_cannot_be_seen_are_not_missed(copper, copper_templates, rng):
+    """Within a reach the score is that of templates whose rates end there, to what a ring of bins
+    holds; at the raster's end nothing changes, whether one reach is given or one for each pattern.
+    """
+    angle = rng.uniform(0, 2 * np.pi, 3)
+    disks = jax.tree.map(lambda x: x[None], pattern(*0.6 * np.c_[np.cos(angle), np.sin(angle)]))
+    config = MatchConfig(n_samples=12, n_visible=64, sureness=1.0)
+    told = jax.jit(
+        lambda reach: match(disks, copper_templates, [len(copper.grid)], RASTER, config, reach)
+    )
+    whole = match(disks, copper_templates, [len(copper.grid)], RASTER, config)
+    np.testing.assert_allclose(told(RASTER.k_max), whole, atol=2e-3)
+    np.testing.assert_allclose(told(2 * RASTER.k_max), whole, atol=2e-3)
+
+    radius = np.hypot(*np.meshgrid(RASTER.axis, RASTER.axis, indexing="ij")).ravel()
+    table, weight, beyond = (np.asarray(x, float) for x in copper_templates)
+    rate = (np.exp(table) - np.exp(table[:, -1:])) * RASTER.pitch**2
+    for place in rng.choice(np.arange(8, len(beyond) - 1), 3, replace=False):
+        reach = RASTER.k_max * place / (len(beyond) - 1)
+        outside = rate[radius[RASTER.inside] > reach].sum(axis=0)
+        np.testing.assert_allclose(beyond[place], outside, atol=2e-3)
+        summed = np.asarray(whole[0]) - weight  # but for a constant
+        expected = summed + weight + outside
+        expected -= np.log(np.exp(expected - expected.max()).sum()) + expected.max()
+        np.testing.assert_allclose(told(reach)[0], expected, atol=5e-3)
+        np.testing.assert_allclose(told(jnp.full(1, reach))[0], expected, atol=5e-3)
 
 
 def test_sureness_flattens_orientations_and_not_phases(copper, copper_templates, rng):
@@ -212,9 +240,12 @@ def best_cells(truth, cells, turns, reach, reflectors):
     raster, wavelength = Raster(1.2, 0.1), 0.0197
     found = detection_rates(cells, turns, reflectors, wavelength, reach, raster, COARSE)
     false = COARSE.false_rate / (np.pi * raster.k_max**2)
-    made = Templates(jnp.log(found.T / raster.pitch**2 + false), -found.sum(axis=1))
+    log_rate = jnp.log(found.T / raster.pitch**2 + false)
+    made = Templates(log_rate, -found.sum(axis=1), jnp.zeros((2, N_CELLS)))
     disks = simulate(truth, reflectors, wavelength, n_disks=24)
-    nothing = Templates(jnp.zeros((made.log_rate.shape[0], 1)), jnp.full(1, -1e4))
+    nothing = Templates(
+        jnp.zeros((made.log_rate.shape[0], 1)), jnp.full(1, -1e4), jnp.zeros((2, 1))
+    )
     both = Templates(*(jnp.concatenate(x, axis=-1) for x in zip(made, nothing, strict=True)))
     score = Matcher((N_CELLS,), raster, COARSE).apply({"params": both}, disks)
     return jax.lax.top_k(score[:, :-1], 64)[1]

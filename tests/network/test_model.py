@@ -239,6 +239,31 @@ def test_version_1_is_read(model, folder, tmp_path, rng):
     np.testing.assert_allclose(apply(again.params), apply(old.params), atol=0.02, rtol=1e-3)
 
 
+def test_networks_of_before_version_4_know_no_reach(copper, tiny, tmp_path, rng):
+    """Such a folder says nothing of it, and is read as it was made: no reach changes its answers,
+    while those of a network that knows it change.
+    """
+    q = jnp.asarray(rng.uniform(-1, 1, (2, 4, 12)), jnp.float32)
+    disks = Disks(q[0], q[1], jnp.ones((4, 12)), jnp.ones((4, 12), bool))
+    moved = {}
+    for knows in (True, False):
+        config = replace(tiny.model, blocks=0, knows_reach=knows)
+        folder = tmp_path / str(knows)
+        params = random_params(build_network(config, [copper]))
+        save_model(folder, Model(config, (copper,), params))
+        if not knows:
+            found = description(folder)
+            del found["network"]["knows_reach"], found["fingerprint"]
+            (folder / "model.json").write_text(json.dumps(found | {"version": 3}))
+        read = load_model(folder)
+        assert read.config.knows_reach == knows
+        near, far = (
+            read.network.apply({"params": read.params}, disks, None, reach) for reach in (0.8, 1.5)
+        )
+        moved[knows] = float(jnp.abs(near - far).max())
+    assert moved[True] > 1e-3 and moved[False] == 0
+
+
 def test_version_1_of_nine_numbers_is_read(copper, tiny, tmp_path):
     config = replace(tiny.model, head="matrix", blocks=0)
     params = random_params(build_network(config, [copper]))

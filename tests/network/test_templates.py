@@ -56,6 +56,9 @@ def test_expected_disks_are_the_integral_of_the_rate(copper, copper_templates):
     np.testing.assert_allclose(copper_templates.log_weight[:-1], weight[:-1], atol=2e-3)
     assert 1 < np.median(expected[:-1]) < 10
     np.testing.assert_allclose(rate[:, -1], 0, atol=1e-6)
+    # all of them but those in the direct beam's bin lie outside of no radius at all
+    np.testing.assert_allclose(copper_templates.beyond[0], expected, atol=2e-2)
+    assert (np.diff(copper_templates.beyond, axis=0) < 1e-5).all()
 
 
 def test_templates_are_kept_by_what_decides_them(copper, copper_templates, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Bins of the published tokens, periodicity in the angle, and the formulas of the features."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,3 +107,17 @@ def test_continuous_features_hold_the_position():
     weighted = features[:, 12 + 30 : 12 + 60]
     np.testing.assert_allclose(weighted[:, 0] * 1.5, disks.qx, atol=1e-6)
     np.testing.assert_allclose(weighted[:, 15] * 1.5, disks.qy, atol=1e-6)
+
+
+def test_continuous_features_tell_the_reach_alike_to_all_disks(rng):
+    """Of one pattern; that of each pattern of a batch; beyond k_max nothing more can be seen."""
+    disks = jax.tree.map(lambda x: jnp.stack([x, x]), disks_at([0.3, 0.9], [20.0, 200.0], 1.0))
+    plain = np.asarray(tokens.continuous_features(disks, 1.5))
+    reach = jnp.asarray(rng.uniform(0.9, 1.4, 2))
+    told = np.asarray(tokens.continuous_features(disks, 1.5, reach))
+    np.testing.assert_array_equal(told[..., : plain.shape[-1]], plain)
+    added = told[..., plain.shape[-1] :]
+    np.testing.assert_array_equal(added[:, 0], added[:, 1])
+    assert np.abs(added[0] - added[1]).max() > 1e-4
+    far, at_end = (np.asarray(tokens.continuous_features(disks, 1.5, r)) for r in (7.0, 1.5))
+    np.testing.assert_array_equal(far, at_end)

@@ -148,9 +148,9 @@ def test_memory_is_as_stated(library):
 def test_illumination_is_that_of_the_microscope():
     thickness = np.geomspace(30, 400, 16)
     assert _illumination(Microscope(300.0, semi_angle_mrad=0.0), thickness) == (None, None, 1)
-    ring, cone, n_steps = _illumination(Microscope(300.0), thickness)
+    ring, cone, n_steps = _illumination(Microscope(300.0, k_max=2.0), thickness)
     assert ring is None and len(cone.x) == 7 and n_steps == 2
-    precessing = Microscope(300.0, precession_deg=1.0, semi_angle_mrad=3.0)
+    precessing = Microscope(300.0, precession_deg=1.0, semi_angle_mrad=3.0, k_max=2.0)
     ring, cone, n_steps = _illumination(precessing, thickness)
     assert len(ring.x) == 24 and len(cone.x) == 19 and n_steps == 4
     np.testing.assert_allclose(np.hypot(ring.x, ring.y), np.deg2rad(1.0))

@@ -116,7 +116,7 @@ def single_device_step(copper, tiny):
         )
 
         def mean_loss(params):
-            output = network.apply({"params": params}, batch.disks)
+            output = network.apply({"params": params}, batch.disks, None, batch.reach)
             return loss_fn(output, batch.label, space).mean()
 
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
