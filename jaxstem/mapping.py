@@ -36,7 +36,7 @@ from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
 from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all, source_of
 from jaxstem.inference.config import InferConfig
-from jaxstem.inference.stream import PIECE, stream_answers
+from jaxstem.inference.stream import PIECE, judged_source, stream_answers
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
@@ -87,6 +87,7 @@ def map_scan(
         check_scan(scan)
     if isinstance(scan, DiskScan) and not len(scan.qx):
         raise no_disk_at_all(source)
+    source = judged_source(source, model, config)
     header = map_header(source, model, config, least_confidence, options, attributes)
     found = list(map_blocks(source, model, config, least_confidence, mesh, progress))
     found.sort(key=lambda block: block[0])
@@ -125,6 +126,7 @@ def map_to_file(
     """
     config = config or InferConfig()
     _check(source, model, least_confidence)
+    source = judged_source(source, model, config)
     header = map_header(source, model, config, least_confidence, options, attributes)
     were_empty: set[bool] = set()
 

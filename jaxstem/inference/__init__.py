@@ -20,6 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "N_RADII",
             "scan_exposure",
             "scan_reach",
+            "typical_beam",
         ],
         "lengths": ["choose_lengths", "ladder", "length_of"],
         "ranked_cells": ["likeliest_cells", "RankedCells"],

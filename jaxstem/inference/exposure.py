@@ -44,30 +44,57 @@ def scan_exposure(
     k_min: float,
     k_max: float,
     limit: Limit | None = None,
+    beam: float | None = None,
 ) -> Exposure:
     """Incident intensity of every position of a scan, and its detection limit if none is given.
 
     Where the direct beam (a disk within `k_min`, 1/Å) is listed, the incident beam is the sum of
-    all disks; elsewhere the disks are taken to hold 30 % of it, give or take a factor of
-    twenty.
+    all disks; elsewhere `beam`, the scan's (`typical_beam`), or all that is listed where that is
+    more. Where the scan's is not known, the disks are taken to hold 30 % of it, give or take a
+    factor of twenty.
     """
-    counts = np.diff(scan.offsets)
-    position = np.repeat(np.arange(len(counts)), counts)
+    total, has_direct, direct = _totals(scan, k_min)
+    position = np.repeat(np.arange(len(total)), np.diff(scan.offsets))
     positive = np.maximum(scan.intensity, 0.0).astype(np.float64)
-    # each position by itself: what is read with it must not change its last digit
-    total = np.bincount(position, positive, minlength=len(counts))
     radius = np.hypot(scan.qx, scan.qy)
-    direct = radius <= k_min
-    has_direct = np.bincount(position[direct], minlength=len(counts)) > 0
-    incident = np.where(has_direct, total, total / 0.3)
+    elsewhere = total / 0.3 if beam is None else np.maximum(total, beam)
+    incident = np.where(has_direct, total, elsewhere)
     incident = np.where(incident > 0, incident, 1.0)
     if limit is None:
         share = positive / incident[position]
         usable = ~direct & (share > 0)
         limit = detection_limit(position[usable], radius[usable], share[usable], k_max)
-    sigma = np.where(has_direct, 0.1, 3.0)
-    whole = np.zeros(len(counts), bool)
+    sigma = np.where(has_direct, 0.1, 3.0 if beam is None else _BEAM_SIGMA)
+    whole = np.zeros(len(total), bool)
     return Exposure(incident.astype(np.float32), sigma.astype(np.float32), whole, limit)
+
+
+def _totals(
+    scan: DiskScan, k_min: float
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"], Bool[np.ndarray, " disks"]]:
+    """Of each position the sum of its disks and whether the direct beam is one; which disks are it.
+
+    Each position by itself: what is read with it must not change its last digit.
+    """
+    n = len(scan.offsets) - 1
+    position = np.repeat(np.arange(n), np.diff(scan.offsets))
+    positive = np.maximum(scan.intensity, 0.0).astype(np.float64)
+    direct = np.hypot(scan.qx, scan.qy) <= k_min
+    has_direct = np.bincount(position[direct], minlength=n) > 0
+    return np.bincount(position, positive, minlength=n), has_direct, direct
+
+
+def typical_beam(scan: DiskScan, k_min: float) -> float | None:
+    """The incident beam of a scan in its disks' units: the median sum where the direct beam (within
+    `k_min`, 1/Å) is listed. None where it is not in half of the patterns that have disks.
+    """
+    total, has_direct, _ = _totals(scan, k_min)
+    listed = total[has_direct]
+    return float(np.median(listed)) if 2 * len(listed) >= max((total > 0).sum(), 1) else None
+
+
+_BEAM_SIGMA = 0.3
+"""How well the logarithm of the incident beam is known from other positions of a scan."""
 
 
 def detection_limit(

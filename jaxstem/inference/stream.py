@@ -14,6 +14,7 @@ import contextlib
 import os
 import queue
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +40,7 @@ from jaxstem.inference.exposure import (
     looks_empty,
     scan_exposure,
     scan_reach,
+    typical_beam,
 )
 from jaxstem.inference.lengths import (
     BESIDE_DISKS,
@@ -53,7 +55,7 @@ from jaxstem.inference.step import make_predict
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
-from jaxstem.verification.config import Limit
+from jaxstem.verification.config import FARTHEST, Limit
 
 PIECE = 1 << 14
 """Positions that are read at once."""
@@ -64,6 +66,9 @@ PIECE_WITH_LIGHT = 1 << 11
 SAMPLE = 1 << 18
 """Positions from which lengths and detection limit of a scan are taken: all, if there are fewer."""
 
+MOST_BEYOND = 0.02
+"""Share of a scan's disks that may lie beyond the reflections thought of without a word."""
+
 OPEN = 64
 """Pieces that may wait for the last of their answers; then batches go out partly filled."""
 
@@ -71,11 +76,13 @@ OPEN = 64
 class Preview(NamedTuple):
     """What is known of a scan as a whole before it is worked on.
 
-    limit: the weakest disks listed; lengths: to which patterns are padded; pieces: those read for
-    it, by first and last row; light: that of a position, None where counts do not judge.
+    limit: the weakest disks listed; beam: `typical_beam`; lengths: to which patterns are padded;
+    pieces: those read for it, by first and last row; light: that of a position, None where counts
+    do not judge.
     """
 
     limit: Limit
+    beam: float | None
     lengths: tuple[int, ...]
     pieces: dict[tuple[int, int], DiskScan]
     light: Light | None
@@ -84,6 +91,26 @@ class Preview(NamedTuple):
 def piece_size(source: DiskSource) -> int:
     """Positions of this scan that are read at once."""
     return PIECE if source.detector is None else PIECE_WITH_LIGHT
+
+
+def judged_source(source: DiskSource, model: Model, config: InferConfig) -> DiskSource:
+    """The scan, without its counts where these do not judge: where `config` says so, or where the
+    direct beam is listed in less than half of the patterns in its middle. Predictions are shares of
+    the beam, so that counts say little where that is not known. Raises InputError as `source.read`.
+    """
+    without = replace(source, detector=None, read_light=None)
+    pieces = source.pieces(piece_size(source))
+    if not config.by_counts(source) or not pieces:
+        return without
+    middle = source.read(*pieces[len(pieces) // 2])
+    if not len(middle.qx) or typical_beam(middle, model.k_min) is not None:
+        return source
+    warnings.warn(
+        f"{source.source}: the direct beam is not found in most patterns, so that the listed disks "
+        "decide and not the counts; --origin and --radius say where it is.",
+        stacklevel=2,
+    )
+    return without
 
 
 def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Preview:
@@ -101,6 +128,7 @@ def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Previ
     if not config.verifies:
         reach = min(reach, model.k_max)
     counts = count_disks(scan, model.k_min, reach)
+    _warn_of_disks_beyond(scan, model, config)
     lengths = ladder(model, config)
     share = max(n_positions, 1) / max(len(counts), 1)
     on_cpu = jax.default_backend() == "cpu"
@@ -110,10 +138,25 @@ def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Previ
     program = least / share * (USUAL + beside)
     return Preview(
         scan_exposure(scan, model.k_min, reach).limit,
+        typical_beam(scan, model.k_min),
         choose_lengths(counts, lengths, program, beside) or lengths[:1],
         pieces,
-        Light(*(x[:1] for x in source.read_light(0, 1))) if config.by_counts(source) else None,
+        Light(*(x[:1] for x in source.read_light(0, 1))) if source.detector else None,
     )
+
+
+def _warn_of_disks_beyond(scan: DiskScan, model: Model, config: InferConfig) -> None:
+    """Say so where many disks lie farther out than reflections are thought of."""
+    farthest = max(FARTHEST, model.k_max) if config.verifies else model.k_max
+    radius = np.hypot(scan.qx, scan.qy)[scan.intensity > 0]
+    radius = radius[radius > model.k_min]
+    share = float((radius > farthest).mean()) if len(radius) else 0.0
+    if share > MOST_BEYOND:
+        warnings.warn(
+            f"{100 * share:.0f} % of the scan's disks lie beyond {farthest:g} 1/Å and count for "
+            "nothing; check the pixel size, or train a model with a larger --k-max.",
+            stacklevel=2,
+        )
 
 
 @dataclass(eq=False)
@@ -231,7 +274,7 @@ def batches(
         start, stop = start + rows[0], stop + rows[0]
         scan = known.pieces.pop((start, stop), None) or source.read(start, stop)
         counts = source.read_light(start, stop) if known.light else ()
-        exposed = scan_exposure(scan, k_min, reach, known.limit)
+        exposed = scan_exposure(scan, k_min, reach, known.limit, known.beam)
         first = (start - rows[0]) * source.scan_shape[1]
         piece = unanswered(number, first, scan, model, exposed)
         yield piece
@@ -275,15 +318,14 @@ def stream_answers(
     if config.precision not in ("float32", "bfloat16"):
         raise ValueError(f'precision is {config.precision!r}: give "float32" or "bfloat16"')
     mesh = mesh or parallel.make_mesh(jax.local_devices())
+    source = judged_source(source, model, config)
     rows = rows or (0, source.scan_shape[0])
     total = (rows[1] - rows[0]) * source.scan_shape[1]
     disable = None if progress is None else not progress
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(ThreadPoolExecutor(1))
         previewed = reader.submit(preview_scan, source, model, config)
-        predict = make_predict(
-            model, config, mesh, source.detector if config.by_counts(source) else None
-        )
+        predict = make_predict(model, config, mesh, source.detector)
         params = parallel.replicate(model.params, mesh)
         n_workers = workers(mesh)
         crew = stack.enter_context(ThreadPoolExecutor(n_workers))

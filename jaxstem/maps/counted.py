@@ -23,7 +23,7 @@ from jaxstem.diffraction.material import direct_beam_radius, inverse_extinction
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.files.light import ScanLight, light_everywhere
 from jaxstem.files.scan import DiskScan
-from jaxstem.inference.exposure import scan_exposure, scan_reach
+from jaxstem.inference.exposure import scan_exposure, scan_reach, typical_beam
 from jaxstem.maps.payload import COUNT_STEP, pack, pack_16, pack_counts
 from jaxstem.runtime.reductions import turned
 from jaxstem.runtime.rows import map_rows
@@ -77,7 +77,8 @@ class Exposed(NamedTuple):
         """That of a scan whose counts were kept; `k_max` [1/Å] is the map's."""
         k_min = min(direct_beam_radius(crystal, k_max) for crystal in crystals)
         reach = scan_reach(disks, k_min, k_max)
-        return cls(disks.light, scan_exposure(disks, k_min, reach).incident, reach)
+        exposed = scan_exposure(disks, k_min, reach, beam=typical_beam(disks, k_min))
+        return cls(disks.light, exposed.incident, reach)
 
 
 def count(

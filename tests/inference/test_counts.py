@@ -11,6 +11,7 @@ import jaxstem
 from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.packed import packed_source, write_packed
 from jaxstem.files.scan import source_of
+from jaxstem.inference.stream import judged_source, preview_scan
 from jaxstem.mapping import map_scan
 from jaxstem.verification.config import CountsConfig
 
@@ -46,3 +47,26 @@ def test_counts_judge_where_patterns_are_at_hand(model, found, config, tmp_path)
     assert not config.by_counts(packed_source(tmp_path / "disks.h5"))
     assert not replace(config, judge="list").by_counts(source_of(found))
     assert not replace(config, refine="none").by_counts(source_of(found))
+
+
+def test_counts_do_not_judge_where_the_beam_is_not_seen(model, found, config):
+    """As behind a beam stop: the disks decide, and it is said; a beam that a few patterns lack is
+    that of the others.
+    """
+    direct = np.hypot(found.qx, found.qy) <= model.k_min
+    position = np.repeat(np.arange(20), np.diff(found.offsets))
+
+    def without(positions):
+        left = ~(direct & np.isin(position, positions))
+        disks = {name: getattr(found, name)[left] for name in ("qx", "qy", "intensity")}
+        lengths = np.bincount(position[left], minlength=20)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(found.offsets.dtype)
+        return source_of(replace(found, **disks, offsets=offsets))
+
+    with pytest.warns(UserWarning, match="direct beam is not found in most patterns"):
+        hidden = judged_source(without(np.arange(20)), model, config)
+    assert hidden.detector is None and preview_scan(hidden, model, config).light is None
+    some = judged_source(without([3, 4]), model, config)
+    assert some.detector is not None
+    beam = preview_scan(some, model, config).beam
+    assert beam == pytest.approx(found.intensity[position == 5].sum(), rel=0.1)

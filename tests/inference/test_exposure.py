@@ -8,7 +8,14 @@ import pytest
 from helpers import scan_of_lists
 
 from jaxstem.files.scan import pad_disks
-from jaxstem.inference.exposure import N_RADII, count_disks, looks_empty, scan_exposure, scan_reach
+from jaxstem.inference.exposure import (
+    N_RADII,
+    count_disks,
+    looks_empty,
+    scan_exposure,
+    scan_reach,
+    typical_beam,
+)
 from jaxstem.verification.config import FARTHEST
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -58,6 +65,13 @@ def test_exposure_by_hand():
     assert found.limit.log_share.shape == (N_RADII,)
     np.testing.assert_allclose(np.exp(found.limit.log_share), np.percentile(shares, 4), rtol=1e-5)
     assert not found.is_cut.any()
+    # one pattern in two lists the direct beam, so that the scan's beam is known
+    assert typical_beam(scan_of_lists(lists), 0.3) == 100
+    assert typical_beam(scan_of_lists(lists[1:]), 0.3) is None
+    for beam, incident in ((100.0, 100.0), (20.0, 30.0)):
+        known = scan_exposure(scan_of_lists(lists), 0.3, 1.5, found.limit, beam)
+        np.testing.assert_allclose(known.incident, [100, incident, beam])
+        assert sigma[0] < known.incident_sigma[1] == known.incident_sigma[2] < 0.7
     part = found.at(np.array([2, 0]))
     np.testing.assert_array_equal(part.incident, [1, 100])
     np.testing.assert_array_equal(part.incident_sigma, sigma[[2, 0]])

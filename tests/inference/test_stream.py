@@ -190,6 +190,19 @@ def test_a_large_scan_is_surveyed_in_part(model, monkeypatch, rng, config):
     assert sorted(read[5:]) == [(row, row + 1) for row in range(20)]  # each once
 
 
+def test_many_disks_beyond_all_reflections_are_told(model, rng, config, recwarn):
+    """A wrong pixel size, as a rule; the network alone knows those within its k_max only."""
+    scan = random_scan(rng, (6, 8))
+    preview_scan(source_of(scan), model, config)
+    assert not recwarn.list
+    scale = 2.6 / np.hypot(scan.qx, scan.qy).max()
+    wide = replace(scan, qx=scale * scan.qx, qy=scale * scan.qy)
+    with pytest.warns(UserWarning, match="% of the scan's disks lie beyond 2.5 1/Å"):
+        preview_scan(source_of(wide), model, config)
+    with pytest.warns(UserWarning, match=f"lie beyond {model.k_max:g} 1/Å"):
+        preview_scan(source_of(wide), model, replace(config, refine="none"))
+
+
 def test_reading_ahead_keeps_the_order():
     assert list(read_ahead(iter(range(50)), 3)) == list(range(50))
 
