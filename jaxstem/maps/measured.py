@@ -22,6 +22,7 @@ from jaxstem.detection.scan import calibrated, find_disks, progress_bar
 from jaxstem.errors import InputError
 from jaxstem.files.calibration import calibrate_disks
 from jaxstem.files.cube import Cube
+from jaxstem.files.light import Light, ScanLight
 from jaxstem.files.scan import DiskScan, DiskSource, joined, source_of
 from jaxstem.maps.payload import grey_png, pack, pack_16
 from jaxstem.maps.predicted import ReportConfig
@@ -71,8 +72,9 @@ def measured_patterns(
     """Measured disks, and patterns of a raw scan, at each `every`-th row and column.
 
     The disks are those that `open_scan` gives: of a file with patterns and lists those of its
-    lists. With `keep_light` the counts of a raw scan come with them. Raises InputError as
-    `open_scan` does, and for a scan that is not of `shape`.
+    lists. With `keep_light` their counts come with them, where the scan is raw or a file of
+    `jaxstem detect` that holds them. Raises InputError as `open_scan` does, and for a scan that is
+    not of `shape`.
     """
     listed = open_disks(scan, options)
     cube = _patterns_of(scan, shape, options)
@@ -89,7 +91,7 @@ def measured_patterns(
                 thin, options.detection(), progress=advance, keep_light=keep_light
             )
         return calibrated(detections), _patterns(thin, detections.origin, config)
-    disks = _thinned_disks(listed, every)
+    disks = _thinned_disks(listed, every, keep_light)
     if thin is None:
         return disks, None
     origin = [np.broadcast_to(thin.calibration[name], thin.scan_shape) for name in ("qx0", "qy0")]
@@ -131,8 +133,9 @@ def thinned_cube(cube: Cube, every: int) -> Cube:
     )
 
 
-def _thinned_disks(source: DiskSource, every: int) -> DiskScan:
-    rows = []
+def _thinned_disks(source: DiskSource, every: int, keep_light: bool) -> DiskScan:
+    rows, counts = [], []
+    keep_light = keep_light and source.detector is not None
     for row in range(0, source.scan_shape[0], every):
         line = source.read(row, row + 1)
         if every > 1:
@@ -142,7 +145,13 @@ def _thinned_disks(source: DiskSource, every: int) -> DiskScan:
             ]
             line = replace(joined(columns), scan_shape=(1, len(columns)))
         rows.append(line)
-    return joined(rows)
+        if keep_light:
+            counts.append(Light(*(x[::every] for x in source.read_light(row, row + 1))))
+    disks = joined(rows)
+    if not keep_light:
+        return disks
+    light = Light(*(np.concatenate(x) for x in zip(*counts, strict=True)))
+    return replace(disks, light=ScanLight(light, source.detector))
 
 
 def _patterns(

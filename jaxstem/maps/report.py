@@ -10,8 +10,8 @@ What it holds, and how much of it:
   scans every other one, or every third, …), and the numbers of each of these positions;
 - of at most `most_kept` of them, on a regular grid of rows and columns, the measured pattern (of a
   raw scan), the measured disks and those predicted for the best and the second-best answer;
-- of these, if counts judged the map and the scan is raw, the counts that both answers predict and
-  those that the pattern holds, reflection by reflection (`counted`);
+- of these, if counts judged the map and the scan holds them, the counts that both answers predict
+  and those that the pattern holds, reflection by reflection (`counted`);
 - pole figures and densities in the IPF, histograms, colour keys, how the map was made.
 
 Predicted disks are those of two-beam theory averaged over the illumination cone
