@@ -197,6 +197,14 @@ def start(config: LikelihoodConfig, dtype: jnp.dtype) -> Place:
     return Place(jnp.zeros(2, dtype), jnp.asarray(UNLIKELY, dtype), unknown)
 
 
+def start_value(ascent: Ascent, config: LikelihoodConfig) -> Float[Array, ""]:
+    """The log-likelihood [nat] where a climb begins, over every other thickness as in its first
+    step.
+    """
+    values = value(ascent, jnp.zeros((1, 2), ascent.s.dtype), config.thicknesses()[1::2], config)
+    return jax.nn.logsumexp(values) - math.log(values.size)
+
+
 def step(ascent: Ascent, place: Place, number: int, config: LikelihoodConfig) -> Place:
     """The step of this number: to the best of nine tilts.
 

@@ -67,7 +67,8 @@ class CountsConfig:
 
     n_candidates: of one phase that enter each level of the search; n_final: that it hands on, each
     of which is looked at, and its turn by 180° about the beam; n_thicknesses: evenly between the
-    likelihood's lowest and highest; n_reflections: those likeliest to be excited that are looked
+    likelihood's lowest and highest; n_likely: how many of them the later steps of a climb follow;
+    n_reflections: those likeliest to be excited that are looked
     at; scatter: by which share two-beam intensities are wrong; floor: by which share of the beam
     they are always; outliers: share of places that hold anything; background_error: share by which
     the background may be wrong; read_noise: electrons in an aperture that no theory tells; steps
@@ -78,6 +79,7 @@ class CountsConfig:
     n_candidates: tuple[int, ...] = (96, 24, 16)
     n_final: int = 12
     n_thicknesses: int = 32
+    n_likely: int = 8
     n_reflections: int = 48
     scatter: float = 0.4
     floor: float = 5e-5
@@ -166,11 +168,12 @@ class ScoreConfig:
     """What counts as agreement, and how it is searched.
 
     measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of each
-    phase's distribution that are verified; levels: of the search; n_final: candidates that climb to
-    the summit of their likelihood (this and the levels' numbers are for one phase, see
-    `keep_best`); behind: log-odds by which one of them may trail the best of its pattern after
-    `APPROACH` steps and climb on; likelihood, counts, dynamical: how they are judged; fit: how the
-    likeliest by Bloch waves are then fitted, if they are.
+    phase's distribution that are verified; levels: of the search; n_final: candidates that come
+    through it; n_climbing: the likeliest of these, which climb to the summit of their likelihood
+    (these and the levels' numbers are for one phase, see `keep_best`); behind: log-odds by which
+    one of them may trail the best of its pattern after `APPROACH` steps and climb on; likelihood,
+    counts, dynamical: how they are judged; fit: how the likeliest by Bloch waves are then fitted,
+    if they are.
     """
 
     measured_power: float = 0.25
@@ -178,10 +181,11 @@ class ScoreConfig:
     n_modes: int = 24
     levels: tuple[Level, ...] = (
         Level(0.06, 0.02, 4.0, 1, 3.2, 5, 48, 96, 0.0),
-        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 8, 0.2),
-        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 5, 0.4),
+        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 16, 0.2),
+        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 10, 0.4),
     )
-    n_final: int = 3
+    n_final: int = 10
+    n_climbing: int = 3
     behind: float = 2.0
     likelihood: LikelihoodConfig = LikelihoodConfig()
     counts: CountsConfig = CountsConfig()
@@ -211,6 +215,7 @@ THOROUGH = ScoreConfig(
         for level, n in zip(ScoreConfig().levels, (96, 20, 12), strict=True)
     ),
     n_final=8,
+    n_climbing=8,
     behind=np.inf,
     likelihood=LikelihoodConfig(n_reflections=40),
 )

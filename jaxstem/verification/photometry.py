@@ -21,6 +21,7 @@ the light is known.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -206,6 +207,18 @@ def log_ratios(
     return log_of_rows(ratio, _FACTORS)
 
 
+def log_ratios_of_alike(
+    alike: Sequence[Places], thickness: Float[Array, " T"], semi_angle: float, config: CountsConfig
+) -> Float[Array, "n T"]:
+    """`log_ratios`, untilted, of candidates that expect the same and elsewhere: one, and itself
+    turned about the beam. What they expect is worked out once.
+    """
+    still = jnp.zeros(2, alike[0].excess.dtype)
+    expected = _expected(alike[0], still, thickness, semi_angle)
+    ratios = jnp.stack([_ratios(places, expected, config)[0] for places in alike])
+    return log_of_rows(ratios, _FACTORS)
+
+
 def _ratios(
     places: Places, expected: Float[Array, "... M T"], config: CountsConfig
 ) -> tuple[Float[Array, "... M T"], Float[Array, "... M T"]]:
@@ -245,15 +258,19 @@ def climb_by_counts(
     semi_angle: float,
     config: CountsConfig,
 ) -> Climbed:
-    """The tilt at which the counts are likeliest, in steps on lattices as in `climb`; thickness in
-    Å, semi-angle in mrad.
+    """The tilt at which the counts are likeliest, in steps on lattices as in `climb`, the later
+    ones of the likeliest thicknesses only; thickness in Å, semi-angle in mrad.
     """
-    tilt = jnp.zeros(2, places.excess.dtype)
+    tilt, likely = jnp.zeros(2, places.excess.dtype), thickness
     lattice = jnp.asarray(LATTICE, tilt.dtype)
-    for step in config.steps:
+    for number, step in enumerate(config.steps):
         width = math.radians(step)
-        values = log_ratios(places, tilt + width * lattice, thickness, semi_angle, config)
-        tilt += width * summit(over_thickness(values))
+        values = log_ratios(places, tilt + width * lattice, likely, semi_angle, config)
+        worth = over_thickness(values)
+        tilt += width * summit(worth)
+        if number == 0:
+            best = values[jnp.argmax(worth)]
+            likely = thickness[jax.lax.top_k(best, min(config.n_likely, len(thickness)))[1]]
     return Climbed(tilt, log_ratios(places, tilt[None], thickness, semi_angle, config)[0])
 
 

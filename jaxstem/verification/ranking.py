@@ -106,6 +106,11 @@ class Candidates(NamedTuple):
     forward: Forward
 
 
+def keep_size(n: int, n_phases: int) -> int:
+    """How many candidates `keep_best` keeps at most."""
+    return n + (n_phases - 1) * (n // 2)
+
+
 def keep_best(
     candidates: Candidates, score: Float[Array, " C"], n: int, n_phases: int
 ) -> tuple[Candidates, Float[Array, " kept"]]:
@@ -115,7 +120,7 @@ def keep_best(
     phase the best `n` are kept, and for each further one half as many more. All, if there are not
     so many.
     """
-    size = n + (n_phases - 1) * (n // 2)
+    size = keep_size(n, n_phases)
     if size >= len(score):
         return candidates, score
     phase = candidates.phase

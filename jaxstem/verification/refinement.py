@@ -24,7 +24,15 @@ from jaxstem.files.light import Detector, Light, light_everywhere
 from jaxstem.orientation import rotations
 from jaxstem.runtime.rows import map_rows, map_rows_where
 from jaxstem.verification.candidates import CandidateTables, padded, propose
-from jaxstem.verification.climb import UNLIKELY, begin, orientation_at, start, step, verdict
+from jaxstem.verification.climb import (
+    UNLIKELY,
+    begin,
+    orientation_at,
+    start,
+    start_value,
+    step,
+    verdict,
+)
 from jaxstem.verification.config import APPROACH, LogOdds, ScoreConfig
 from jaxstem.verification.dynamical import climb_dynamically
 from jaxstem.verification.fitting import Scene, best_fit
@@ -33,7 +41,7 @@ from jaxstem.verification.photometry import (
     climb_by_counts,
     explained_light,
     likeliest_reflections,
-    log_ratios,
+    log_ratios_of_alike,
     measured,
     over_thickness,
 )
@@ -45,6 +53,7 @@ from jaxstem.verification.ranking import (
     ahead,
     angles_between,
     keep_best,
+    keep_size,
     outdone,
 )
 from jaxstem.verification.search import Pattern, search_lattice
@@ -84,6 +93,33 @@ def find(
             score = jnp.where(again, score - BEHIND, score)
     candidates, score = keep_best(candidates, score, config.n_final, len(phases))
     return Proposals(candidates, score > -0.5 * BEHIND)
+
+
+def likeliest(
+    pattern: Pattern,
+    found: Proposals,
+    n_phases: int,
+    wavelength: float,
+    k_max: Float[ArrayLike, ""],
+    config: ScoreConfig,
+    log_odds: LogOdds,
+) -> Proposals:
+    """Of the candidates of one pattern those that its disks make likeliest where they are, for to
+    climb costs ten times as much as to look.
+    """
+    statistics = config.likelihood
+    if found.apart.shape[0] <= keep_size(config.n_climbing, n_phases):
+        return found
+
+    def glance(orientation, forward):
+        ascent = begin(orientation, pattern.observed, *forward, wavelength, k_max, statistics)
+        return start_value(ascent, statistics)
+
+    likelihood = jax.vmap(glance)(found.candidates.orientation, found.candidates.forward)
+    odds = log_odds(likelihood, found.candidates.prior)
+    odds = jnp.where(found.apart, odds, UNLIKELY)
+    best, odds = keep_best(found.candidates, odds, config.n_climbing, n_phases)
+    return Proposals(best, odds > 0.5 * UNLIKELY)
 
 
 def climbed(
@@ -176,9 +212,11 @@ def verify(
     phase's symmetry; `wavelength` in Å, `k_max` in 1/Å. Candidates that the search has brought to
     one place count once. Of so many patterns at once the candidates are looked at (all: None).
     """
-    searched = lambda row: find(  # noqa: E731
-        *row, phases, operations, wavelength, k_max, config
-    )
+
+    def searched(row):
+        found = find(*row, phases, operations, wavelength, k_max, config)
+        return likeliest(row[0], found, len(phases), wavelength, k_max, config, log_odds)
+
     found = map_rows(searched, (patterns, log_probability), at_once)
     candidates, n = found.candidates, found.apart.shape[1]
     forwards = [tables.reflections for tables in phases]
@@ -237,10 +275,9 @@ def verify_by_counts(
             return measured(reflections, sums, light, detector, incident, reach, counts)
 
         def worth(orientation, forward):
-            straight, nowhere = reflections(orientation, forward), jnp.zeros((1, 2))
+            straight = reflections(orientation, forward)
             both = look(straight), look(straight.turned_about_beam())
-            values = [log_ratios(p, nowhere, thickness, semi_angle, counts)[0] for p in both]
-            return over_thickness(jnp.stack(values))
+            return over_thickness(log_ratios_of_alike(both, thickness, semi_angle, counts))
 
         values = jax.vmap(worth)(candidates.orientation, candidates.forward)
         values = jnp.where(found.apart[:, None], values, UNLIKELY)

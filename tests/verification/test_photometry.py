@@ -30,6 +30,7 @@ from jaxstem.verification.photometry import (
     explained_light,
     likeliest_reflections,
     log_ratios,
+    log_ratios_of_alike,
     measured,
     over_thickness,
 )
@@ -150,6 +151,16 @@ def test_ratio_is_that_of_two_mixtures_with_students_tails(rng):
     by_nothing = (1 - eps) * stats.t.pdf(a / bare, 3) / bare + anything
     ratio = np.clip(by_crystal / by_nothing, 1e-4, 1e4)
     np.testing.assert_allclose(found, np.log(ratio).sum(-2), rtol=2e-3, atol=2e-2)
+
+
+def test_candidates_that_expect_the_same_are_judged_as_each_alone(rng):
+    alike = [places_of(rng)]
+    alike.append(places_of(rng)._replace(reflections=alike[0].reflections.turned_about_beam()))
+    together = log_ratios_of_alike(alike, THICKNESS, SEMI_ANGLE, CONFIG)
+    still = jnp.zeros((1, 2))
+    for found, places in zip(together, alike, strict=True):
+        alone = log_ratios(places, still, THICKNESS, SEMI_ANGLE, CONFIG)[0]
+        np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-3)
 
 
 def test_an_account_is_the_ratio_place_by_place(rng):

@@ -23,7 +23,8 @@ from jaxstem.inference.step import joint_operations
 from jaxstem.orientation import rotations
 from jaxstem.orientation.symmetry import misorientation
 from jaxstem.verification.config import ScoreConfig
-from jaxstem.verification.refinement import verify
+from jaxstem.verification.ranking import Candidates, Forward
+from jaxstem.verification.refinement import Proposals, likeliest, verify
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -122,6 +123,41 @@ def test_verify_finds_the_turn_that_the_network_missed(copper, cells, check, rng
     )
     answers, _, _ = check(disks, around)
     assert np.median(angle_deg(answers, truth, copper.operations)) < 2.0
+
+
+def test_only_the_likeliest_candidates_climb(copper, cells, rng):
+    """By their odds where they are: the truth among other orientations, unless its prior rules it
+    out or it does not lie apart from another; all of them where not more may climb.
+    """
+    reflectors = copper.reflectors()
+    truth = random_matrices(rng, 1)[0].astype(np.float32)
+    orientation = jnp.asarray(np.stack([*cells[rng.choice(len(cells), 5, replace=False)], truth]))
+    lists = (
+        jnp.broadcast_to(x, (6, *x.shape)) for x in (reflectors.g, reflectors.inverse_extinction)
+    )
+    candidates = Candidates(orientation, jnp.zeros(6, int), jnp.zeros(6), Forward(*lists))
+    pattern = prepared_pattern(thick_foil_disks(truth, copper, 24))
+    physics = copper.wavelength, copper.k_max
+    config = replace(CONFIG, n_climbing=2)
+
+    @jax.jit
+    def left(prior, apart):
+        found = Proposals(candidates._replace(prior=prior), apart)
+        log_odds = InferConfig(prior_weight=1.0).log_odds
+        return likeliest(pattern, found, 1, *physics, config, log_odds)
+
+    def holds_truth(found):
+        same = np.abs(found.candidates.orientation - truth).max(axis=(1, 2)) < 1e-6
+        return bool((same & np.asarray(found.apart)).any())
+
+    even, all_apart = jnp.zeros(6), jnp.ones(6, bool)
+    found = left(even, all_apart)
+    assert found.apart.shape == (2,) and found.apart.all() and holds_truth(found)
+    assert not holds_truth(left(even.at[5].set(-1e3), all_apart))
+    assert not holds_truth(left(even, all_apart.at[5].set(False)))
+    few = Proposals(candidates, all_apart)
+    config = replace(config, n_climbing=6)
+    assert likeliest(pattern, few, 1, *physics, config, InferConfig().log_odds) is few
 
 
 @pytest.fixture
