@@ -40,7 +40,7 @@ class InferConfig:
     listed disks alone; score: how (None: as suits `refine`); likelihood_weight,
     prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
     of a candidate (below one, since neither model is exact and both saw the same disks; None for
-    the prior: 0.5, or 0.05 beside Bloch waves, which leave the network little to add);
+    the prior: 0.3, or 0.05 beside Bloch waves, which leave the network little to add);
     counts_weight, counts_prior_weight: the same where counts judge; chance:
     log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
@@ -87,7 +87,7 @@ class InferConfig:
             return by_counts + self.counts_prior_weight * prior
         weight = self.prior_weight
         if weight is None:
-            weight = 0.05 if self.refine in BY_BLOCH_WAVES else 0.5
+            weight = 0.05 if self.refine in BY_BLOCH_WAVES else 0.3
         return self.likelihood_weight * log_likelihood + weight * prior
 
     @property

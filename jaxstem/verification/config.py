@@ -78,7 +78,7 @@ class CountsConfig:
 
     n_candidates: tuple[int, ...] = (96, 24, 16)
     n_final: int = 12
-    n_thicknesses: int = 32
+    n_thicknesses: int = 48
     n_likely: int = 8
     n_reflections: int = 48
     scatter: float = 0.4
@@ -86,7 +86,7 @@ class CountsConfig:
     outliers: float = 0.03
     background_error: float = 0.05
     read_noise: float = 3.0
-    steps: tuple[float, ...] = (0.5, 0.25, 0.12)
+    steps: tuple[float, ...] = (0.5, 0.25, 0.12, 0.06)
     n_polished: int = 3
     list_weight: float = 0.2
 
@@ -182,12 +182,12 @@ class ScoreConfig:
     n_modes: int = 24
     levels: tuple[Level, ...] = (
         Level(0.06, 0.02, 4.0, 1, 3.2, 5, 48, 96, 0.0),
-        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 16, 0.2),
-        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 10, 0.4),
+        Level(0.04, 0.008, 2.0, 2, 1.5, 7, 64, 12, 0.2),
+        Level(0.03, 0.003, 1.0, 1, 0.5, 7, 64, 8, 0.4),
     )
-    n_final: int = 10
+    n_final: int = 8
     n_climbing: int = 4
-    hopeless: float = 2.0
+    hopeless: float = 1.5
     behind: float = 2.0
     likelihood: LikelihoodConfig = LikelihoodConfig()
     counts: CountsConfig = CountsConfig()
