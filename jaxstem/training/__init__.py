@@ -25,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "miss_disks",
             "overlap",
             "scatter_intensities",
+            "within",
         ],
         "checkpoint": ["checksum", "open_checkpoints", "restore_newest", "save"],
         "config": ["preset_config", "TrainConfig"],

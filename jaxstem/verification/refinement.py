@@ -95,7 +95,7 @@ def find(
     return Proposals(candidates, score > -0.5 * BEHIND)
 
 
-def likeliest(
+def hopeful(
     pattern: Pattern,
     found: Proposals,
     n_phases: int,
@@ -215,7 +215,7 @@ def verify(
 
     def searched(row):
         found = find(*row, phases, operations, wavelength, k_max, config)
-        return likeliest(row[0], found, len(phases), wavelength, k_max, config, log_odds)
+        return hopeful(row[0], found, len(phases), wavelength, k_max, config, log_odds)
 
     found = map_rows(searched, (patterns, log_probability), at_once)
     candidates, n = found.candidates, found.apart.shape[1]

@@ -65,7 +65,7 @@ def test_training_options_reach_the_training(options, expected, tmp_path, monkey
     assert run("train", "--cif", CIF, "--out", tmp_path / "m", *options) == 0
     material, settings, out = asked.pop()
     assert out == tmp_path / "m"
-    assert (material.voltage_kv, material.k_max, material.u_iso) == (300.0, 2.0, 0.0064)
+    assert (material.voltage_kv, material.k_max, material.u_iso) == (300.0, 2.5, 0.0064)
     assert np.rad2deg(material.spacing) == pytest.approx(settings.model.spacing_deg, rel=0.05)
     assert settings.model.head == settings.chosen_loss.head
     usual = "geodesic" if "paper" in options else "grid_cross_entropy"

@@ -24,7 +24,7 @@ from jaxstem.orientation import rotations
 from jaxstem.orientation.symmetry import misorientation
 from jaxstem.verification.config import ScoreConfig
 from jaxstem.verification.ranking import Candidates, Forward
-from jaxstem.verification.refinement import Proposals, likeliest, verify
+from jaxstem.verification.refinement import Proposals, hopeful, verify
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -70,7 +70,7 @@ def test_verify_is_invariant(copper, cells, check, seed):
     """Order and padding of the disks, in-plane turns and symmetry do not change the answer."""
     rng = np.random.default_rng(seed)
     truth = jnp.asarray(random_matrices(rng, 1)[0])
-    disks = thick_foil_disks(truth, copper, 14)
+    disks = thick_foil_disks(truth, copper, 22)
     around = partial(log_probability_around, material=copper, cells=cells)
     spin = jnp.asarray(turn_deg([0, 0, rng.uniform(0, 360)]))
     operation = jnp.asarray(copper.operations[rng.integers(24)], jnp.float32)
@@ -79,8 +79,8 @@ def test_verify_is_invariant(copper, cells, check, seed):
     cases = [
         (longer(disks), truth),
         (Disks(*(x[order] for x in longer(disks))), truth),
-        (longer(thick_foil_disks(truth @ spin, copper, 14)), truth @ spin),
-        (longer(thick_foil_disks(operation @ truth, copper, 14)), operation @ truth),
+        (longer(thick_foil_disks(truth @ spin, copper, 22)), truth @ spin),
+        (longer(thick_foil_disks(operation @ truth, copper, 22)), operation @ truth),
     ]
     batch = jax.tree.map(lambda *x: jnp.stack(x), *(case[0] for case in cases))
     answers, scores, ranked = check(batch, jnp.stack([around(r) for _, r in cases]))
@@ -144,7 +144,7 @@ def test_only_the_likeliest_candidates_climb(copper, cells, rng):
     def left(prior, apart):
         found = Proposals(candidates._replace(prior=prior), apart)
         log_odds = InferConfig(prior_weight=1.0).log_odds
-        return likeliest(pattern, found, 1, *physics, config, log_odds)
+        return hopeful(pattern, found, 1, *physics, config, log_odds)
 
     def holds_truth(found):
         same = np.abs(found.candidates.orientation - truth).max(axis=(1, 2)) < 1e-6
@@ -160,7 +160,7 @@ def test_only_the_likeliest_candidates_climb(copper, cells, rng):
     assert not holds_truth(left(even, all_apart.at[5].set(False)))
     few = Proposals(candidates, all_apart)
     config = replace(config, n_climbing=6)
-    assert likeliest(pattern, few, 1, *physics, config, InferConfig().log_odds) is few
+    assert hopeful(pattern, few, 1, *physics, config, InferConfig().log_odds) is few
 
 
 @pytest.fixture
