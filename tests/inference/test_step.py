@@ -223,7 +223,7 @@ class Oracle(Model):
 
     @property
     def network(self):
-        def apply(variables, disks):
+        def apply(variables, disks, prior=None, reach=None):
             qx, log_probability = variables["params"]
             return log_probability[jnp.argmin(jnp.abs(qx - disks.qx[:, :1]), axis=1)]
 
