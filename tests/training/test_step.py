@@ -208,7 +208,8 @@ def uneven_batch(rng):
     mask = jnp.asarray(np.arange(12) < 1 + index[:, None] * 7 % 12)
     disks = Disks(*jnp.asarray([qx, qy, intensity], jnp.float32), mask)
     label = Label(jnp.zeros(128, int), jnp.asarray(random_matrices(rng, 128)))
-    return TrainingBatch(disks, label), jnp.asarray(index)
+    reach = jnp.asarray(rng.uniform(1.0, 1.5, 128), jnp.float32)
+    return TrainingBatch(disks, label, reach), jnp.asarray(index)
 
 
 @pytest.mark.parametrize("dropout", [0.0, pytest.param(0.3, marks=pytest.mark.slow)])
