@@ -187,7 +187,7 @@ class ScoreConfig:
     )
     n_final: int = 8
     n_climbing: int = 4
-    hopeless: float = 1.5
+    hopeless: float = np.inf
     behind: float = 2.0
     likelihood: LikelihoodConfig = LikelihoodConfig()
     counts: CountsConfig = CountsConfig()
