@@ -170,9 +170,8 @@ class ScoreConfig:
     measured_power, predicted_power: of the intensities in the cosine; n_modes: peaks of each
     phase's distribution that are verified; levels: of the search; n_final: candidates that come
     through it; n_climbing: the likeliest of these, which climb to the summit of their likelihood
-    (these and the levels' numbers are for one phase, see `keep_best`); hopeless: log-odds by which
-    one of them may trail the best of its pattern where they are and set out at all; behind: the
-    same after `APPROACH` steps, to climb on; likelihood,
+    (these and the levels' numbers are for one phase, see `keep_best`); behind: log-odds by which
+    one of them may trail the best of its pattern after `APPROACH` steps and climb on; likelihood,
     counts, dynamical: how they are judged; fit: how the likeliest by Bloch waves are then fitted,
     if they are.
     """
@@ -187,7 +186,6 @@ class ScoreConfig:
     )
     n_final: int = 8
     n_climbing: int = 4
-    hopeless: float = np.inf
     behind: float = 2.0
     likelihood: LikelihoodConfig = LikelihoodConfig()
     counts: CountsConfig = CountsConfig()
@@ -218,7 +216,6 @@ THOROUGH = ScoreConfig(
     ),
     n_final=8,
     n_climbing=8,
-    hopeless=np.inf,
     behind=np.inf,
     likelihood=LikelihoodConfig(n_reflections=40),
 )

@@ -104,8 +104,9 @@ def hopeful(
     config: ScoreConfig,
     log_odds: LogOdds,
 ) -> Proposals:
-    """Of the candidates of one pattern those that its disks make likeliest where they are, and have
-    hope: to climb costs ten times as much as to look.
+    """Of the candidates of one pattern those that its disks make likeliest where they are, for to
+    climb costs ten times as much as to look. All of these climb, however far they trail: unpolished
+    the likelihood misjudges half turns of patterns that two-beam theory does not fit.
     """
     statistics = config.likelihood
     if found.apart.shape[0] <= keep_size(config.n_climbing, n_phases):
@@ -119,7 +120,7 @@ def hopeful(
     odds = log_odds(likelihood, found.candidates.prior)
     odds = jnp.where(found.apart, odds, UNLIKELY)
     best, odds = keep_best(found.candidates, odds, config.n_climbing, n_phases)
-    return Proposals(best, odds > jnp.maximum(0.5 * UNLIKELY, odds.max() - config.hopeless))
+    return Proposals(best, odds > 0.5 * UNLIKELY)
 
 
 def climbed(
