@@ -186,7 +186,7 @@ class ScoreConfig:
     )
     n_final: int = 8
     n_climbing: int = 4
-    behind: float = 2.0
+    behind: float = 0.5
     likelihood: LikelihoodConfig = LikelihoodConfig()
     counts: CountsConfig = CountsConfig()
     dynamical: DynamicalConfig = DynamicalConfig()
