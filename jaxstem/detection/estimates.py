@@ -184,8 +184,9 @@ def estimate_probe(patterns, origins, rough_radius: float, config: DetectConfig)
     if config.probe is not None or config.radius is None or config.edge is None:
         radii, values = _radial_profile(images, centres, 2.5 * (rough_radius + 2))
         plateau = np.median(values[radii < 0.6 * rough_radius])
-        falling = np.minimum.accumulate(ndimage.gaussian_filter1d(values, 1.0)) / plateau
-        crossing = lambda level: float(np.interp(-level, -falling, radii))  # noqa: E731
+        falling = np.minimum.accumulate(ndimage.gaussian_filter1d(values, 1.0))
+        # of a beam behind a mask nothing is seen: its edge is then as sharp as one can be
+        crossing = lambda level: float(np.interp(-level * plateau, -falling, radii))  # noqa: E731
         radius = config.radius or crossing(0.5)
         edge = config.edge or min(max(1.0, 1.25 * (crossing(0.1) - crossing(0.9))), 1.5 * radius)
     else:
