@@ -187,8 +187,9 @@ def floor(runner: Runner, rate: Operations, length: int) -> dict:
     n = len(disks.qx)
     per_pattern = lambda found: Operations(*(x / n for x in found))  # noqa: E731
     network = per_pattern(operations_of(scores, runner.model.params, made, disks))
-    # a sharded program's operations are those of one device
-    of_program = operations_of(runner.predict, runner.params, disks, exposed)
+    # a sharded program's operations are those of one device; how far the scan reaches is no array
+    whole_step = lambda params, disks: runner.predict(params, disks, exposed)  # noqa: E731
+    of_program = operations_of(whole_step, runner.params, disks)
     whole = Operations(*(x * runner.mesh.size / n for x in of_program))
     taken, least = seconds_per_pattern(runner, disks, exposed), floor_seconds(whole, rate)
     return {
