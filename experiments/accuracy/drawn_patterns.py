@@ -46,7 +46,7 @@ JUDGES = ("list", "counts")
 @dataclass(frozen=True)
 class Arguments:
     """model: packaged or folder, of one crystal; n: patterns of each condition; crystals: of the
-    Laue classes (all if none is named); n_laue: patterns of each, 0 for none; spacing_deg: of
+    Laue classes (all if none is named); n_laue: patterns of each; spacing_deg: of
     matching's grid; quick: few of all, written nowhere unless `out` is given.
     """
 
@@ -62,11 +62,11 @@ class Arguments:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Expected counts (n, H, H) of disks and background, and what changes them.
+    """How patterns are measured.
 
     dose: as a factor; background: (H, H) factor of the diffuse part; added: counts (H, H) in every
-    pattern; mask: pixels that are seen; config: what detection is told; off: error of the centre
-    [px]; scale: by which factor the pixel size that it is told is wrong.
+    pattern; config: what detection is told, its masked pixels counting nothing; off: error of the
+    centre [px]; scale: by which factor the pixel size that it is told is wrong.
     """
 
     dose: float = 1.0
@@ -128,7 +128,7 @@ def measured(
 
 
 def scores(scan: DiskScan, model: Model, truth: np.ndarray) -> dict[str, dict[str, float]]:
-    """By each judge: errors [degrees], mean confidence, and the calibration's."""
+    """By each judge: errors [degrees], shares within 5° [%], and the mean confidence [%]."""
     (material,), told = model.materials, {}
     for judge in JUDGES:
         found = map_scan(scan, model, infer_config(model, "fast", judge=judge), progress=False)
@@ -139,7 +139,7 @@ def scores(scan: DiskScan, model: Model, truth: np.ndarray) -> dict[str, dict[st
 
 
 def drawn(material: Material, n: int, seed: int, drawing: Drawing) -> tuple[tuple, np.ndarray]:
-    """Expected counts of `n` patterns, and their orientations."""
+    """Expected counts (n, H, H) of disks and of background, and orientations (n, 3, 3)."""
     disks, orientation, _ = random_patterns(material, n, seed, drawing)
     return expected_counts(disks, material.wavelength, seed, drawing), orientation
 

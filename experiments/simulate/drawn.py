@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Bloch-wave patterns drawn as raw images: disks, a diffuse background, counting noise.
+"""Bloch-wave patterns drawn as raw images without noise: disks, a diffuse background.
 
 Each disk is filled unevenly, by a random slope, as diffraction fills it; the beam wanders over the
 detector from pattern to pattern.
@@ -45,7 +45,10 @@ class Drawing:
 def random_patterns(
     material: Material, n: int, seed: int, drawing: Drawing
 ) -> tuple[Disks, Float[np.ndarray, "n 3 3"], Float[np.ndarray, " n"]]:
-    """Patterns of random orientations and thicknesses, these two as well."""
+    """`n` patterns (n, K) of random orientations (n, 3, 3) and thicknesses (n,) [Å], and these two.
+
+    Intensities are shares of the incident beam; disks go as far as the drawing reaches.
+    """
     of_orientation, of_thickness = jax.random.split(jax.random.key(seed))
     orientation = rotations.random_rotations(of_orientation, (n,))
     low, high = THICKNESS
@@ -60,9 +63,11 @@ def random_patterns(
 def expected_counts(
     disks: Disks, wavelength: float, seed: int, drawing: Drawing
 ) -> tuple[Float[np.ndarray, "n H H"], Float[np.ndarray, "n H H"]]:
-    """Electrons that each pixel should count in the disks, and in the background.
+    """Electrons that each pixel should count of the disks (n, K), and of the background.
 
-    `wavelength` in Å. Rows of the images lie along x.
+    `wavelength` in Å. Rows of the images lie along x. The background is no theory's: a falling
+    exponential and a ring at 0.48 1/Å, of which a tenth varies with azimuth, as amorphous films
+    give.
     """
     rng = np.random.default_rng(seed)
     side, size = drawing.pixels, drawing.pixel_size
