@@ -35,8 +35,9 @@ from jaxstem.files.map_file import MapHeader, map_writer
 from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
 from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all, source_of
+from jaxstem.inference.batching import PIECE, judged_source
 from jaxstem.inference.config import InferConfig
-from jaxstem.inference.stream import PIECE, judged_source, stream_answers
+from jaxstem.inference.stream import stream_answers
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
