@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "batching": [
             "batches",
             "judged_source",
+            "likeliest_labels",
             "no_labels",
             "nothing_to_see",
             "OPEN",

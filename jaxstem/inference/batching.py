@@ -176,6 +176,22 @@ class Piece:
         return (*self.answer, *(self.labels or ()))
 
 
+def likeliest_labels(labels: Labels, n: int) -> Labels:
+    """The `n` likeliest candidates of each position (positions, C), the likeliest first."""
+    order = np.argsort(-labels.log_odds, axis=1, kind="stable")[:, :n]
+
+    def chosen(x, none):
+        if x.ndim == 1:
+            return x
+        best = np.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+        short = [(0, 0)] * x.ndim
+        short[1] = (0, n - order.shape[1])
+        return np.pad(best, short, constant_values=none)
+
+    none = no_labels(np.full(1, UNASSIGNED), 1)
+    return Labels(*(chosen(x, y.flat[0]) for x, y in zip(labels, none, strict=True)))
+
+
 def no_labels(phase: Int[np.ndarray, " n"], n_candidates: int) -> Labels:
     """The labels of positions that are not looked at: no crystal where that is known (`phase`)."""
     shape = (len(phase), n_candidates)
