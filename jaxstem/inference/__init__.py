@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "batching": [
+            "Asked",
             "batches",
             "judged_source",
             "likeliest_labels",
@@ -41,16 +42,24 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "lengths": ["choose_lengths", "ladder", "length_of"],
         "ranked_cells": ["likeliest_cells", "RankedCells"],
+        "second_look": ["make_second_look"],
         "step": [
             "cells_near",
             "Found",
             "joint_operations",
+            "known_disks",
             "make_predict",
             "phase_table",
             "predict_content",
             "scorer",
         ],
-        "stream": ["predict_scan", "read_ahead", "stream_answers", "workers"],
+        "stream": [
+            "predict_scan",
+            "read_ahead",
+            "stream_answers",
+            "stream_second_looks",
+            "workers",
+        ],
         "verdict": ["Answer", "answer_of", "Labels", "labels_of", "summarise"],
     },
 )

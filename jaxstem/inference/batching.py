@@ -10,7 +10,7 @@ not for long: memory does not grow with the scan.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -162,18 +162,16 @@ class Piece:
     left: int
     labels: Labels | None = None
 
-    def put(self, index: Int[np.ndarray, " n"], answer: Answer, labels: Labels | None) -> None:
+    def put(
+        self, index: Int[np.ndarray, " n"], answer: Answer | None, labels: Labels | None
+    ) -> None:
         """Take what was found of the positions `index`."""
         if labels is not None and self.labels is None:
             self.labels = no_labels(self.answer.phase, labels.phase.shape[1])
-        for into, values in zip(self.arrays, (*answer, *(labels or ())), strict=True):
-            into[index] = values
+        for mine, found in ((self.answer, answer), (self.labels, labels)):
+            for into, values in zip(mine, found, strict=True) if found is not None else ():
+                into[index] = values
         self.left -= len(index)
-
-    @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
-        """All that is found of the positions."""
-        return (*self.answer, *(self.labels or ()))
 
 
 def likeliest_labels(labels: Labels, n: int) -> Labels:
@@ -209,13 +207,22 @@ Where = list[tuple[Piece, Int[np.ndarray, " n"]]]
 """Where patterns belong that come one after the other: pieces and the positions within each."""
 
 
+Asked = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+"""Quaternions (n, M, 4) and phases (n, M) of the orientations to be judged at the flat positions
+from the first to before the last, the phase being -1 where there are no more.
+"""
+
+
 class PaddedBatch(NamedTuple):
-    """Patterns of one length, the last one repeated to fill it up, and where they belong."""
+    """Patterns of one length, the last one repeated to fill it up, and where they belong; asked:
+    what is asked of each (`Asked`).
+    """
 
     disks: Disks
     exposed: Exposure
     where: Where
     light: Light | None = None
+    asked: tuple[np.ndarray, ...] = ()
 
 
 def nothing_to_see(size: int, length: int, limit: Limit, like: Light | None) -> PaddedBatch:
@@ -281,8 +288,10 @@ def batches(
     known: Preview,
     rows: tuple[int, int],
     batch: int,
+    asked: Asked | None = None,
 ) -> Iterator[Piece | PaddedBatch]:
-    """The pieces between two rows in order, and the batches that hold their patterns.
+    """The pieces between two rows in order, and the batches that hold their patterns; only those of
+    which something is `asked`, where it is.
 
     A piece comes before any batch with patterns of it. Batches are full, but for the last of each
     length and for those that would keep a piece waiting longer than `OPEN` others.
@@ -299,9 +308,13 @@ def batches(
             whole = [
                 np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x for x in arrays
             ]
-            (incident, sigma, is_cut), light = whole[4:7], whole[7:]
+            n_light = len(Light._fields) if known.light else 0
+            (incident, sigma, is_cut), light = whole[4:7], whole[7 : 7 + n_light]
             exposed = Exposure(incident, sigma, is_cut, known.limit)
-            yield PaddedBatch(Disks(*whole[:4]), exposed, where, Light(*light) if light else None)
+            counts = Light(*light) if light else None
+            yield PaddedBatch(
+                Disks(*whole[:4]), exposed, where, counts, tuple(whole[7 + n_light :])
+            )
 
     for number, (start, stop) in enumerate(ranges):
         start, stop = start + rows[0], stop + rows[0]
@@ -310,15 +323,19 @@ def batches(
         exposed = scan_exposure(scan, k_min, reach, known.limit, known.beam)
         first = (start - rows[0]) * source.scan_shape[1]
         piece = unanswered(number, first, scan, model, exposed)
+        place, questions = length_of(piece.counts, known.lengths), ()
+        if asked is not None:
+            questions = asked(first, first + len(place))
+            place = np.where((questions[1] >= 0).any(axis=1), place, -1)
+            piece.left = int((place >= 0).sum())
         yield piece
-        place = length_of(piece.counts, known.lengths)
         for i, (length, shelf) in enumerate(zip(known.lengths, shelves, strict=True)):
             index = np.flatnonzero(place == i)
             if len(index):
                 disks = pad_disks(scan, index, reach, k_min, length)
                 beam = exposed.incident[index], exposed.incident_sigma[index]
-                light = [x[index] for x in counts]
-                shelf.put((*disks, *beam, piece.counts[index] > length, *light), piece, index)
+                more = [x[index] for x in (*counts, *questions)]
+                shelf.put((*disks, *beam, piece.counts[index] > length, *more), piece, index)
             if shelf.number and shelf.where[0][0].number < number - OPEN:
                 yield from filled(shelf, rest=True)
             elif shelf.number >= batch:

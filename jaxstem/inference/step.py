@@ -45,8 +45,9 @@ from jaxstem.verification.candidates import (
     within_reach,
 )
 from jaxstem.verification.config import FARTHEST
+from jaxstem.verification.counting import verify_by_counts
 from jaxstem.verification.ranking import Forward, Ranked
-from jaxstem.verification.refinement import verify, verify_by_counts, verify_dynamically
+from jaxstem.verification.refinement import verify, verify_dynamically
 from jaxstem.verification.search import pattern_of
 
 BEAM_K_MAX = 3.0
@@ -185,6 +186,14 @@ def scorer(
     return corrected, cached_templates(model.materials, model.matching, cache)
 
 
+def known_disks(disks: Disks, model: Model) -> Disks:
+    """The strongest of the disks (B, K) that the model's network knows."""
+    near = disks.mask & (disks.qx**2 + disks.qy**2 <= model.k_max**2)
+    order = jnp.argsort(~near, axis=1, stable=True)[:, : model.config.n_disks]
+    disks = jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), disks)
+    return disks._replace(mask=jnp.take_along_axis(near, order, axis=1))
+
+
 def make_predict(
     model: Model, config: InferConfig, mesh: Mesh, detector: Detector | None = None
 ) -> Callable[..., Found]:
@@ -243,15 +252,6 @@ def make_predict(
         rows = (patterns, ranked, log_probability[:, -1])
         return map_rows(judged, rows, at_once if on_cpu else None)
 
-    def known(disks: Disks) -> Disks:
-        """The strongest disks of those that the network knows."""
-        if config.verifies:
-            near = disks.mask & (disks.qx**2 + disks.qy**2 <= model.k_max**2)
-            order = jnp.argsort(~near, axis=1, stable=True)[:, : model.config.n_disks]
-            disks = jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), disks)
-            return disks._replace(mask=jnp.take_along_axis(near, order, axis=1))
-        return jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
-
     def network_alone(output, log_probability, phases) -> Found:
         ends = np.cumsum([len(tables.cells) for tables in phases])
         found = [
@@ -282,7 +282,11 @@ def make_predict(
     def step(given, disks: Disks, incident, incident_sigma, is_cut, light, limit) -> Found:
         params, tables = given
         phases, made, _ = tables
-        output = scores(params, made, known(disks), jnp.minimum(limit.reach, model.k_max))
+        if config.verifies:
+            seen = known_disks(disks, model)
+        else:
+            seen = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
+        output = scores(params, made, seen, jnp.minimum(limit.reach, model.k_max))
         on_cpu = jax.default_backend() == "cpu"
 
         def spread_out(output):

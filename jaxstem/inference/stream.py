@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -22,8 +22,10 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
 
+from jaxstem.files.light import Detector
 from jaxstem.files.scan import DiskScan, DiskSource, source_of
 from jaxstem.inference.batching import (
+    Asked,
     PaddedBatch,
     Piece,
     batches,
@@ -32,6 +34,7 @@ from jaxstem.inference.batching import (
     preview_scan,
 )
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
+from jaxstem.inference.second_look import make_second_look
 from jaxstem.inference.step import Found, make_predict
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
@@ -54,6 +57,50 @@ def stream_answers(
     elsewhere, their confidence being NaN and 0. Each length compiles once. Reading, work and what
     the caller does overlap. Raises InputError as `source.read` does.
     """
+
+    def make(params, config: InferConfig, mesh: Mesh, detector: Detector | None):
+        predict = make_predict(model, config, mesh, detector)
+        return lambda batch: predict(params, batch.disks, batch.exposed, batch.light)
+
+    return _streamed(make, model, source, config, rows, mesh, progress)
+
+
+def stream_second_looks(
+    model: Model,
+    source: DiskSource,
+    asked: Asked,
+    config: InferConfig | None = None,
+    *,
+    rows: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> Iterator[Piece]:
+    """The labels that orientations which are `asked` for are at their positions, in pieces as those
+    of `stream_answers`, without answers; None in those of which nothing is asked.
+    """
+
+    def make(params, config: InferConfig, mesh: Mesh, detector: Detector | None):
+        look = make_second_look(model, config, mesh, detector)
+
+        def ask(batch: PaddedBatch) -> Found:
+            return None, look(params, batch.disks, batch.exposed, batch.light, *batch.asked)
+
+        return ask
+
+    return _streamed(make, model, source, config, rows, mesh, progress, asked)
+
+
+def _streamed(
+    make: Callable,
+    model: Model,
+    source: DiskSource,
+    config: InferConfig | None,
+    rows: tuple[int, int] | None,
+    mesh: Mesh | None,
+    progress: bool | None,
+    asked: Asked | None = None,
+) -> Iterator[Piece]:
+    """`make` gives the program of a batch, from parameters, settings, mesh and detector."""
     config = config or InferConfig()
     if config.refine not in ("none", "fast", *BY_BLOCH_WAVES):
         raise ValueError(f'refine is {config.refine!r}: give "none", "fast", "full" or "exact"')
@@ -67,8 +114,7 @@ def stream_answers(
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(ThreadPoolExecutor(1))
         previewed = reader.submit(preview_scan, source, model, config)
-        predict = make_predict(model, config, mesh, source.detector)
-        params = parallel.replicate(model.params, mesh)
+        ask = make(parallel.replicate(model.params, mesh), config, mesh, source.detector)
         n_workers = workers(mesh)
         crew = stack.enter_context(ThreadPoolExecutor(n_workers))
         bar = stack.enter_context(tqdm(total=total, unit="position", disable=disable))
@@ -77,15 +123,18 @@ def stream_answers(
 
         def prepare(length: int) -> None:
             nothing = nothing_to_see(size, length, known.limit, known.light)
-            jax.block_until_ready(predict(params, nothing.disks, nothing.exposed, nothing.light))
+            if asked is not None:
+                questions = tuple(np.repeat(x[:1], size, axis=0) for x in asked(0, 1))
+                nothing = nothing._replace(asked=questions)
+            jax.block_until_ready(ask(nothing))
 
         ready: dict[int, Future] = {}
-        found = batches(source, model, config, known, rows, size)
+        found = batches(source, model, config, known, rows, size, asked)
         coming = stack.enter_context(contextlib.closing(read_ahead(found, 2 * n_workers)))
 
         def work(batch: PaddedBatch) -> Found:
             ready[batch.disks.qx.shape[1]].result()
-            return jax.device_get(predict(params, batch.disks, batch.exposed, batch.light))
+            return jax.device_get(ask(batch))
 
         pieces: deque[Piece] = deque()
         pending: deque = deque()

@@ -30,5 +30,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Strip",
             "strip_of",
         ],
+        "proposals": ["NEW", "proposals", "Proposed"],
     },
 )
