@@ -37,22 +37,16 @@ from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_
 from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all, source_of
 from jaxstem.inference.batching import PIECE, judged_source, likeliest_labels, no_labels
 from jaxstem.inference.config import InferConfig
-from jaxstem.inference.step import joint_operations
-from jaxstem.inference.stream import stream_answers, stream_second_looks
+from jaxstem.inference.stream import stream_answers
 from jaxstem.inference.verdict import Answer, Labels
 from jaxstem.network.heads import HEADS
 from jaxstem.network.model import Model
-from jaxstem.orientation import rotations
 from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
-from jaxstem.scan.posterior import ContextConfig, answers_in_context
-from jaxstem.scan.proposals import proposals
+from jaxstem.scan.context import in_context
 
 KEPT = 6
 """Labels of a position that its neighbours hear of."""
-
-PROPOSED = 3
-"""Orientations of its neighbours that are judged on a pattern which has not thought of them."""
 
 Block = tuple[int, dict[str, np.ndarray]]
 """Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""
@@ -308,53 +302,8 @@ def map_blocks(
         }
         yield row, alone | {"n_disks": n_disks}
     single, labels = scan
-    labels = with_second_looks(labels, source, model, config, mesh, progress)
-    operations = joint_operations(model.materials)
-    for row, answer in answers_in_context(labels, operations, ContextConfig()):
-        own = jax.tree.map(lambda x, row=row: x[row : row + len(answer.phase)], single)  # noqa: B023
-        looked_at = (labels.phase[row : row + len(answer.phase)] >= 0).any(axis=2)
-        told = [
-            np.where(looked_at.reshape(*looked_at.shape, *[1] * (x.ndim - 2)), x, y)
-            for x, y in zip(answer, own, strict=True)
-        ]
-        yield row, left_out(Answer(*told), least_confidence)._asdict()
-
-
-def with_second_looks(
-    labels: Labels,
-    source: DiskSource,
-    model: Model,
-    config: InferConfig,
-    mesh: Mesh | None,
-    progress: bool | None,
-) -> Labels:
-    """The labels (ny, nx) of a scan and those that neighbours propose, judged on each pattern."""
-    if config.refine != "fast":
-        return labels
-    operations = rotations.matrix_to_quaternion(joint_operations(model.materials))
-    proposed = jax.device_get(proposals(labels, operations, PROPOSED))
-    flat = [x.reshape(-1, *x.shape[2:]) for x in proposed]
-    looks = stream_second_looks(
-        model,
-        source,
-        lambda start, stop: tuple(x[start:stop] for x in flat),
-        config,
-        mesh=mesh,
-        progress=progress,
-    )
-    found = []
-    for piece in looks:
-        more = piece.labels or no_labels(piece.answer.phase, PROPOSED)
-        found.append(more._replace(no_crystal=piece.answer.phase))
-    more = Labels(*(np.concatenate(x) for x in zip(*found, strict=True)))
-    ny, nx = labels.no_crystal.shape
-    joined = [
-        mine
-        if mine.ndim == 2
-        else np.concatenate([mine, theirs.reshape(ny, nx, *theirs.shape[1:])], axis=2)
-        for mine, theirs in zip(labels, more, strict=True)
-    ]
-    return Labels(*joined)
+    for row, answer in in_context(single, labels, source, model, config, mesh, progress):
+        yield row, left_out(answer, least_confidence)._asdict()
 
 
 Found = tuple[Answer, Int[np.ndarray, "rows nx"], Labels | None]

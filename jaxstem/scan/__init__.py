@@ -6,6 +6,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "context": ["in_context", "PROPOSED", "second_looks"],
         "neighbours": [
             "beliefs",
             "closeness",
@@ -30,6 +31,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Strip",
             "strip_of",
         ],
-        "proposals": ["NEW", "proposals", "Proposed"],
+        "proposals": ["different", "NEW", "proposals", "Proposed"],
     },
 )

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int
 from jaxstem.inference.verdict import Labels
 from jaxstem.orientation import rotations
 from jaxstem.scan.neighbours import STEPS, moved
+from jaxstem.verification.ranking import angles_between, outdone
 
 NEW = 2.5
 """How far [degrees] a proposal lies from all that a position has thought of."""
@@ -83,3 +84,29 @@ def proposals(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: in
     return Proposed(
         jnp.moveaxis(quaternion, (-2, -1), (0, 1)), jnp.moveaxis(phase, (-2, -1), (0, 1))
     )
+
+
+@jax.jit
+def different(labels: Labels, more: Labels, operations: Float[Array, "P n 3 3"]) -> Labels:
+    """All labels (ny, nx) of both, one of those that climbed the same summit; no crystal is that of
+    the first.
+    """
+
+    def one(row):
+        labels, more = row
+        joined = [
+            mine if not mine.ndim else jnp.concatenate([mine, theirs])
+            for mine, theirs in zip(labels, more, strict=True)
+        ]
+        joined = Labels(*joined)
+        exists = joined.phase >= 0
+        orientation = rotations.quaternion_to_matrix(joined.quaternion)
+        apart = angles_between(orientation, jnp.maximum(joined.phase, 0), operations)
+        apart = jnp.where(exists[:, None] & exists, apart, jnp.inf)
+        gone = outdone(apart, joined.log_odds) | ~exists
+        return joined._replace(
+            phase=jnp.where(gone, -1, joined.phase),
+            log_odds=jnp.where(gone, -jnp.inf, joined.log_odds),
+        )
+
+    return jax.lax.map(jax.vmap(one), (labels, more))
