@@ -31,8 +31,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share what the first process chose
     CACHE = tempfile.TemporaryDirectory(prefix="jaxstem-tests-")
     os.environ["XDG_CACHE_HOME"] = CACHE.name
-    # what one test compiled another loads
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(CACHE.name, "jax")
+    # what one test compiled another loads, and what one run did the next where a folder is given
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE.name, "jax"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["XLA_FLAGS"] = (

@@ -154,7 +154,8 @@ def to_markdown(results: dict) -> str:
         return f"{100 * s['within_5']:.0f} % ({low:.0f}–{high:.0f})"
 
     return (
-        f"{ours['n']} fresh patterns of Cu, simulated in the same way after all choices were made "
+        f"{ours['n']} further patterns of Cu, simulated in the same way with a beam that does not "
+        "move; they showed a fault in how the beam's edge was measured, which is mended "
         f"(`experiments/accuracy/multislice.py`): {within(ours)} within 5°, py4DSTEM "
         f"{within(theirs)}."
     )

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
-from scipy import ndimage
+from scipy import ndimage, optimize
 
 from jaxstem.detection.config import DetectConfig
 from jaxstem.detection.layout import FAINTEST, TABLE_STEP
@@ -184,11 +184,13 @@ def estimate_probe(patterns, origins, rough_radius: float, config: DetectConfig)
     if config.probe is not None or config.radius is None or config.edge is None:
         radii, values = _radial_profile(images, centres, 2.5 * (rough_radius + 2))
         plateau = np.median(values[radii < 0.6 * rough_radius])
-        falling = np.minimum.accumulate(ndimage.gaussian_filter1d(values, 1.0))
+        # not the least so far, nor near the top: what diffraction takes from within the beam is no
+        # softer edge
+        falling = optimize.isotonic_regression(values, increasing=False).x
         # of a beam behind a mask nothing is seen: its edge is then as sharp as one can be
         crossing = lambda level: float(np.interp(-level * plateau, -falling, radii))  # noqa: E731
         radius = config.radius or crossing(0.5)
-        edge = config.edge or min(max(1.0, 1.25 * (crossing(0.1) - crossing(0.9))), 1.5 * radius)
+        edge = config.edge or min(max(1.0, 2.0 * (crossing(0.25) - crossing(0.75))), 1.5 * radius)
     else:
         radius, edge = config.radius, config.edge
     n = math.ceil((radius + edge / 2) / TABLE_STEP) + 3

@@ -8,7 +8,7 @@ import pytest
 from helpers import BEAM, DISK_RADIUS, diffuse, disk_image, patterns_of_disks
 
 from jaxstem.detection.config import DetectConfig
-from jaxstem.detection.layout import Layout
+from jaxstem.detection.layout import TABLE_STEP, Layout
 from jaxstem.detection.plan import make_plan
 
 
@@ -22,6 +22,26 @@ def test_the_aperture_is_measured(rng):
     vacuum = disk_image((10.2, 12.7), 1e6, shape=(24, 26))
     plan, _ = make_plan(patterns, DetectConfig(probe=vacuum))
     assert float(plan.area) == pytest.approx(area, rel=0.06)
+
+
+def test_a_dark_ring_in_the_beam_is_no_softer_edge(rng):
+    """Diffraction takes light from anywhere in the beam. A dark ring within it, taken for a soft
+    edge, moved the beams of whole scans by half a pixel.
+    """
+    beam = BEAM + rng.uniform(-0.5, 0.5, 2)
+    whole = diffuse(beam) + disk_image(beam, 1e5)
+    ring = np.hypot(*(np.indices(whole.shape) - beam[:, None, None])) / DISK_RADIUS
+    ring = np.abs(ring - 0.5) < 0.2
+    edges = []
+    for left in (1.0, 0.8):
+        plan, _ = make_plan(rng.poisson(whole * np.where(ring, left, 1.0), (16, 64, 64)))
+        high, low = (
+            np.interp(-level, -np.asarray(plan.probe), np.arange(len(plan.probe)))
+            for level in (0.9, 0.1)
+        )
+        edges.append(TABLE_STEP * (low - high) / 0.8)
+    full, hollow = edges
+    assert hollow == pytest.approx(full, abs=0.35)
 
 
 def test_layouts_are_shared(settings):
