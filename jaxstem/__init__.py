@@ -44,6 +44,7 @@ FLOORS = (
     ("verification",),
     ("training",),
     ("inference",),
+    ("scan",),
     ("maps",),
     ("mapping",),
     ("api",),

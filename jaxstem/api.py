@@ -50,6 +50,8 @@ METHODS = ("network", "match")
 REFINE = ("none", "fast", "full", "exact")
 JUDGES = ("counts", "list")
 
+CONTEXTS = ("scan", "none")
+
 PRECISION = ("float32", "bfloat16")
 
 PRESETS = ("default", "paper")
@@ -321,6 +323,7 @@ def map_orientations(
     method: str | None = None,
     refine: str = "fast",
     judge: str = "counts",
+    context: str = "scan",
     semiangle_mrad: float | None = None,
     least_confidence: float = 0.0,
     options: ReadOptions | None = None,
@@ -345,6 +348,8 @@ def map_orientations(
             that are right to a per cent or two; "none", not at all.
         judge: What decides between candidates: "counts", those of raw patterns at the places where
             each predicts disks; "list", the disks that were found, as it is without patterns.
+        context: What patterns are weighed with: "scan", their neighbours, which are alike within a
+            grain as the scan itself shows; "none", nothing, each pattern by itself.
         semiangle_mrad: Convergence semi-angle of the probe in mrad (None: the model's).
         least_confidence: Leave positions unassigned whose answer is less likely right than this.
         options: How the scan is opened, where its file does not say; the next three, if given,
@@ -367,6 +372,7 @@ def map_orientations(
     """
     if (model is None) == (cif is None) or (method is not None and cif is None):
         raise InputError("Give either a model, or cif with the unit cells, and method with these.")
+    _require("context", context, CONTEXTS)
     stated = _stated(pixel_size=pixel_size, voltage_kv=voltage_kv, scan_shape=scan_shape)
     options = dataclasses.replace(options or ReadOptions(), **stated)
     # all that can be wrong, before disks are looked for, which may take minutes
@@ -400,6 +406,7 @@ def map_orientations(
         source,
         loaded,
         config,
+        context=context,
         least_confidence=least_confidence,
         options=options,
         attributes=told,

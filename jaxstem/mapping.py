@@ -32,15 +32,21 @@ from jaxstem.detection.scan import PlannedSearch
 from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
 from jaxstem.errors import InputError, require_between
 from jaxstem.files.map_file import MapHeader, map_writer
-from jaxstem.files.map_schema import MAP_DATASETS
+from jaxstem.files.map_schema import MAP_DATASETS, unassigned
 from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
 from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all, source_of
+from jaxstem.inference.batching import PIECE, judged_source, likeliest_labels, no_labels
 from jaxstem.inference.config import InferConfig
-from jaxstem.inference.stream import PIECE, judged_source, stream_answers
-from jaxstem.inference.verdict import Answer
+from jaxstem.inference.stream import stream_answers
+from jaxstem.inference.verdict import Answer, Labels
+from jaxstem.network.heads import HEADS
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
+from jaxstem.scan.context import in_context
+
+KEPT = 6
+"""Labels of a position that its neighbours hear of."""
 
 Block = tuple[int, dict[str, np.ndarray]]
 """Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""
@@ -64,6 +70,7 @@ def map_scan(
     model: Model,
     config: InferConfig | None = None,
     *,
+    context: str = "scan",
     least_confidence: float = 0.0,
     options: ReadOptions | None = None,
     attributes: dict[str, Any] | None = None,
@@ -88,12 +95,16 @@ def map_scan(
     if isinstance(scan, DiskScan) and not len(scan.qx):
         raise no_disk_at_all(source)
     source = judged_source(source, model, config)
-    header = map_header(source, model, config, least_confidence, options, attributes)
-    found = list(map_blocks(source, model, config, least_confidence, mesh, progress))
+    context = usable_context(context, model, config)
+    header = map_header(source, model, config, context, least_confidence, options, attributes)
+    found = list(map_blocks(source, model, config, least_confidence, mesh, progress, context))
     found.sort(key=lambda block: block[0])
-    if not any((block["n_disks"] > 0).any() for _, block in found) and _is_empty(source):
+    names = {name for _, block in found for name in block}
+    arrays = {
+        name: np.concatenate([block[name] for _, block in found if name in block]) for name in names
+    }
+    if not (arrays["n_disks"] > 0).any() and _is_empty(source):
         raise no_disk_at_all(source)
-    arrays = {name: np.concatenate([block[name] for _, block in found]) for name in found[0][1]}
     return OrientationMap(
         **arrays,
         phase_names=header.phase_names,
@@ -111,6 +122,7 @@ def map_to_file(
     model: Model,
     config: InferConfig | None = None,
     *,
+    context: str = "scan",
     least_confidence: float = 0.0,
     options: ReadOptions | None = None,
     attributes: dict[str, Any] | None = None,
@@ -127,7 +139,8 @@ def map_to_file(
     config = config or InferConfig()
     _check(source, model, least_confidence)
     source = judged_source(source, model, config)
-    header = map_header(source, model, config, least_confidence, options, attributes)
+    context = usable_context(context, model, config)
+    header = map_header(source, model, config, context, least_confidence, options, attributes)
     were_empty: set[bool] = set()
 
     def read(start: int, stop: int) -> DiskScan:
@@ -148,15 +161,17 @@ def map_to_file(
     target = map_writer(path, header, overwrite) if parallel.is_first() else nullcontext()
     with target as write:
         counted = replace(source, read=read)
-        for row, block in map_blocks(counted, model, config, least_confidence, mesh, progress):
+        blocks = map_blocks(counted, model, config, least_confidence, mesh, progress, context)
+        for row, block in blocks:
             if write is not None:
                 write(row, block)
-            here = slice(row, row + len(block["phase"]))
-            for name in ("phase", "confidence", "log_evidence", "explained_light", "n_disks"):
-                getattr(overview, name)[here] = block[name]
-            overview.ambiguous_180[here] = ambiguous_by_180(
-                block["phase"], block["confidence"], block["confidence_mod180"]
-            )
+            told = ("phase", "confidence", "confidence_mod180")
+            if all(name in block for name in told):
+                ambiguous = ambiguous_by_180(*(block[name] for name in told))
+                block = {**block, "ambiguous_180": ambiguous}
+            for name, values in block.items():
+                if hasattr(overview, name):
+                    getattr(overview, name)[row : row + len(values)] = values
         if were_empty == {True}:
             raise no_disk_at_all(source)
     return overview
@@ -166,6 +181,7 @@ def map_header(
     source: DiskSource,
     model: Model,
     config: InferConfig,
+    context: str,
     least_confidence: float,
     options: ReadOptions | None,
     attributes: dict[str, Any] | None,
@@ -184,6 +200,7 @@ def map_header(
             "k_max": model.k_max,
             "refine": config.refine,
             "judge": "counts" if config.by_counts(source) else "list",
+            "context": context,
             "precision": config.precision,
             "least_confidence": least_confidence,
             "symmetry": "Laue group",
@@ -196,7 +213,16 @@ def map_header(
             "specimen": asdict(replace(model.specimen, thickness=likelihood.thickness)),
             "read_options": (options or ReadOptions()).given(),
         },
+        keeps_single=context == "scan",
     )
+
+
+def usable_context(context: str, model: Model, config: InferConfig) -> str:
+    """The context that can be had: none where the network alone says a rotation without a measure
+    of its doubt.
+    """
+    numbers = HEADS[model.config.head].numbers
+    return "none" if config.refine == "none" and numbers is not None else context
 
 
 def understood(
@@ -247,10 +273,53 @@ def map_blocks(
     least_confidence: float = 0.0,
     mesh: Mesh | None = None,
     progress: bool | None = None,
+    context: str = "none",
 ) -> Iterator[Block]:
     """The rows of a map, some at a time and not always in order, the same ones in each process.
 
-    Process p of P works on the p-th of P ranges of rows.
+    Process p of P works on the p-th of P ranges of rows. In the `context` of the scan each row
+    comes twice: what its patterns say alone, by the names of `SINGLE` and with the number of disks,
+    and when all are there what the scan says.
+    """
+    blocks = single_blocks(source, model, config, mesh, progress, context == "scan")
+    if context == "none":
+        for row, (answer, n_disks, _) in blocks:
+            yield row, left_out(answer, least_confidence)._asdict() | {"n_disks": n_disks}
+        return
+    scan = None
+    for row, (answer, n_disks, labels) in blocks:
+        if scan is None:
+            scan = jax.tree.map(
+                lambda x: np.zeros((*source.scan_shape, *x.shape[2:]), x.dtype), (answer, labels)
+            )
+        for into, values in zip(
+            jax.tree.leaves(scan), jax.tree.leaves((answer, labels)), strict=True
+        ):
+            into[row : row + len(values)] = values
+        alone = {
+            f"single_{name}": getattr(answer, name)
+            for name in ("orientation", "phase", "confidence")
+        }
+        yield row, alone | {"n_disks": n_disks}
+    single, labels = scan
+    for row, answer in in_context(single, labels, source, model, config, mesh, progress):
+        yield row, left_out(answer, least_confidence)._asdict()
+
+
+Found = tuple[Answer, Int[np.ndarray, "rows nx"], Labels | None]
+"""Of some rows what their patterns say alone, their numbers of disks, and their labels."""
+
+
+def single_blocks(
+    source: DiskSource,
+    model: Model,
+    config: InferConfig,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+    with_labels: bool = False,
+) -> Iterator[tuple[int, Found]]:
+    """What patterns say alone, some rows (rows, nx) at a time and not always in order, the same
+    ones in each process; with the `KEPT` likeliest labels of each where these are asked for.
     """
     n_processes, n_columns = jax.process_count(), source.scan_shape[1]
     bounds = np.linspace(0, source.scan_shape[0], n_processes + 1).astype(int)
@@ -260,53 +329,62 @@ def map_blocks(
         mesh = parallel.make_mesh(jax.local_devices())
     if not parallel.is_first():
         progress = False
+    config = replace(config, keeps_labels=with_labels)
 
-    def own() -> Iterator[Block]:
-        answers = stream_answers(model, source, config, rows=rows, mesh=mesh, progress=progress)
-        for position, answer, n_disks in answers:
-            block = answer._replace(**left_out(answer, least_confidence))._asdict()
-            block["n_disks"] = n_disks
-            over_rows = {name: x.reshape(-1, n_columns, *x.shape[1:]) for name, x in block.items()}
-            yield first + position // max(n_columns, 1), over_rows
+    def over_rows(x):
+        return x.reshape(-1, n_columns, *x.shape[1:])
+
+    def own() -> Iterator[tuple[int, Found]]:
+        for piece in stream_answers(model, source, config, rows=rows, mesh=mesh, progress=progress):
+            labels = None
+            if with_labels:
+                labels = piece.labels or no_labels(piece.answer.phase, KEPT)
+                labels = likeliest_labels(labels, KEPT)
+            found = jax.tree.map(over_rows, (piece.answer, piece.counts, labels))
+            yield first + piece.first // max(n_columns, 1), found
 
     if n_processes == 1:
         yield from own()
-    else:
-        most = np.diff(source.pieces(PIECE), axis=1).max()
-        yield from shared(own(), min(int(most), int(np.diff(bounds).max())), n_columns)
+        return
+    most = int(np.diff(source.pieces(PIECE), axis=1).max())
+    none = np.full(most * n_columns, UNASSIGNED)
+    answer = Answer(**{name: unassigned(len(none), MAP_DATASETS[name]) for name in Answer._fields})
+    like = (answer, none.astype(np.int32), no_labels(none, KEPT) if with_labels else None)
+    yield from shared(own(), jax.tree.map(over_rows, like))
 
 
-def left_out(answer: Answer, least_confidence: float) -> dict[str, np.ndarray]:
-    """What changes where answers are less likely right than this: they are unassigned."""
+def left_out(answer: Answer, least_confidence: float) -> Answer:
+    """The same, unassigned where it is less likely right than this."""
     doubtful = answer.confidence < least_confidence
-    return {
-        "phase": np.where(doubtful, UNASSIGNED, answer.phase),
-        "orientation": np.where(doubtful[:, None, None], np.float32(np.nan), answer.orientation),
-        "thickness": np.where(doubtful, np.float32(np.nan), answer.thickness),
-        "log_evidence": np.where(doubtful, np.float32(np.nan), answer.log_evidence),
-        "explained_light": np.where(doubtful, np.float32(np.nan), answer.explained_light),
-    }
+
+    def without(x):
+        wide = doubtful.reshape(*doubtful.shape, *[1] * (x.ndim - doubtful.ndim))
+        return np.where(wide, np.float32(np.nan), x)
+
+    taken = ("orientation", "thickness", "log_evidence", "explained_light")
+    return answer._replace(
+        phase=np.where(doubtful, UNASSIGNED, answer.phase),
+        **{name: without(getattr(answer, name)) for name in taken},
+    )
 
 
-def shared(blocks: Iterator[Block], most_rows: int, n_columns: int) -> Iterator[Block]:
-    """The blocks of all processes, in each process.
+def shared(blocks: Iterator[tuple[int, Found]], like: Found) -> Iterator[tuple[int, Found]]:
+    """The blocks of all processes, in each process; `like` has the most rows that a block has.
 
-    In rounds: all give their next block, or an empty one if they have no more, filled up to
-    `most_rows`, the most that a block has. An InputError of one process ends all: it is raised
-    there, and another one in its place elsewhere.
+    In rounds: all give their next block, or an empty one if they have no more, filled up. An
+    InputError of one process ends all: it is raised there, and another one in its place elsewhere.
     """
     failure, more = None, True
+    most_rows = len(like[0].phase)
     while more:
+        row, block, n_rows = 0, like, 0
         try:
-            row, block = next(blocks, (0, {}))
+            row, block = next(blocks, (0, None))
+            n_rows = 0 if block is None else len(block[0].phase)
+            block = like if block is None else block
         except InputError as error:
-            failure, row, block = error, 0, {}
-        n_rows = len(block["phase"]) if block else 0
-        filled = {}
-        for name, dataset in MAP_DATASETS.items():
-            filled[name] = np.zeros(dataset.shape(most_rows, n_columns), dataset.dtype)
-            if block:
-                filled[name][:n_rows] = block[name]
+            failure = error
+        filled = jax.tree.map(lambda x, n=n_rows: _filled(x[:n], most_rows), block)
         state = np.array([row, n_rows, failure is not None], np.int32)
         states, gathered = multihost_utils.process_allgather((state, filled))
         if failure is not None:
@@ -315,8 +393,13 @@ def shared(blocks: Iterator[Block], most_rows: int, n_columns: int) -> Iterator[
             raise InputError("Another process could not read its share of the scan; see there.")
         for process, (row, n_rows, _) in enumerate(states.tolist()):
             if n_rows:
-                yield row, {name: np.asarray(x[process][:n_rows]) for name, x in gathered.items()}
+                own = lambda x, p=process, n=n_rows: np.asarray(x[p][:n])  # noqa: E731
+                yield row, jax.tree.map(own, gathered)
         more = bool(states[:, 1].any())
+
+
+def _filled(x: np.ndarray, n_rows: int) -> np.ndarray:
+    return np.pad(x, [(0, n_rows - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
 def _check(source: DiskSource, model: Model, least_confidence: float) -> None:

@@ -23,7 +23,7 @@ from jaxstem.files.hdf5 import (
     write_settings,
 )
 from jaxstem.files.hdf5_writing import create_hdf5
-from jaxstem.files.map_schema import DERIVED, LATER, MAP_DATASETS
+from jaxstem.files.map_schema import DERIVED, LATER, MAP_DATASETS, SINGLE, MapDataset
 from jaxstem.files.orientation_map import NO_CRYSTAL, OrientationMap, ambiguous_by_180
 from jaxstem.runtime.paths import atomic_path
 from jaxstem.version import __version__
@@ -40,7 +40,7 @@ def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False)
     """
     arrays = {
         name: np.asarray(getattr(result, name), dataset.dtype)
-        for name, dataset in MAP_DATASETS.items()
+        for name, dataset in _datasets(result.single_phase is not None).items()
     }
     problem = _map_problem(arrays, result.phase_names)
     if problem or len(result.crystals) != len(result.phase_names):
@@ -53,6 +53,7 @@ def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False)
         result.scan_units,
         result.attributes,
         result.settings,
+        result.single_phase is not None,
     )
     with map_writer(path, about, overwrite) as write:
         write(0, arrays)
@@ -60,7 +61,9 @@ def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False)
 
 @dataclass(frozen=True)
 class MapHeader:
-    """What a map says besides its arrays; as in `OrientationMap`."""
+    """What a map says besides its arrays, as in `OrientationMap`; keeps_single: it has what each
+    pattern says alone, too.
+    """
 
     scan_shape: tuple[int, int]
     phase_names: tuple[str, ...]
@@ -69,17 +72,18 @@ class MapHeader:
     scan_units: str
     attributes: dict[str, Any]
     settings: dict[str, dict[str, Any]]
+    keeps_single: bool = False
 
 
 @contextmanager
 def map_writer(
     path: str | Path, header: MapHeader, overwrite: bool = False
 ) -> Iterator[Callable[[int, Mapping[str, np.ndarray]], None]]:
-    """Write a map some scan rows at a time: gives `write(first_row, arrays)`, the arrays by the
-    names of `MAP_DATASETS` and of shape (rows, nx, ...).
+    """Write a map some scan rows at a time: gives `write(first_row, arrays)`, arrays by the names
+    of `MAP_DATASETS` and `SINGLE`, all or some, and of shape (rows, nx, ...).
 
-    The file appears under its name when the block ends without an error; by then every row must
-    have been written. Raises InputError as `atomic_path` does.
+    The file appears under its name when the block ends without an error; by then every row of each
+    must have been written. Raises InputError as `atomic_path` does.
     """
     with atomic_path(path, overwrite) as temporary, create_hdf5(temporary) as (file, check):
         file.attrs.update({"jaxstem_version": __version__, **header.attributes})
@@ -89,7 +93,7 @@ def map_writer(
             name: file.create_dataset(
                 dataset.location, dataset.shape(*header.scan_shape), dataset.dtype
             )
-            for name, dataset in (MAP_DATASETS | DERIVED).items()
+            for name, dataset in (_datasets(header.keeps_single) | DERIVED).items()
         }
         names = list(header.phase_names)
         file.create_dataset("phase_names", data=names, dtype=h5py.string_dtype())
@@ -100,15 +104,19 @@ def map_writer(
         write_settings(file.create_group("settings"), header.settings)
 
         def write(first_row: int, arrays: Mapping[str, np.ndarray]) -> None:
-            rows = slice(first_row, first_row + len(arrays["phase"]))
-            ambiguous = ambiguous_by_180(
-                arrays["phase"], arrays["confidence"], arrays["confidence_mod180"]
-            )
-            for name, values in {**arrays, "ambiguous_180": ambiguous}.items():
-                stored[name][rows] = values
+            told = ("phase", "confidence", "confidence_mod180")
+            if all(name in arrays for name in told):
+                ambiguous = ambiguous_by_180(*(arrays[name] for name in told))
+                arrays = {**arrays, "ambiguous_180": ambiguous}
+            for name, values in arrays.items():
+                stored[name][first_row : first_row + len(values)] = values
             check()
 
         yield write
+
+
+def _datasets(keeps_single: bool) -> dict[str, MapDataset]:
+    return dict(MAP_DATASETS) | (dict(SINGLE) if keeps_single else {})
 
 
 def read_map(path: str | Path, every: int = 1) -> OrientationMap:
@@ -141,7 +149,7 @@ def read_map(path: str | Path, every: int = 1) -> OrientationMap:
             name: numeric_array(file[dataset.location], path, every).astype(
                 dataset.dtype, copy=False
             )
-            for name, dataset in MAP_DATASETS.items()
+            for name, dataset in _datasets("single" in file).items()
             if dataset.location in file
         }
         shape = arrays["phase"].shape
@@ -183,11 +191,11 @@ def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) ->
     if not all(isinstance(name, str) for name in phase_names):
         return "'phase_names' holds something else than names"
     for name, values in arrays.items():
-        expected = MAP_DATASETS[name].shape(*scan_shape)
+        expected = _datasets(True)[name].shape(*scan_shape)
         if values.shape != expected:
             return f"'{name}' has shape {values.shape} instead of {expected}"
-    for name in ("phase", "second_phase"):
-        values = arrays[name]
+    for name in ("phase", "second_phase", "single_phase"):
+        values = arrays.get(name, arrays["phase"])
         if values.size and (values.min() < NO_CRYSTAL or values.max() >= len(phase_names)):
             return f"'{name}' has values outside -2…{len(phase_names) - 1}"
     return None

@@ -112,6 +112,19 @@ MAP_DATASETS: Mapping[str, MapDataset] = {
 }
 """By the names of `OrientationMap`'s arrays; all but the last are those of `inference.Answer`."""
 
+SINGLE: Mapping[str, MapDataset] = {
+    "single_orientation": MapDataset(
+        "single/orientation",
+        np.float32,
+        (3, 3),
+        "",
+        "what the pattern says alone; only where neighbours were asked (`--context scan`)",
+    ),
+    "single_phase": MapDataset("single/phase", np.int16, (), "", "its phase"),
+    "single_confidence": MapDataset("single/confidence", np.float32, (), "", "its confidence"),
+}
+"""What maps keep of each pattern's own answer beside that of the scan."""
+
 LATER = {name: MAP_DATASETS[name] for name in ("log_evidence", "explained_light")}
 """Arrays that maps of before they were introduced lack."""
 
@@ -137,7 +150,7 @@ def unassigned(n: int, dataset: MapDataset) -> np.ndarray:
 def markdown() -> str:
     """The rows of the table in docs/file-formats.md."""
     rows = []
-    for dataset in (*MAP_DATASETS.values(), *DERIVED.values()):
+    for dataset in (*MAP_DATASETS.values(), *DERIVED.values(), *SINGLE.values()):
         shape = ", ".join(("ny", "nx", *map(str, dataset.cell)))
         kind = f"{np.dtype(dataset.dtype).name} ({shape})"
         unit = f"{dataset.unit}: " if dataset.unit else ""

@@ -46,6 +46,8 @@ class OrientationMap:
     that of "no crystal" where this is the answer, and NaN where not known. score: cosine score in
     0…1. second_*: the runner-up. thickness [Å]: NaN where nothing tells it. log_evidence [nat],
     explained_light in 0…1: what the counts say, NaN where they did not judge. n_disks: disks used.
+    single_*: what the pattern says alone, where the rest is what the scan says; None where each
+    was decided alone.
     attributes: how the map was made (command, model, jaxstem_version, ...), numbers or strings;
     settings: "microscope", "specimen" and "read_options" as mappings of plain values. Raises
     InputError for orientations and runners-up of a phase that are no rotation matrices.
@@ -70,6 +72,9 @@ class OrientationMap:
     settings: dict[str, dict] = field(default_factory=dict)
     log_evidence: Float[np.ndarray, "ny nx"] | None = None
     explained_light: Float[np.ndarray, "ny nx"] | None = None
+    single_orientation: Float[np.ndarray, "ny nx 3 3"] | None = None
+    single_phase: Int[np.ndarray, "ny nx"] | None = None
+    single_confidence: Float[np.ndarray, "ny nx"] | None = None
 
     def __post_init__(self) -> None:
         for name in ("log_evidence", "explained_light"):
@@ -78,7 +83,10 @@ class OrientationMap:
         for name, phase, matrices in (
             ("orientations", self.phase, self.orientation),
             ("runners-up", self.second_phase, self.second_orientation),
+            ("orientations of single patterns", self.single_phase, self.single_orientation),
         ):
+            if phase is None and matrices is None:
+                continue
             if np.shape(matrices) != (*np.shape(phase), 3, 3):
                 raise InputError(
                     f"The map's {name} have shape {np.shape(matrices)} and their phases "

@@ -51,7 +51,8 @@ class InferConfig:
     `LOT`); chunk: patterns verified at once within it (what fits a processor's cache); least:
     patterns whose work a length of their own must save to be worth its
     program (None: `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16"
-    (verification is in float32); cache: folder that keeps templates and compiled programs for the
+    (verification is in float32); keeps_labels: hand on what else a pattern may be, for its
+    neighbours; cache: folder that keeps templates and compiled programs for the
     next time, if one does.
     """
 
@@ -70,6 +71,7 @@ class InferConfig:
     chunk: int = 4
     least: int | None = None
     precision: str = "float32"
+    keeps_labels: bool = False
     cache: Path | None = None
 
     def log_odds(

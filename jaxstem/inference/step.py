@@ -27,7 +27,7 @@ from jaxstem.files.light import Detector, Light
 from jaxstem.files.orientation_map import UNASSIGNED
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.exposure import Exposure
-from jaxstem.inference.verdict import Answer, summarise
+from jaxstem.inference.verdict import Answer, Labels, answer_of, labels_of
 from jaxstem.network.heads import HEADS, Head
 from jaxstem.network.matching import Matcher, matcher
 from jaxstem.network.model import NEVER, Model
@@ -45,14 +45,18 @@ from jaxstem.verification.candidates import (
     within_reach,
 )
 from jaxstem.verification.config import FARTHEST
+from jaxstem.verification.counting import verify_by_counts
 from jaxstem.verification.ranking import Forward, Ranked
-from jaxstem.verification.refinement import verify, verify_by_counts, verify_dynamically
+from jaxstem.verification.refinement import verify, verify_dynamically
 from jaxstem.verification.search import pattern_of
 
 BEAM_K_MAX = 3.0
 """Reflections [1/Å] that take part in dynamical scattering."""
 
 _within_reach = jax.jit(within_reach)
+
+Found = tuple[Answer, Labels | None]
+"""What is found of a pattern, or of a batch."""
 
 _AT_ONCE = 16
 """Patterns whose modes are compared at once on a CPU: what fits its cache."""
@@ -182,10 +186,19 @@ def scorer(
     return corrected, cached_templates(model.materials, model.matching, cache)
 
 
+def known_disks(disks: Disks, model: Model) -> Disks:
+    """The strongest of the disks (B, K) that the model's network knows."""
+    near = disks.mask & (disks.qx**2 + disks.qy**2 <= model.k_max**2)
+    order = jnp.argsort(~near, axis=1, stable=True)[:, : model.config.n_disks]
+    disks = jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), disks)
+    return disks._replace(mask=jnp.take_along_axis(near, order, axis=1))
+
+
 def make_predict(
     model: Model, config: InferConfig, mesh: Mesh, detector: Detector | None = None
-) -> Callable[..., Answer]:
-    """The jitted `(params, disks (B, K), exposed, light) -> Answer`, sharded over B.
+) -> Callable[..., Found]:
+    """The jitted `(params, disks (B, K), exposed, light) -> (Answer, Labels)`, sharded over B; no
+    labels (None) where `config` does not ask for them or a head without grid has none.
 
     `exposed` is the `Exposure` of the B positions; `light` what was kept of their counts, where a
     `detector` says that there is any, by which candidates are then judged. B must divide among the
@@ -212,7 +225,7 @@ def make_predict(
         else None
     )
 
-    def verified(disks: Disks, exposed: Exposure, light, log_probability, tables) -> Answer:
+    def verified(disks: Disks, exposed: Exposure, light, log_probability, tables) -> Found:
         """Answers for a batch; `at_once` of its patterns are looked at in turn on a CPU."""
         phases, _, detector = tables
         on_cpu = jax.default_backend() == "cpu"
@@ -231,23 +244,15 @@ def make_predict(
                 ranked = verify_dynamically(
                     pattern, ranked, dynamical, operations, model.k_min, reach, scoring
                 )
-            return summarise(ranked, no_crystal, operations, config)
+            labels = labels_of(ranked, no_crystal, operations, config)
+            return answer_of(labels, operations), labels if config.keeps_labels else None
 
         # by Bloch waves one by one, so that lost candidates cost nothing
         at_once = 1 if dynamical is not None else _AT_ONCE
         rows = (patterns, ranked, log_probability[:, -1])
         return map_rows(judged, rows, at_once if on_cpu else None)
 
-    def known(disks: Disks) -> Disks:
-        """The strongest disks of those that the network knows."""
-        if config.verifies:
-            near = disks.mask & (disks.qx**2 + disks.qy**2 <= model.k_max**2)
-            order = jnp.argsort(~near, axis=1, stable=True)[:, : model.config.n_disks]
-            disks = jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), disks)
-            return disks._replace(mask=jnp.take_along_axis(near, order, axis=1))
-        return jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
-
-    def network_alone(output, log_probability, phases) -> Answer:
+    def network_alone(output, log_probability, phases) -> Found:
         ends = np.cumsum([len(tables.cells) for tables in phases])
         found = [
             modes(part, tables, scoring.n_modes)[1:]
@@ -258,24 +263,30 @@ def make_predict(
         nothing, unknowns = jnp.zeros_like(prior), jnp.full_like(prior, jnp.nan)
         ranked = Ranked(orientation, jnp.asarray(phase), nothing, nothing, prior, unknowns)
         by_prior = replace(config, likelihood_weight=0.0, prior_weight=1.0)
-        answer = summarise(ranked, log_probability[-1], operations, by_prior)
-        unknown = jnp.full_like(answer.score, jnp.nan)
-        answer = answer._replace(score=unknown, second_score=unknown)
+        labels = labels_of(ranked, log_probability[-1], operations, by_prior)
+        labels = labels._replace(score=unknowns)
+        answer = answer_of(labels, operations)
         if space is None:
-            return answer
+            return answer, labels if config.keeps_labels else None
+        unknown = answer.score
         # rotations come without a measure of their own doubt
-        return answer._replace(
+        alone = answer._replace(
             orientation=head.orientation(output, space),
             confidence=unknown,
             confidence_mod180=unknown,
             second_orientation=jnp.full_like(answer.second_orientation, jnp.nan),
             second_phase=jnp.full_like(answer.second_phase, UNASSIGNED),
         )
+        return alone, None
 
-    def step(given, disks: Disks, incident, incident_sigma, is_cut, light, limit) -> Answer:
+    def step(given, disks: Disks, incident, incident_sigma, is_cut, light, limit) -> Found:
         params, tables = given
         phases, made, _ = tables
-        output = scores(params, made, known(disks), jnp.minimum(limit.reach, model.k_max))
+        if config.verifies:
+            seen = known_disks(disks, model)
+        else:
+            seen = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
+        output = scores(params, made, seen, jnp.minimum(limit.reach, model.k_max))
         on_cpu = jax.default_backend() == "cpu"
 
         def spread_out(output):
@@ -290,7 +301,7 @@ def make_predict(
         exposed = Exposure(incident, incident_sigma, is_cut, limit)
         return verified(disks, exposed, light, log_probability, tables)
 
-    def step_in_lots(given, disks, incident, incident_sigma, is_cut, light, limit) -> Answer:
+    def step_in_lots(given, disks, incident, incident_sigma, is_cut, light, limit) -> Found:
         rows = (disks, incident, incident_sigma, is_cut, light)
         if jax.default_backend() != "cpu":
             return step(given, *rows, limit)
@@ -301,7 +312,7 @@ def make_predict(
     content = predict_content(model, config)
     program = cached_pmap(step_in_lots, mesh, specs, sharded, content, config.cache)
 
-    def predict(params, disks: Disks, exposed: Exposure, light: Light | None = None) -> Answer:
+    def predict(params, disks: Disks, exposed: Exposure, light: Light | None = None) -> Found:
         given = params, tables_within(float(exposed.limit.reach))
         return program(given, disks, *exposed[:3], light, exposed.limit)
 

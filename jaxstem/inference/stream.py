@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Answers over a scan of any size, piece by piece.
 
-One thread reads pieces of the scan and sorts their patterns into batches, several feed the devices,
-and the answers come out in the scan's order. What concerns the scan as a whole, its lengths and its
-detection limit, is taken from a sample of its pieces before (`preview_scan`). Patterns of one
-length wait for others of later pieces, so that batches are full, but not for long: memory does not
-grow with the scan.
+One thread reads pieces of the scan and sorts their patterns into batches (`batching`), several feed
+the devices, and the answers come out in the scan's order.
 """
 
 from __future__ import annotations
@@ -14,12 +11,10 @@ import contextlib
 import os
 import queue
 import threading
-import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,272 +22,23 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
 
-from jaxstem.diffraction.geometry import Disks
-from jaxstem.files.light import Light
-from jaxstem.files.map_schema import MAP_DATASETS, unassigned
-from jaxstem.files.orientation_map import NO_CRYSTAL
-from jaxstem.files.scan import DiskScan, DiskSource, joined, pad_disks, source_of
+from jaxstem.files.light import Detector
+from jaxstem.files.scan import DiskScan, DiskSource, source_of
+from jaxstem.inference.batching import (
+    Asked,
+    PaddedBatch,
+    Piece,
+    batches,
+    judged_source,
+    nothing_to_see,
+    preview_scan,
+)
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
-from jaxstem.inference.exposure import (
-    MIN_DISKS,
-    Exposure,
-    count_disks,
-    looks_empty,
-    scan_exposure,
-    scan_reach,
-    typical_beam,
-)
-from jaxstem.inference.lengths import (
-    BESIDE_DISKS,
-    USUAL,
-    WORTH_A_LENGTH,
-    WORTH_A_LENGTH_ON_ACCELERATOR,
-    choose_lengths,
-    ladder,
-    length_of,
-)
-from jaxstem.inference.step import make_predict
+from jaxstem.inference.second_look import make_second_look
+from jaxstem.inference.step import Found, make_predict
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
-from jaxstem.verification.config import FARTHEST, Limit
-
-PIECE = 1 << 14
-"""Positions that are read at once."""
-
-PIECE_WITH_LIGHT = 1 << 11
-"""The same of scans whose counts come along."""
-
-SAMPLE = 1 << 18
-"""Positions from which lengths and detection limit of a scan are taken: all, if there are fewer."""
-
-MOST_BEYOND = 0.02
-"""Share of a scan's disks that may lie beyond the reflections thought of without a word."""
-
-OPEN = 64
-"""Pieces that may wait for the last of their answers; then batches go out partly filled."""
-
-
-class Preview(NamedTuple):
-    """What is known of a scan as a whole before it is worked on.
-
-    limit: the weakest disks listed; beam: `typical_beam`; lengths: to which patterns are padded;
-    pieces: those read for it, by first and last row; light: that of a position, None where counts
-    do not judge.
-    """
-
-    limit: Limit
-    beam: float | None
-    lengths: tuple[int, ...]
-    pieces: dict[tuple[int, int], DiskScan]
-    light: Light | None
-
-
-def piece_size(source: DiskSource) -> int:
-    """Positions of this scan that are read at once."""
-    return PIECE if source.detector is None else PIECE_WITH_LIGHT
-
-
-def judged_source(source: DiskSource, model: Model, config: InferConfig) -> DiskSource:
-    """The scan, without its counts where these do not judge: where `config` says so, or where the
-    direct beam is listed in less than half of the patterns in its middle. Predictions are shares of
-    the beam, so that counts say little where that is not known. Raises InputError as `source.read`.
-    """
-    without = replace(source, detector=None, read_light=None)
-    pieces = source.pieces(piece_size(source))
-    if not config.by_counts(source) or not pieces:
-        return without
-    middle = source.read(*pieces[len(pieces) // 2])
-    if not len(middle.qx) or typical_beam(middle, model.k_min) is not None:
-        return source
-    warnings.warn(
-        f"{source.source}: the direct beam is not found in most patterns, so that the listed disks "
-        "decide and not the counts; --origin and --radius say where it is.",
-        stacklevel=2,
-    )
-    return without
-
-
-def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Preview:
-    """Lengths and detection limit from `SAMPLE` positions in pieces spread evenly over the scan.
-
-    From all positions of a smaller scan. Raises InputError as `source.read` does.
-    """
-    ranges = source.pieces(piece_size(source))
-    n_positions = int(np.prod(source.scan_shape))
-    n_read = max(1, min(len(ranges), len(ranges) * SAMPLE // max(n_positions, 1)))
-    chosen = np.unique(np.linspace(0, len(ranges) - 1, n_read).round().astype(int))
-    pieces = {ranges[i]: source.read(*ranges[i]) for i in chosen}
-    scan = joined(list(pieces.values()))
-    reach = scan_reach(scan, model.k_min, model.k_max)
-    if not config.verifies:
-        reach = min(reach, model.k_max)
-    counts = count_disks(scan, model.k_min, reach)
-    _warn_of_disks_beyond(scan, model, config)
-    lengths = ladder(model, config)
-    share = max(n_positions, 1) / max(len(counts), 1)
-    on_cpu = jax.default_backend() == "cpu"
-    usual = WORTH_A_LENGTH if on_cpu else WORTH_A_LENGTH_ON_ACCELERATOR
-    least = usual[config.refine] if config.least is None else config.least
-    beside = BESIDE_DISKS[config.refine]
-    program = least / share * (USUAL + beside)
-    return Preview(
-        scan_exposure(scan, model.k_min, reach).limit,
-        typical_beam(scan, model.k_min),
-        choose_lengths(counts, lengths, program, beside) or lengths[:1],
-        pieces,
-        Light(*(x[:1] for x in source.read_light(0, 1))) if source.detector else None,
-    )
-
-
-def _warn_of_disks_beyond(scan: DiskScan, model: Model, config: InferConfig) -> None:
-    """Say so where many disks lie farther out than reflections are thought of."""
-    farthest = max(FARTHEST, model.k_max) if config.verifies else model.k_max
-    radius = np.hypot(scan.qx, scan.qy)[scan.intensity > 0]
-    radius = radius[radius > model.k_min]
-    share = float((radius > farthest).mean()) if len(radius) else 0.0
-    if share > MOST_BEYOND:
-        warnings.warn(
-            f"{100 * share:.0f} % of the scan's disks lie beyond {farthest:g} 1/Å and count for "
-            "nothing; check the pixel size, or train a model with a larger --k-max.",
-            stacklevel=2,
-        )
-
-
-@dataclass(eq=False)
-class Piece:
-    """Some rows of a scan on their way: which piece and its first flat position, the answers so
-    far, the number of disks, and how many positions lack their answers.
-    """
-
-    number: int
-    first: int
-    answer: Answer
-    counts: Int[np.ndarray, " positions"]
-    left: int
-
-
-Where = list[tuple[Piece, Int[np.ndarray, " n"]]]
-"""Where patterns belong that come one after the other: pieces and the positions within each."""
-
-
-class PaddedBatch(NamedTuple):
-    """Patterns of one length, the last one repeated to fill it up, and where they belong."""
-
-    disks: Disks
-    exposed: Exposure
-    where: Where
-    light: Light | None = None
-
-
-def _no_disks(size: int, length: int, limit: Limit, like: Light | None) -> PaddedBatch:
-    """A batch of `size` patterns of this length, none of which has a disk; with counts such as
-    those that these are `like`, if any.
-    """
-    numbers, ones = np.zeros((size, length), np.float32), np.ones(size, np.float32)
-    disks = Disks(numbers, numbers, numbers, np.zeros((size, length), bool))
-    dark = like and Light(*(np.zeros((size, *x.shape[1:]), x.dtype) for x in like))
-    return PaddedBatch(disks, Exposure(ones, ones, np.zeros(size, bool), limit), [], dark)
-
-
-@dataclass
-class Shelf:
-    """Patterns of one length that wait for a batch: arrays in parts, and where they belong."""
-
-    number: int = 0
-    parts: list[tuple[np.ndarray, ...]] = field(default_factory=list)
-    where: Where = field(default_factory=list)
-
-    def put(self, arrays: tuple, piece: Piece, index: Int[np.ndarray, " n"]) -> None:
-        """Add the patterns at these positions of a piece."""
-        self.parts.append(arrays)
-        self.where.append((piece, index))
-        self.number += len(index)
-
-    def take(self, size: int, rest: bool) -> list[tuple[tuple[np.ndarray, ...], Where]]:
-        """Lots of `size` patterns, and with `rest` a last one of what is left over."""
-        arrays = tuple(np.concatenate(x) for x in zip(*self.parts, strict=True))
-        ends = np.cumsum([len(index) for _, index in self.where])
-
-        def lot(start: int, stop: int):
-            where = [
-                (piece, index[max(start - end + len(index), 0) : stop - end + len(index)])
-                for (piece, index), end in zip(self.where, ends, strict=True)
-                if end > start and end - len(index) < stop
-            ]
-            return tuple(x[start:stop] for x in arrays), where
-
-        taken = self.number if rest else self.number // size * size
-        lots = [lot(start, min(start + size, taken)) for start in range(0, taken, size)]
-        left, self.where = lot(taken, self.number)
-        self.parts, self.number = [left], self.number - taken
-        return lots
-
-
-def unanswered(number: int, first: int, scan: DiskScan, model: Model, exposed: Exposure) -> Piece:
-    """A piece before its patterns are looked at: no crystal where the count of disks says so."""
-    n = len(scan.offsets) - 1
-    counts = count_disks(scan, model.k_min, float(exposed.limit.reach))
-    empty = looks_empty(scan, model.k_min, exposed)
-    answer = Answer(**{name: unassigned(n, MAP_DATASETS[name]) for name in Answer._fields})
-    for confidence in (answer.confidence, answer.confidence_mod180, answer.phase_confidence):
-        confidence[~empty] = 0.0
-    answer.phase[empty] = NO_CRYSTAL
-    return Piece(number, first, answer, counts, int((counts >= MIN_DISKS).sum()))
-
-
-def batches(
-    source: DiskSource,
-    model: Model,
-    config: InferConfig,
-    known: Preview,
-    rows: tuple[int, int],
-    batch: int,
-) -> Iterator[Piece | PaddedBatch]:
-    """The pieces between two rows in order, and the batches that hold their patterns.
-
-    A piece comes before any batch with patterns of it. Batches are full, but for the last of each
-    length and for those that would keep a piece waiting longer than `OPEN` others.
-    """
-    k_min, reach = model.k_min, float(known.limit.reach)
-    shelves = [Shelf() for _ in known.lengths]
-    ranges = replace(source, scan_shape=(rows[1] - rows[0], source.scan_shape[1])).pieces(
-        piece_size(source)
-    )
-
-    def filled(shelf: Shelf, rest: bool) -> Iterator[PaddedBatch]:
-        for arrays, where in shelf.take(batch, rest):
-            missing = batch - len(arrays[0])
-            whole = [
-                np.concatenate([x, np.repeat(x[-1:], missing, 0)]) if missing else x for x in arrays
-            ]
-            (incident, sigma, is_cut), light = whole[4:7], whole[7:]
-            exposed = Exposure(incident, sigma, is_cut, known.limit)
-            yield PaddedBatch(Disks(*whole[:4]), exposed, where, Light(*light) if light else None)
-
-    for number, (start, stop) in enumerate(ranges):
-        start, stop = start + rows[0], stop + rows[0]
-        scan = known.pieces.pop((start, stop), None) or source.read(start, stop)
-        counts = source.read_light(start, stop) if known.light else ()
-        exposed = scan_exposure(scan, k_min, reach, known.limit, known.beam)
-        first = (start - rows[0]) * source.scan_shape[1]
-        piece = unanswered(number, first, scan, model, exposed)
-        yield piece
-        place = length_of(piece.counts, known.lengths)
-        for i, (length, shelf) in enumerate(zip(known.lengths, shelves, strict=True)):
-            index = np.flatnonzero(place == i)
-            if len(index):
-                disks = pad_disks(scan, index, reach, k_min, length)
-                beam = exposed.incident[index], exposed.incident_sigma[index]
-                light = [x[index] for x in counts]
-                shelf.put((*disks, *beam, piece.counts[index] > length, *light), piece, index)
-            if shelf.number and shelf.where[0][0].number < number - OPEN:
-                yield from filled(shelf, rest=True)
-            elif shelf.number >= batch:
-                yield from filled(shelf, rest=False)
-    for shelf in shelves:
-        if shelf.number:
-            yield from filled(shelf, rest=True)
 
 
 def stream_answers(
@@ -303,15 +49,58 @@ def stream_answers(
     rows: tuple[int, int] | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,
-) -> Iterator[tuple[int, Answer, Int[np.ndarray, " positions"]]]:
+) -> Iterator[Piece]:
     """Answers for all positions of a scan, or of its rows from `rows[0]` to `rows[1] - 1`, piece by
-    piece in order: first flat position (counted from the first row asked for), answers, disk
-    counts.
+    piece in order, first positions counted from the first row asked for.
 
     Positions with fewer than `MIN_DISKS` have no crystal where they look empty and are unassigned
     elsewhere, their confidence being NaN and 0. Each length compiles once. Reading, work and what
     the caller does overlap. Raises InputError as `source.read` does.
     """
+
+    def make(params, config: InferConfig, mesh: Mesh, detector: Detector | None):
+        predict = make_predict(model, config, mesh, detector)
+        return lambda batch: predict(params, batch.disks, batch.exposed, batch.light)
+
+    return _streamed(make, model, source, config, rows, mesh, progress)
+
+
+def stream_second_looks(
+    model: Model,
+    source: DiskSource,
+    asked: Asked,
+    config: InferConfig | None = None,
+    *,
+    rows: tuple[int, int] | None = None,
+    mesh: Mesh | None = None,
+    progress: bool | None = None,
+) -> Iterator[Piece]:
+    """The labels that orientations which are `asked` for are at their positions, in pieces as those
+    of `stream_answers`, without answers; None in those of which nothing is asked.
+    """
+
+    def make(params, config: InferConfig, mesh: Mesh, detector: Detector | None):
+        look = make_second_look(model, config, mesh, detector)
+
+        def ask(batch: PaddedBatch) -> Found:
+            return None, look(params, batch.disks, batch.exposed, batch.light, *batch.asked)
+
+        return ask
+
+    return _streamed(make, model, source, config, rows, mesh, progress, asked)
+
+
+def _streamed(
+    make: Callable,
+    model: Model,
+    source: DiskSource,
+    config: InferConfig | None,
+    rows: tuple[int, int] | None,
+    mesh: Mesh | None,
+    progress: bool | None,
+    asked: Asked | None = None,
+) -> Iterator[Piece]:
+    """`make` gives the program of a batch, from parameters, settings, mesh and detector."""
     config = config or InferConfig()
     if config.refine not in ("none", "fast", *BY_BLOCH_WAVES):
         raise ValueError(f'refine is {config.refine!r}: give "none", "fast", "full" or "exact"')
@@ -325,8 +114,7 @@ def stream_answers(
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(ThreadPoolExecutor(1))
         previewed = reader.submit(preview_scan, source, model, config)
-        predict = make_predict(model, config, mesh, source.detector)
-        params = parallel.replicate(model.params, mesh)
+        ask = make(parallel.replicate(model.params, mesh), config, mesh, source.detector)
         n_workers = workers(mesh)
         crew = stack.enter_context(ThreadPoolExecutor(n_workers))
         bar = stack.enter_context(tqdm(total=total, unit="position", disable=disable))
@@ -334,28 +122,30 @@ def stream_answers(
         size = config.batch_on(mesh)
 
         def prepare(length: int) -> None:
-            nothing = _no_disks(size, length, known.limit, known.light)
-            jax.block_until_ready(predict(params, nothing.disks, nothing.exposed, nothing.light))
+            nothing = nothing_to_see(size, length, known.limit, known.light)
+            if asked is not None:
+                questions = tuple(np.repeat(x[:1], size, axis=0) for x in asked(0, 1))
+                nothing = nothing._replace(asked=questions)
+            jax.block_until_ready(ask(nothing))
 
         ready: dict[int, Future] = {}
-        found = batches(source, model, config, known, rows, size)
+        found = batches(source, model, config, known, rows, size, asked)
         coming = stack.enter_context(contextlib.closing(read_ahead(found, 2 * n_workers)))
 
-        def work(batch: PaddedBatch) -> Answer:
+        def work(batch: PaddedBatch) -> Found:
             ready[batch.disks.qx.shape[1]].result()
-            return jax.device_get(predict(params, batch.disks, batch.exposed, batch.light))
+            return jax.device_get(ask(batch))
 
         pieces: deque[Piece] = deque()
         pending: deque = deque()
 
         def collect() -> None:
             where, future = pending.popleft()
-            answer, start = future.result(), 0
+            found, start = future.result(), 0
             for piece, index in where:
-                for into, values in zip(piece.answer, answer, strict=True):
-                    into[index] = values[start : start + len(index)]
+                own = slice(start, start + len(index))
+                piece.put(index, *jax.tree.map(lambda x, own=own: x[own], found))
                 start += len(index)
-                piece.left -= len(index)
 
         for item in coming:
             if isinstance(item, Piece):
@@ -376,9 +166,9 @@ def stream_answers(
             yield _done(pieces.popleft(), bar)
 
 
-def _done(piece: Piece, bar: tqdm) -> tuple[int, Answer, Int[np.ndarray, " positions"]]:
+def _done(piece: Piece, bar: tqdm) -> Piece:
     bar.update(len(piece.counts))
-    return piece.first, piece.answer, piece.counts
+    return piece
 
 
 def workers(mesh: Mesh) -> int:
@@ -441,6 +231,6 @@ def predict_scan(
 ) -> tuple[Answer, Int[np.ndarray, " positions"]]:
     """Answers for all positions of a scan (flat), and disk counts: `stream_answers`, in memory."""
     source = scan if isinstance(scan, DiskSource) else source_of(scan)
-    found = list(stream_answers(model, source, config, mesh=mesh, progress=progress))
-    _, answers, counts = zip(*found, strict=True)
-    return Answer(*map(np.concatenate, zip(*answers, strict=True))), np.concatenate(counts)
+    pieces = list(stream_answers(model, source, config, mesh=mesh, progress=progress))
+    answers = zip(*(piece.answer for piece in pieces), strict=True)
+    return Answer(*map(np.concatenate, answers)), np.concatenate([x.counts for x in pieces])

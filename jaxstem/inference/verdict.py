@@ -48,58 +48,117 @@ class Answer(NamedTuple):
     explained_light: Float[Array, "..."]
 
 
+class Labels(NamedTuple):
+    """What a pattern may be: its candidates, one of those that climbed the same summit, and "no
+    crystal"; leading axes are the patterns'.
+
+    quaternion: their orientations; phase: index of the crystal, -1 where there is no candidate;
+    log_odds: of each, as the pattern alone says, -inf where there is none; no_crystal: the same of
+    no crystal, NaN where the pattern was not looked at; the rest as in `Ranked`.
+    """
+
+    quaternion: Float[Array, "... C 4"]
+    phase: Int[Array, "... C"]
+    log_odds: Float[Array, "... C"]
+    no_crystal: Float[Array, "..."]
+    score: Float[Array, "... C"]
+    thickness: Float[Array, "... C"]
+    log_evidence: Float[Array, "... C"]
+    explained_light: Float[Array, "... C"]
+
+
+def labels_of(
+    ranked: Ranked,
+    no_crystal: Float[Array, ""],
+    operations: Float[Array, "P n 3 3"],
+    config: InferConfig,
+) -> Labels:
+    """The labels of one pattern from its verified candidates.
+
+    `no_crystal` is its log-probability by the network; its likelihood is that of false disks alone,
+    to which those of the candidates are relative.
+    """
+    apart = angles_between(ranked.orientation, ranked.phase, operations)
+    log_odds = config.log_odds(ranked.log_likelihood, ranked.prior, ranked.log_evidence)
+    by_counts = None if ranked.log_evidence is None else config.counts_chance
+    again = outdone(apart, log_odds)
+    unknown = jnp.full_like(log_odds, jnp.nan)
+    return Labels(
+        rotations.matrix_to_quaternion(ranked.orientation),
+        jnp.where(again, -1, ranked.phase),
+        jnp.where(again, -jnp.inf, log_odds),
+        config.log_odds(config.chance, no_crystal, by_counts),
+        ranked.score,
+        ranked.thickness,
+        *(unknown if x is None else x for x in (ranked.log_evidence, ranked.explained_light)),
+    )
+
+
+def answer_of(
+    labels: Labels,
+    operations: Float[Array, "P n 3 3"],
+    doubted: tuple[Float[Array, " C"], Float[Array, ""]] | None = None,
+) -> Answer:
+    """The answer, its confidence and the runner-up from the labels of one pattern.
+
+    `doubted`: log-odds of the labels and of no crystal by which the confidence goes, where they
+    are not those that choose.
+    """
+    n_phases = len(operations)
+    orientation = rotations.quaternion_to_matrix(labels.quaternion)
+    exists = labels.phase >= 0
+
+    def of_phases(share):
+        member = jnp.append(labels.phase, n_phases) == jnp.arange(n_phases + 1)[:, None]
+        return jnp.sum(jnp.where(member, share, 0.0), axis=1)
+
+    chosen = jax.nn.softmax(jnp.append(labels.log_odds, labels.no_crystal))
+    phase = jnp.argmax(of_phases(chosen))
+    none = phase == n_phases
+    share = chosen if doubted is None else jax.nn.softmax(jnp.append(*doubted))
+    of_phase = of_phases(share)
+
+    right_phase = labels.phase == phase
+    best = jnp.argmax(jnp.where(right_phase, labels.log_odds, -jnp.inf))
+    answer = orientation[best]
+
+    def angles(matrix):
+        q = rotations.matrix_to_quaternion(matrix)
+        return angles_to(q, orientation, jnp.maximum(labels.phase, 0), operations)
+
+    same = (angles(answer) < WITHIN) & right_phase
+    turned = answer @ jnp.asarray(rotations.HALF_TURN_ABOUT_BEAM, answer.dtype)
+    same_mod180 = same | ((angles(turned) < WITHIN) & right_phase)
+
+    def probability(which):
+        return jnp.where(none, of_phase[phase], jnp.sum(jnp.where(which, share[:-1], 0.0)))
+
+    others = ~same & exists
+    second = jnp.argmax(jnp.where(others, labels.log_odds, -jnp.inf))
+    has_second = jnp.any(others)
+    nan = jnp.asarray(jnp.nan, answer.dtype)
+    return Answer(
+        jnp.where(none, nan, answer),
+        jnp.where(none, NO_CRYSTAL, phase),
+        jnp.where(none, nan, labels.score[best]),
+        probability(same),
+        probability(same_mod180),
+        of_phase[phase],
+        jnp.where(has_second, orientation[second], nan),
+        jnp.where(has_second, labels.phase[second], UNASSIGNED),
+        jnp.where(has_second, labels.score[second], nan),
+        *(
+            jnp.where(none, nan, values[best])
+            for values in (labels.thickness, labels.log_evidence, labels.explained_light)
+        ),
+    )
+
+
 def summarise(
     ranked: Ranked,
     no_crystal: Float[Array, ""],
     operations: Float[Array, "P n 3 3"],
     config: InferConfig,
 ) -> Answer:
-    """The answer, its confidence and the runner-up from the verified candidates of one pattern.
-
-    `no_crystal` is its log-probability by the network; its likelihood is that of false disks alone,
-    to which those of the candidates are relative.
-    """
-    n_phases = len(operations)
-    apart = angles_between(ranked.orientation, ranked.phase, operations)
-    log_odds = config.log_odds(ranked.log_likelihood, ranked.prior, ranked.log_evidence)
-    by_counts = None if ranked.log_evidence is None else config.counts_chance
-    of_none = config.log_odds(config.chance, no_crystal, by_counts)
-    again = outdone(apart, log_odds)
-    share = jax.nn.softmax(jnp.append(jnp.where(again, -jnp.inf, log_odds), of_none))
-    member = jnp.append(ranked.phase, n_phases) == jnp.arange(n_phases + 1)[:, None]
-    of_phase = jnp.sum(jnp.where(member, share, 0.0), axis=1)
-    phase = jnp.argmax(of_phase)
-    none = phase == n_phases
-
-    best = jnp.argmax(jnp.where(ranked.phase == phase, log_odds, -jnp.inf))
-    answer = ranked.orientation[best]
-    right_phase = ranked.phase == phase
-    same = (apart[best] < WITHIN) & right_phase
-    turned = answer @ jnp.asarray(rotations.HALF_TURN_ABOUT_BEAM, answer.dtype)
-    from_turned = angles_to(
-        rotations.matrix_to_quaternion(turned), ranked.orientation, ranked.phase, operations
-    )
-    same_mod180 = same | ((from_turned < WITHIN) & right_phase)
-
-    def probability(which):
-        return jnp.where(none, of_phase[phase], jnp.sum(jnp.where(which, share[:-1], 0.0)))
-
-    second = jnp.argmax(jnp.where(same, -jnp.inf, log_odds))
-    has_second = jnp.any(~same)
-    nan = jnp.asarray(jnp.nan, answer.dtype)
-    return Answer(
-        jnp.where(none, nan, answer),
-        jnp.where(none, NO_CRYSTAL, phase),
-        jnp.where(none, nan, ranked.score[best]),
-        probability(same),
-        probability(same_mod180),
-        of_phase[phase],
-        jnp.where(has_second, ranked.orientation[second], nan),
-        jnp.where(has_second, ranked.phase[second], UNASSIGNED),
-        jnp.where(has_second, ranked.score[second], nan),
-        jnp.where(none, nan, ranked.thickness[best]),
-        *(
-            nan if values is None else jnp.where(none, nan, values[best])
-            for values in (ranked.log_evidence, ranked.explained_light)
-        ),
-    )
+    """The answer of one pattern from its verified candidates: `answer_of` its `labels_of`."""
+    return answer_of(labels_of(ranked, no_crystal, operations, config), operations)

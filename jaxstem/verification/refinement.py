@@ -2,9 +2,9 @@
 """The stages of `--refine`: propose, search, climb, and judge by Bloch waves or by fits of these.
 
 `verify` takes candidates of a batch of patterns from the network's distribution to the summits of
-their two-beam likelihood ("fast"); where the patterns' counts are at hand, `verify_by_counts` takes
-them to the summits of what the counts say. `verify_dynamically` judges the likeliest of one pattern
-again by Bloch waves ("full") and fits these to its intensities ("exact").
+their two-beam likelihood ("fast"), and `reverify` those that are given; where the patterns' counts
+are at hand, `counting` does both by what they say. `verify_dynamically` judges the likeliest of one
+pattern again by Bloch waves ("full") and fits these to its intensities ("exact").
 
 Shapes: `B` patterns, `C` candidates of each, `P` phases with `n` operations.
 """
@@ -20,10 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstem.diffraction.bloch import BlochTables
-from jaxstem.files.light import Detector, Light, light_everywhere
-from jaxstem.orientation import rotations
 from jaxstem.runtime.rows import map_rows, map_rows_where
-from jaxstem.verification.candidates import CandidateTables, padded, propose
+from jaxstem.verification.candidates import CandidateTables, near_reflections, padded, propose
 from jaxstem.verification.climb import (
     UNLIKELY,
     begin,
@@ -37,14 +35,6 @@ from jaxstem.verification.config import APPROACH, LogOdds, ScoreConfig
 from jaxstem.verification.dynamical import climb_dynamically
 from jaxstem.verification.fitting import Scene, best_fit
 from jaxstem.verification.likelihood import Polished
-from jaxstem.verification.photometry import (
-    climb_by_counts,
-    explained_light,
-    likeliest_reflections,
-    log_ratios_of_alike,
-    measured,
-    over_thickness,
-)
 from jaxstem.verification.ranking import (
     BEHIND,
     Candidates,
@@ -235,84 +225,37 @@ def verify(
     )
 
 
-def verify_by_counts(
+def reverify(
     patterns: Pattern,
-    light: Light,
-    incident: Float[Array, " B"],
-    detector: Detector,
-    log_probability: Float[Array, "B n_cells"],
+    orientation: Float[Array, "B C 3 3"],
+    phase: Int[Array, "B C"],
+    prior: Float[Array, "B C"],
     phases: Sequence[CandidateTables],
-    operations: Float[Array, "P n 3 3"],
     wavelength: float,
-    reach: Float[ArrayLike, ""],
+    k_max: Float[ArrayLike, ""],
     config: ScoreConfig,
+    log_odds: LogOdds,
     at_once: int | None = None,
 ) -> Ranked:
-    """`verify` where the patterns' counts decide: of the candidates that the search has found, and
-    of these turned by 180° about the beam, those that make the counts likeliest are polished.
-
-    `light` of each pattern; `incident` beam in electrons; the rest as in `verify`. The likelihood
-    of the listed disks is that at the end of the climb.
+    """Orientations that are given, polished and judged by the listed disks; `prior` is their
+    log-probability by the network, the rest as in `verify`. All of them climb.
     """
-    config, statistics, counts = config.by_counts, config.likelihood, config.counts
-    everything = jax.tree.map(lambda *x: jnp.stack(x), *padded([t.reflections for t in phases]))
-    thickness = counts.thicknesses(statistics.thickness)
-    semi_angle = statistics.damping_angle
+    forwards = [tables.reflections for tables in phases]
+    everything = jax.tree.map(lambda *x: jnp.stack(x), *padded(forwards))
+    given = Candidates(orientation, phase, prior, None)
+    found = Proposals(given, jnp.ones(phase.shape, bool))
+    config = replace(config, behind=jnp.inf)
+    climbs_at_once = None if at_once is None else at_once * phase.shape[1]
+    best = climbed(patterns, found, forwards, wavelength, k_max, config, log_odds, climbs_at_once)
 
-    def one(row):
-        pattern, light, incident, log_probability = row
-        found = find(pattern, log_probability, phases, operations, wavelength, reach, config)
-        candidates = found.candidates
+    def scores(row):
+        pattern, orientation, phase = row
+        whole = jax.tree.map(lambda x: x[phase], everything)
+        near = jax.vmap(lambda r, f: near_reflections(r, f, wavelength))(orientation, whole)
+        return final_scores(pattern, orientation, near, wavelength, k_max, config)
 
-        def reflections(orientation, forward):
-            return likeliest_reflections(
-                orientation, forward, wavelength, reach, detector.disk, counts
-            )
-
-        # once, and not anew for each place that is asked for
-        sums = jax.lax.optimization_barrier(light_everywhere(light.sums, detector.seen.shape))
-
-        def look(reflections):
-            return measured(reflections, sums, light, detector, incident, reach, counts)
-
-        def worth(orientation, forward):
-            straight = reflections(orientation, forward)
-            both = look(straight), look(straight.turned_about_beam())
-            return over_thickness(log_ratios_of_alike(both, thickness, semi_angle, counts))
-
-        values = jax.vmap(worth)(candidates.orientation, candidates.forward)
-        values = jnp.where(found.apart[:, None], values, UNLIKELY)
-        turn = jnp.asarray(rotations.HALF_TURN_ABOUT_BEAM, candidates.orientation.dtype)
-        about_beam = candidates._replace(orientation=candidates.orientation @ turn)
-        twice = jax.tree.map(lambda *x: jnp.concatenate(x), candidates, about_beam)
-        best, value = keep_best(twice, values.T.reshape(-1), counts.n_polished, len(phases))
-
-        def polished(orientation, phase, value):
-            whole = jax.tree.map(lambda x: x[phase], everything)
-            ascent = begin(orientation, pattern.observed, *whole, wavelength, reach, statistics)
-            aligned = orientation_at(ascent, jnp.zeros(2, orientation.dtype))
-            # all that the crystal has: a cell's list lacks some that tell candidates apart
-            places = look(reflections(aligned, whole))
-            at = climb_by_counts(places, thickness, semi_angle, counts)
-            end = verdict(ascent, at.tilt, statistics)
-            exists = value > 0.5 * UNLIKELY
-            return (
-                end.orientation,
-                jnp.where(exists, end.log_likelihood, UNLIKELY),
-                jnp.where(exists, over_thickness(at.log_ratio), UNLIKELY),
-                explained_light(places, at, thickness, semi_angle, pattern.observed, incident),
-            )
-
-        orientation, likelihood, evidence, explained = jax.vmap(polished)(
-            best.orientation, best.phase, value
-        )
-        score = final_scores(pattern, orientation, best.forward, wavelength, reach, config)
-        unknown = jnp.full_like(score, jnp.nan)
-        return Ranked(
-            orientation, best.phase, score, likelihood, best.prior, unknown, evidence, explained
-        )
-
-    return map_rows(one, (patterns, light, incident, log_probability), at_once)
+    score = map_rows(scores, (patterns, best.orientation, phase), at_once)
+    return Ranked(best.orientation, phase, score, best.log_likelihood, prior, best.thickness)
 
 
 def verify_dynamically(

@@ -32,6 +32,7 @@ def map_command(
     ] = "",
     refine: Literal["none", "fast", "full", "exact"] = "fast",
     judge: Literal["counts", "list"] = "counts",
+    context: Literal["scan", "none"] = "scan",
     semiangle_mrad: Annotated[
         float | None, tyro.conf.arg(metavar="MRAD", help_behavior_hint="(default: the model's)")
     ] = None,
@@ -65,6 +66,8 @@ def map_command(
             long again; none, not at all.
         judge: What decides between candidates: the counts of raw patterns at the places where each
             predicts disks, found there or not; or the list of disks, as where no patterns are.
+        context: What patterns are weighed with: the scan, whose neighbours are alike within a grain
+            as the scan itself shows; or none, each pattern by itself.
         semiangle_mrad: Convergence semi-angle of the probe in mrad.
         figure: Draw the picture.
         report: Write the map as a web page too, as `jaxstem report` does.
@@ -145,6 +148,7 @@ def map_command(
             disks,
             loaded,
             config,
+            context=context,
             least_confidence=least_confidence,
             options=options,
             attributes={"command": command_text(), **told},

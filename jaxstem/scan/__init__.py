@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The scan as a whole: what neighbours say of each other."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "context": ["in_context", "PROPOSED", "second_looks"],
+        "neighbours": [
+            "beliefs",
+            "closeness",
+            "compatibility",
+            "Coupling",
+            "Messages",
+            "misorientations",
+            "moved",
+            "pair_sums",
+            "PairSums",
+            "propagated",
+            "STEPS",
+            "without",
+        ],
+        "posterior": [
+            "answers_in_context",
+            "AT_FIRST",
+            "ContextConfig",
+            "coupling_of",
+            "first_coupling",
+            "learnt",
+            "Strip",
+            "strip_of",
+        ],
+        "proposals": ["different", "NEW", "proposals", "Proposed"],
+    },
+)
