@@ -22,7 +22,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
@@ -32,10 +31,15 @@ from jaxstem.detection.scan import PlannedSearch
 from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
 from jaxstem.errors import InputError, require_between
 from jaxstem.files.map_file import MapHeader, map_writer
-from jaxstem.files.map_schema import MAP_DATASETS, unassigned
-from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
+from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap, ambiguous_by_180
 from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all, source_of
-from jaxstem.inference.batching import PIECE, judged_source, likeliest_labels, no_labels
+from jaxstem.inference.batching import (
+    PIECE,
+    judged_source,
+    likeliest_labels,
+    no_labels,
+    unseen,
+)
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.stream import stream_answers
 from jaxstem.inference.verdict import Answer, Labels
@@ -43,6 +47,7 @@ from jaxstem.network.heads import HEADS
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
+from jaxstem.runtime.sharing import own_rows, shared
 from jaxstem.scan.context import in_context
 
 KEPT = 6
@@ -286,23 +291,19 @@ def map_blocks(
         for row, (answer, n_disks, _) in blocks:
             yield row, left_out(answer, least_confidence)._asdict() | {"n_disks": n_disks}
         return
-    scan = None
+    scan = jax.tree.map(
+        lambda x: np.empty((*source.scan_shape, *x.shape[1:]), x.dtype),
+        no_labels(np.full(1, UNASSIGNED), KEPT),
+    )
     for row, (answer, n_disks, labels) in blocks:
-        if scan is None:
-            scan = jax.tree.map(
-                lambda x: np.zeros((*source.scan_shape, *x.shape[2:]), x.dtype), (answer, labels)
-            )
-        for into, values in zip(
-            jax.tree.leaves(scan), jax.tree.leaves((answer, labels)), strict=True
-        ):
+        for into, values in zip(scan, labels, strict=True):
             into[row : row + len(values)] = values
         alone = {
             f"single_{name}": getattr(answer, name)
             for name in ("orientation", "phase", "confidence")
         }
         yield row, alone | {"n_disks": n_disks}
-    single, labels = scan
-    for row, answer in in_context(single, labels, source, model, config, mesh, progress):
+    for row, answer in in_context(scan, source, model, config, mesh, progress):
         yield row, left_out(answer, least_confidence)._asdict()
 
 
@@ -321,10 +322,7 @@ def single_blocks(
     """What patterns say alone, some rows (rows, nx) at a time and not always in order, the same
     ones in each process; with the `KEPT` likeliest labels of each where these are asked for.
     """
-    n_processes, n_columns = jax.process_count(), source.scan_shape[1]
-    bounds = np.linspace(0, source.scan_shape[0], n_processes + 1).astype(int)
-    first = int(bounds[jax.process_index()])
-    rows = first, int(bounds[jax.process_index() + 1])
+    n_columns, rows = source.scan_shape[1], own_rows(source.scan_shape[0])
     if mesh is None:
         mesh = parallel.make_mesh(jax.local_devices())
     if not parallel.is_first():
@@ -341,15 +339,12 @@ def single_blocks(
                 labels = piece.labels or no_labels(piece.answer.phase, KEPT)
                 labels = likeliest_labels(labels, KEPT)
             found = jax.tree.map(over_rows, (piece.answer, piece.counts, labels))
-            yield first + piece.first // max(n_columns, 1), found
+            yield rows[0] + piece.first // n_columns, found
 
-    if n_processes == 1:
-        yield from own()
-        return
-    most = int(np.diff(source.pieces(PIECE), axis=1).max())
-    none = np.full(most * n_columns, UNASSIGNED)
-    answer = Answer(**{name: unassigned(len(none), MAP_DATASETS[name]) for name in Answer._fields})
-    like = (answer, none.astype(np.int32), no_labels(none, KEPT) if with_labels else None)
+    most = int(np.diff(source.pieces(PIECE), axis=1).max()) * n_columns
+    none = np.full(most, UNASSIGNED)
+    labels = no_labels(none, KEPT) if with_labels else None
+    like = (unseen(none == NO_CRYSTAL), none.astype(np.int32), labels)
     yield from shared(own(), jax.tree.map(over_rows, like))
 
 
@@ -366,40 +361,6 @@ def left_out(answer: Answer, least_confidence: float) -> Answer:
         phase=np.where(doubtful, UNASSIGNED, answer.phase),
         **{name: without(getattr(answer, name)) for name in taken},
     )
-
-
-def shared(blocks: Iterator[tuple[int, Found]], like: Found) -> Iterator[tuple[int, Found]]:
-    """The blocks of all processes, in each process; `like` has the most rows that a block has.
-
-    In rounds: all give their next block, or an empty one if they have no more, filled up. An
-    InputError of one process ends all: it is raised there, and another one in its place elsewhere.
-    """
-    failure, more = None, True
-    most_rows = len(like[0].phase)
-    while more:
-        row, block, n_rows = 0, like, 0
-        try:
-            row, block = next(blocks, (0, None))
-            n_rows = 0 if block is None else len(block[0].phase)
-            block = like if block is None else block
-        except InputError as error:
-            failure = error
-        filled = jax.tree.map(lambda x, n=n_rows: _filled(x[:n], most_rows), block)
-        state = np.array([row, n_rows, failure is not None], np.int32)
-        states, gathered = multihost_utils.process_allgather((state, filled))
-        if failure is not None:
-            raise failure
-        if states[:, 2].any():
-            raise InputError("Another process could not read its share of the scan; see there.")
-        for process, (row, n_rows, _) in enumerate(states.tolist()):
-            if n_rows:
-                own = lambda x, p=process, n=n_rows: np.asarray(x[p][:n])  # noqa: E731
-                yield row, jax.tree.map(own, gathered)
-        more = bool(states[:, 1].any())
-
-
-def _filled(x: np.ndarray, n_rows: int) -> np.ndarray:
-    return np.pad(x, [(0, n_rows - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
 def _check(source: DiskSource, model: Model, least_confidence: float) -> None:

@@ -30,7 +30,7 @@ from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.files.packed import write_packed
 from jaxstem.files.scan import DiskScan, source_of
-from jaxstem.inference import stream
+from jaxstem.inference import batching
 from jaxstem.inference.config import InferConfig
 from jaxstem.mapping import map_scan, map_to_file
 from jaxstem.network.model import Model, build_network
@@ -59,7 +59,7 @@ def tiny_model():
 def work(scan, out):
     """What this file does as a script."""
     parallel.start_cluster()
-    stream.PIECE = mapping.PIECE = 10
+    batching.PIECE = mapping.PIECE = 10
     try:
         source = disks_of(look_at(scan, ReadOptions()), False, across=True)
         map_to_file(out, source, tiny_model(), CONFIG, progress=False)
@@ -130,8 +130,8 @@ def test_the_streamed_map_is_the_one_in_memory(
     model, table, in_memory, one_device, tmp_path, monkeypatch
 ):
     write_map(tmp_path / "expected.h5", in_memory)
-    monkeypatch.setattr(stream, "PIECE", 5)
-    monkeypatch.setattr(stream, "OPEN", 2)
+    monkeypatch.setattr(batching, "PIECE", 5)
+    monkeypatch.setattr(batching, "OPEN", 2)
     path = tmp_path / "map.h5"
     overview = map_to_file(path, open_scan(table), model, CONFIG, **one_device)
     assert_same_map(tmp_path / "expected.h5", path, 1e-6)
@@ -157,8 +157,8 @@ def test_doubtful_answers_are_left_out(model, in_memory, table, one_device, tmp_
 
 def test_nothing_is_left_of_a_map_that_fails(model, table, one_device, tmp_path, monkeypatch):
     source, before = open_scan(table), os.listdir(tmp_path)
-    monkeypatch.setattr(stream, "PIECE", 5)
-    monkeypatch.setattr(stream, "SAMPLE", 5)
+    monkeypatch.setattr(batching, "PIECE", 5)
+    monkeypatch.setattr(batching, "SAMPLE", 5)
 
     def read(start, stop):
         if stop == 9:
@@ -258,5 +258,5 @@ def test_a_failure_of_one_process_ends_both(table, tmp_path, monkeypatch):
 
 
 if __name__ == "__main__":
-    stream.SAMPLE = int(os.environ.get("JAXSTEM_TEST_SAMPLE", stream.SAMPLE))
+    batching.SAMPLE = int(os.environ.get("JAXSTEM_TEST_SAMPLE", batching.SAMPLE))
     work(*sys.argv[1:])

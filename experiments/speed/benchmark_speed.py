@@ -56,9 +56,10 @@ from jaxstem.files.emd import read_disks
 from jaxstem.files.map_file import map_writer
 from jaxstem.files.packed import write_packed
 from jaxstem.files.scan import joined, source_of
+from jaxstem.inference.batching import PIECE, PaddedBatch, Piece, batches, preview_scan
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import scorer
-from jaxstem.inference.stream import PIECE, PaddedBatch, Piece, batches, preview_scan, workers
+from jaxstem.inference.stream import workers
 from jaxstem.mapping import map_header, map_scan
 from jaxstem.network.model import Model, load_model
 from jaxstem.network.transformer import ModelConfig, init_params

@@ -12,10 +12,11 @@ from jaxstem.diffraction.geometry import Disks
 from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.scan import DiskScan, pad_disks
 from jaxstem.files.truth import read_truth
+from jaxstem.inference.batching import PaddedBatch
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import Exposure, count_disks, scan_exposure
 from jaxstem.inference.step import make_predict
-from jaxstem.inference.stream import PaddedBatch, workers
+from jaxstem.inference.stream import workers
 from jaxstem.inference.verdict import Answer
 from jaxstem.maps.metrics import evaluate
 from jaxstem.network.model import Model

@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "SAMPLE",
             "Shelf",
             "unanswered",
+            "unseen",
         ],
         "config": ["BY_BLOCH_WAVES", "InferConfig"],
         "exposure": [

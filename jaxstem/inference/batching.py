@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.files.light import Light
@@ -271,14 +271,20 @@ class Shelf:
 
 def unanswered(number: int, first: int, scan: DiskScan, model: Model, exposed: Exposure) -> Piece:
     """A piece before its patterns are looked at: no crystal where the count of disks says so."""
-    n = len(scan.offsets) - 1
     counts = count_disks(scan, model.k_min, float(exposed.limit.reach))
-    empty = looks_empty(scan, model.k_min, exposed)
-    answer = Answer(**{name: unassigned(n, MAP_DATASETS[name]) for name in Answer._fields})
+    answer = unseen(looks_empty(scan, model.k_min, exposed))
+    return Piece(number, first, answer, counts, int((counts >= MIN_DISKS).sum()))
+
+
+def unseen(empty: Bool[np.ndarray, " n"]) -> Answer:
+    """The answers of patterns that are not looked at: no crystal where they look empty, a doubt of
+    which is not known; unassigned elsewhere.
+    """
+    answer = Answer(**{name: unassigned(len(empty), MAP_DATASETS[name]) for name in Answer._fields})
     for confidence in (answer.confidence, answer.confidence_mod180, answer.phase_confidence):
         confidence[~empty] = 0.0
     answer.phase[empty] = NO_CRYSTAL
-    return Piece(number, first, answer, counts, int((counts >= MIN_DISKS).sum()))
+    return answer
 
 
 def batches(

@@ -57,6 +57,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "turned",
         ],
         "rows": ["in_lots", "map_rows", "map_rows_where", "packed"],
+        "sharing": ["own_rows", "shared"],
         "signals": ["Ended", "IMPORTS", "signals_put_off", "signals_unwind"],
     },
 )

@@ -6,7 +6,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "context": ["in_context", "PROPOSED", "second_looks"],
+        "context": ["in_context", "PROPOSED", "proposed", "second_looks"],
         "neighbours": [
             "beliefs",
             "closeness",
@@ -28,9 +28,20 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "coupling_of",
             "first_coupling",
             "learnt",
-            "Strip",
-            "strip_of",
+            "make_programs",
+            "Said",
+            "said_of",
         ],
-        "proposals": ["different", "NEW", "proposals", "Proposed"],
+        "proposals": ["different", "NEW", "propose", "Proposed"],
+        "tiles": [
+            "cut",
+            "inside",
+            "over_tiles",
+            "SIDES",
+            "stacked",
+            "Tile",
+            "tiled",
+            "Tiling",
+        ],
     },
 )

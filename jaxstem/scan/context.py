@@ -16,22 +16,25 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxstem.files.scan import DiskSource
-from jaxstem.inference.batching import no_labels
+from jaxstem.inference.batching import PIECE, no_labels, unseen
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import joint_operations
 from jaxstem.inference.stream import stream_second_looks
 from jaxstem.inference.verdict import Answer, Labels
 from jaxstem.network.model import Model
 from jaxstem.orientation import rotations
+from jaxstem.runtime import parallel
+from jaxstem.runtime.programs import cached_pmap
+from jaxstem.runtime.sharing import own_rows, shared
 from jaxstem.scan.posterior import ContextConfig, answers_in_context
-from jaxstem.scan.proposals import different, proposals
+from jaxstem.scan.proposals import Proposed, propose
+from jaxstem.scan.tiles import Tile, cut, over_tiles, tiled
 
 PROPOSED = 3
 """Orientations of its neighbours that are judged on a pattern which has not thought of them."""
 
 
 def in_context(
-    single: Answer,
     labels: Labels,
     source: DiskSource,
     model: Model,
@@ -40,27 +43,58 @@ def in_context(
     progress: bool | None = None,
     context: ContextConfig | None = None,
 ) -> Iterator[tuple[int, Answer]]:
-    """The answers of a scan, some rows (rows, nx) at a time, from those of each pattern alone and
-    their labels (ny, nx). What was not looked at stays as it is.
+    """The answers of a scan, some rows (rows, nx) at a time, from the labels (ny, nx) of what each
+    pattern says alone, the same ones in each process.
 
     `mesh` and `progress` are those of `stream_answers`. Raises InputError as `source.read` does.
     """
+    context, mesh = context or ContextConfig(), mesh or parallel.make_mesh(jax.local_devices())
     operations = joint_operations(model.materials)
+    tiling = tiled(source.scan_shape, context.rounds)
+    parts = [labels]
     if config.refine == "fast":
-        more = second_looks(labels, source, model, config, mesh, progress)
-        labels = different(labels, more, operations)
-    looked_at = (np.asarray(labels.phase) >= 0).any(axis=2)
-    for row, answer in answers_in_context(labels, operations, context or ContextConfig()):
+        parts.append(second_looks(labels, source, model, config, mesh, progress))
+
+    def of_tile(tile: Tile) -> Labels:
+        own, *more = (cut(part, tile, tiling.side) for part in parts)
+        join = lambda x, y: x if x.ndim == 2 else np.concatenate([x, y], axis=2)  # noqa: E731
+        return Labels(*map(join, own, *more)) if more else own
+
+    for row, answer in answers_in_context(of_tile, tiling, operations, context, mesh, config.cache):
         rows = slice(row, row + len(answer.phase))
+        looked_at = (labels.phase[rows] >= 0).any(axis=2)
+        alone = unseen(labels.no_crystal[rows].ravel() == 0.0)
         yield (
             row,
             Answer(
                 *(
-                    np.where(looked_at[rows].reshape(*x.shape[:2], *[1] * (x.ndim - 2)), x, y[rows])
-                    for x, y in zip(answer, single, strict=True)
+                    np.where(
+                        looked_at.reshape(x.shape[:2] + (1,) * (x.ndim - 2)), x, y.reshape(x.shape)
+                    )
+                    for x, y in zip(answer, alone, strict=True)
                 )
             ),
         )
+
+
+def proposed(labels: Labels, model: Model, config: InferConfig, mesh: Mesh) -> Proposed:
+    """What is proposed to each position of a scan, from labels (ny, nx)."""
+    matrices = joint_operations(model.materials)
+    tiling = tiled(labels.phase.shape[:2], 1)
+    margin = slice(tiling.margin, tiling.side - tiling.margin)
+
+    def of_tiles(matrices, labels) -> Proposed:
+        operations = rotations.matrix_to_quaternion(matrices)
+        found = jax.lax.map(lambda tile: propose(tile, operations, PROPOSED), labels)
+        return jax.tree.map(lambda x: x[:, margin, margin], found)
+
+    specs = parallel.REPLICATED, parallel.SHARDED
+    content = {"proposals": PROPOSED, "margin": tiling.margin}
+    program = cached_pmap(of_tiles, mesh, specs, parallel.SHARDED, content, config.cache)
+    given = parallel.replicate(matrices, mesh)
+    of_tile = lambda tile: cut(labels, tile, tiling.side)  # noqa: E731
+    bands = over_tiles(lambda lot: program(given, lot), of_tile, tiling, mesh)
+    return jax.tree.map(lambda *x: np.concatenate(x), *(band for _, band in bands))
 
 
 def second_looks(
@@ -68,25 +102,36 @@ def second_looks(
     source: DiskSource,
     model: Model,
     config: InferConfig,
-    mesh: Mesh | None = None,
+    mesh: Mesh,
     progress: bool | None = None,
 ) -> Labels:
-    """What neighbours propose, judged on each pattern of a scan: labels (ny, nx)."""
-    operations = rotations.matrix_to_quaternion(joint_operations(model.materials))
-    proposed = jax.device_get(proposals(labels, operations, PROPOSED))
-    flat = [x.reshape(-1, *x.shape[2:]) for x in proposed]
-    pieces = stream_second_looks(
-        model,
-        source,
-        lambda start, stop: tuple(x[start:stop] for x in flat),
-        config,
-        mesh=mesh,
-        progress=progress,
-    )
-    found = [piece.labels or no_labels(piece.answer.phase, PROPOSED) for piece in pieces]
-    return Labels(
-        *(
-            np.concatenate(x).reshape(*source.scan_shape, *x[0].shape[1:])
-            for x in zip(*found, strict=True)
+    """What neighbours propose, judged on each pattern of a scan: labels (ny, nx), the same ones in
+    each process; each looks at some rows.
+    """
+    n_columns = source.scan_shape[1]
+    asked = proposed(labels, model, config, mesh)
+    first, last = own_rows(source.scan_shape[0])
+    flat = [x[first:last].reshape(-1, *x.shape[2:]) for x in asked]
+    over_rows = lambda x: x.reshape(-1, n_columns, *x.shape[1:])  # noqa: E731
+
+    def own() -> Iterator[tuple[int, Labels]]:
+        pieces = stream_second_looks(
+            model,
+            source,
+            lambda start, stop: tuple(x[start:stop] for x in flat),
+            config,
+            rows=(first, last),
+            mesh=mesh,
+            progress=progress,
         )
-    )
+        for piece in pieces:
+            found = piece.labels or no_labels(piece.answer.phase, PROPOSED)
+            yield first + piece.first // n_columns, jax.tree.map(over_rows, found)
+
+    most = int(np.diff(source.pieces(PIECE), axis=1).max()) * n_columns
+    like = jax.tree.map(over_rows, no_labels(np.full(most, -1), PROPOSED))
+    scan = jax.tree.map(lambda x: np.empty((*source.scan_shape, *x.shape[2:]), x.dtype), like)
+    for row, found in shared(own(), like):
+        for into, values in zip(scan, found, strict=True):
+            into[row : row + len(values)] = values
+    return scan

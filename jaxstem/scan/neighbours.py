@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxstem.orientation import rotations
 
@@ -51,7 +51,7 @@ class Messages(NamedTuple):
     backward: Float[Array, "4 L ny nx"]
 
 
-def moved(x: Float[Array, "... ny nx"], step: tuple[int, int], outside: float) -> Array:
+def moved(x: Shaped[Array, "... ny nx"], step: tuple[int, int], outside: float) -> Array:
     """For each position what the one a step further has; `outside` where there is none."""
     down, right = step
     spare = [(max(-n, 0), max(n, 0)) for n in step]
@@ -177,17 +177,18 @@ def pair_sums(
     angle: Float[Array, "4 C C ny nx"],
     factor: Float[Array, "4 L L ny nx"],
     known: Bool[Array, "ny nx"],
+    counted: Bool[Array, "ny nx"],
     coupling: Coupling,
     diagonal: float,
 ) -> PairSums:
-    """What the beliefs say of pairs."""
+    """What the beliefs say of pairs whose first position is `counted`."""
     alike = closeness(angle, coupling)
     sums = []
     for number, step in enumerate(STEPS):
         here = without(belief, messages.backward[number])
         there = moved(without(belief, messages.forward[number]), step, 0.0)
         joint = factor[number] * here[:, None] * there[None]
-        both = (known & moved(known, step, False)).astype(joint.dtype)
+        both = (counted & known & moved(known, step, False)).astype(joint.dtype)
         joint = both * joint / jnp.maximum(joint.sum(axis=(0, 1)), 1e-30)
         raised = jnp.exp((diagonal if all(step) else 1.0) * coupling.same)
         grown = raised * alike[number] / (1.0 + (raised - 1.0) * alike[number])

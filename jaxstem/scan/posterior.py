@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Answers that the whole scan gives, strip by strip.
+"""Answers that the whole scan gives, tile by tile (`tiles`).
 
 What neighbours say is weighed by `neighbours.propagated`. An answer is chosen by all that they say
 and believed by a part of it (`ContextConfig.doubt`): patterns of one grain share its thickness and
@@ -10,18 +10,21 @@ Shapes: a scan of `ny` × `nx` positions, `C` candidates of each.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxstem.inference.verdict import Answer, Labels, answer_of
 from jaxstem.orientation import rotations
+from jaxstem.runtime import parallel
+from jaxstem.runtime.programs import cached_pmap
 from jaxstem.scan.neighbours import (
     Coupling,
     PairSums,
@@ -30,6 +33,8 @@ from jaxstem.scan.neighbours import (
     pair_sums,
     propagated,
 )
+from jaxstem.scan.proposals import different
+from jaxstem.scan.tiles import Tile, Tiling, inside, over_tiles, stacked
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,7 @@ class ContextConfig:
     that each keeps; diagonal: what diagonal neighbours count; most: the largest log-odds that two
     neighbours are of one grain; spread: least and most of misorientations within a grain [degrees];
     doubt: share of what neighbours say by which an answer is believed; learning: times that the
-    coupling is learned anew; sample: strips from which it is; strip: rows that are worked on at
-    once.
+    coupling is learned anew; sample: tiles from which it is.
     """
 
     rounds: int = 10
@@ -51,31 +55,32 @@ class ContextConfig:
     spread: tuple[float, float] = (0.5, 4.0)
     doubt: float = 0.25
     learning: int = 4
-    sample: int = 16
-    strip: int = 32
+    sample: int = 8
 
 
 AT_FIRST = 1.5, 1.0, 1.0
 """Spread [degrees] and log-odds from which the coupling is learned."""
 
 
-class Strip(NamedTuple):
-    """Labels of some rows, those first that processors do not work along (`neighbours`)."""
+class Said(NamedTuple):
+    """What the patterns of a tile say alone; labels come first, for processors work along the last
+    axis (`neighbours`).
+    """
 
     quaternion: Float[Array, "C 4 ny nx"]
-    phase: Float[Array, "C ny nx"]
+    phase: Int[Array, "C ny nx"]
     share: Float[Array, "L ny nx"]
-    known: Float[Array, "ny nx"]
+    known: Bool[Array, "ny nx"]
 
 
-def strip_of(labels: Labels) -> Strip:
-    """The labels (ny, nx) of some rows as propagation takes them."""
+def said_of(labels: Labels) -> Said:
+    """The labels (ny, nx) of a tile as propagation takes them."""
     known = ~jnp.isnan(labels.no_crystal)
     odds = jnp.append(labels.log_odds, labels.no_crystal[..., None], axis=-1)
     odds = jnp.where(known[..., None], odds, 0.0)
     last = lambda x: jnp.moveaxis(x, (0, 1), (-2, -1))  # noqa: E731
     phase = jnp.where(jnp.isfinite(labels.log_odds), labels.phase, -1)
-    return Strip(last(labels.quaternion), last(phase), last(jax.nn.softmax(odds)), known)
+    return Said(last(labels.quaternion), last(phase), last(jax.nn.softmax(odds)), known)
 
 
 def first_coupling() -> Coupling:
@@ -103,65 +108,114 @@ def coupling_of(sums: PairSums, config: ContextConfig) -> Coupling:
     )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _sums(strip: Strip, operations, coupling: Coupling, config: ContextConfig) -> PairSums:
-    angle = misorientations(strip.quaternion, strip.phase, operations)
-    factor = compatibility(angle, strip.known, coupling, config.diagonal)
-    belief, messages = propagated(strip.share, factor, config.rounds, config.damping)
-    return pair_sums(belief, messages, angle, factor, strip.known, coupling, config.diagonal)
+Programs = tuple[Callable[..., PairSums], Callable[..., Answer]]
+"""What pairs of neighbours of some tiles are like, and their answers."""
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _answers(labels: Labels, matrices, coupling: Coupling, config: ContextConfig) -> Answer:
-    strip = strip_of(labels)
-    operations = rotations.matrix_to_quaternion(matrices)
-    angle = misorientations(strip.quaternion, strip.phase, operations)
-    factor = compatibility(angle, strip.known, coupling, config.diagonal)
-    _, messages = propagated(strip.share, factor, config.rounds, config.damping)
-    said = sum(jnp.log(x) for x in (*messages.forward, *messages.backward))
-    said = jnp.moveaxis(said, 0, -1)
-    own = jnp.append(labels.log_odds, labels.no_crystal[..., None], axis=-1)
-    chosen, doubted = own + said, own + config.doubt * said
-    labels = labels._replace(log_odds=chosen[..., :-1], no_crystal=chosen[..., -1])
-    one = lambda labels, odds: answer_of(labels, matrices, (odds[:-1], odds[-1]))  # noqa: E731
-    return jax.vmap(jax.vmap(one))(labels, doubted)
+def make_programs(
+    operations: Float[Array, "P n 3 3"],
+    config: ContextConfig,
+    tiling: Tiling,
+    mesh: Mesh,
+    cache: Path | None,
+) -> Programs:
+    """The compiled `(labels, counted (T, side, side), coupling) -> PairSums`, summed over all
+    positions that are `counted`, and `(labels, coupling) -> Answer`, without margins; T tiles, one
+    for each device of the mesh. `cache`: a folder that keeps programs, if any.
+    """
+    matrices = parallel.replicate(operations, mesh)
+    margin = tiling.margin
+
+    def weighed(labels: Labels, matrices, coupling: Coupling):
+        labels = different(labels, matrices)
+        said = said_of(labels)
+        angle = misorientations(
+            said.quaternion, said.phase, rotations.matrix_to_quaternion(matrices)
+        )
+        factor = compatibility(angle, said.known, coupling, config.diagonal)
+        belief, messages = propagated(said.share, factor, config.rounds, config.damping)
+        return labels, belief, messages, (angle, factor, said.known)
+
+    def sums(matrices, labels, counted, coupling) -> PairSums:
+        def one(row):
+            labels, counted = row
+            _, belief, messages, pairs = weighed(labels, matrices, coupling)
+            return pair_sums(belief, messages, *pairs, counted, coupling, config.diagonal)
+
+        of_tiles = jax.lax.map(one, (labels, counted))
+        return jax.tree.map(lambda x: jax.lax.psum(x.sum(), parallel.AXIS), of_tiles)
+
+    def answers(matrices, labels, coupling) -> Answer:
+        def one(labels):
+            labels, _, messages, _ = weighed(labels, matrices, coupling)
+            heard = sum(jnp.log(x) for x in (*messages.forward, *messages.backward))
+            own = jnp.append(labels.log_odds, labels.no_crystal[..., None], axis=-1)
+            within = slice(margin, tiling.side - margin)
+            trim = lambda x: x[within, within]  # noqa: E731
+            labels, own, heard = jax.tree.map(trim, (labels, own, jnp.moveaxis(heard, 0, -1)))
+            chosen, doubted = own + heard, own + config.doubt * heard
+            labels = labels._replace(log_odds=chosen[..., :-1], no_crystal=chosen[..., -1])
+            of_one = lambda labels, odds: answer_of(labels, matrices, (odds[:-1], odds[-1]))  # noqa: E731
+            return jax.lax.map(lambda row: jax.vmap(of_one)(*row), (labels, doubted))
+
+        return jax.lax.map(one, labels)
+
+    content = {"context": asdict(config), "margin": margin}
+    everywhere, shared = parallel.REPLICATED, parallel.SHARDED
+    ask = cached_pmap(
+        sums,
+        mesh,
+        (everywhere, shared, shared, everywhere),
+        everywhere,
+        content | {"of": "pairs"},
+        cache,
+    )
+    tell = cached_pmap(
+        answers, mesh, (everywhere, shared, everywhere), shared, content | {"of": "answers"}, cache
+    )
+    return (
+        lambda labels, counted, coupling: ask(matrices, labels, counted, coupling),
+        lambda labels, coupling: tell(matrices, labels, coupling),
+    )
 
 
-def learnt(labels: Labels, operations: Float[Array, "P n 3 3"], config: ContextConfig) -> Coupling:
-    """How alike neighbours of this scan are: from strips of its rows, spread evenly over it."""
-    turns = rotations.matrix_to_quaternion(operations)
-    n_rows = labels.no_crystal.shape[0]
-    height = min(config.strip, n_rows)
-    starts = np.unique(np.linspace(0, n_rows - height, config.sample).astype(int))
-    starts = starts[:: max(1, -(-height * len(starts) // n_rows))]
-    strips = [strip_of(jax.tree.map(lambda x: x[i : i + height], labels)) for i in starts]  # noqa: B023
+def learnt(
+    ask: Callable[..., PairSums],
+    labels: Callable[[Tile], Labels],
+    tiling: Tiling,
+    config: ContextConfig,
+    mesh: Mesh,
+) -> Coupling:
+    """How alike neighbours of this scan are: from some of its tiles, spread evenly over it."""
+    tiles, n = tiling.tiles, mesh.size
+    chosen = np.unique(np.linspace(0, len(tiles) - 1, config.sample).round().astype(int))
+    lots = [[tiles[i] for i in chosen[start : start + n]] for start in range(0, len(chosen), n)]
+    nothing = np.zeros((tiling.side, tiling.side), bool)
+
+    def counted(lot):
+        of_each = [inside(tiling, tile) for tile in lot] + [nothing] * (n - len(lot))
+        return np.stack(of_each)
+
+    given = [(stacked(labels, lot, mesh), counted(lot)) for lot in lots]
     coupling = first_coupling()
     for _ in range(config.learning):
-        parts = [_sums(strip, turns, coupling, config) for strip in strips]
-        coupling = coupling_of(jax.tree.map(lambda *x: sum(x), *parts), config)
+        found = [jax.device_get(ask(*lot, coupling)) for lot in given]
+        coupling = coupling_of(jax.tree.map(lambda *x: sum(x), *found), config)
     return coupling
 
 
 def answers_in_context(
-    labels: Labels, operations: Float[Array, "P n 3 3"], config: ContextConfig
+    labels: Callable[[Tile], Labels],
+    tiling: Tiling,
+    operations: Float[Array, "P n 3 3"],
+    config: ContextConfig,
+    mesh: Mesh,
+    cache: Path | None = None,
 ) -> Iterator[tuple[int, Answer]]:
-    """The answers (rows, nx) of a scan's labels (ny, nx), by the first row of each lot.
-
-    Lots overlap by as many rows as messages go, and so the answers do not depend on how the scan
-    was cut. Those of positions that were not looked at say nothing.
+    """The answers of a scan, some rows (rows, nx) at a time by the first of them, from the labels
+    (side, side) of its tiles, whose margin is `config.rounds`. Those of positions that were not
+    looked at say nothing.
     """
-    coupling = learnt(labels, operations, config)
-    n_rows = labels.no_crystal.shape[0]
-    rows = np.arange(-config.rounds, config.strip + config.rounds)
-    for start in range(0, n_rows, config.strip):
-        index = start + rows
-        inside = (index >= 0) & (index < n_rows)
-        lot = jax.tree.map(lambda x: x[np.clip(index, 0, n_rows - 1)], labels)  # noqa: B023
-        outside = jnp.asarray(~inside)[:, None]
-        lot = lot._replace(
-            no_crystal=jnp.where(outside, jnp.nan, lot.no_crystal),
-            log_odds=jnp.where(outside[..., None], -jnp.inf, lot.log_odds),
-        )
-        found = jax.device_get(_answers(lot, operations, coupling, config))
-        stop = min(config.strip, n_rows - start)
-        yield start, jax.tree.map(lambda x: x[config.rounds : config.rounds + stop], found)  # noqa: B023
+    ask, tell = make_programs(operations, config, tiling, mesh, cache)
+    coupling = learnt(ask, labels, tiling, config, mesh)
+    yield from over_tiles(lambda lot: tell(lot, coupling), labels, tiling, mesh)

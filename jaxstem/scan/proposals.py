@@ -39,10 +39,9 @@ def _cosine(a: Float[Array, "4 ny nx"], turned: Float[Array, "n 4 ny nx"]) -> Ar
     return jnp.abs(sum(a[i] * turned[:, i] for i in range(4))).max(axis=0)
 
 
-@functools.partial(jax.jit, static_argnames="n_proposals")
-def proposals(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: int) -> Proposed:
-    """For each position (ny, nx) the likeliest label of its neighbours, surest first, without those
-    that it has itself; `operations`: the symmetry of each phase, as quaternions.
+def propose(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: int) -> Proposed:
+    """For each position (ny, nx) the likeliest labels of its neighbours, surest first, without
+    those that it has itself; `operations`: the symmetry of each phase, as quaternions.
     """
     last = lambda x: jnp.moveaxis(x, (0, 1), (-2, -1))  # noqa: E731
     own, own_phase = last(labels.quaternion), last(labels.phase)
@@ -86,27 +85,18 @@ def proposals(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: in
     )
 
 
-@jax.jit
-def different(labels: Labels, more: Labels, operations: Float[Array, "P n 3 3"]) -> Labels:
-    """All labels (ny, nx) of both, one of those that climbed the same summit; no crystal is that of
-    the first.
-    """
+def different(labels: Labels, operations: Float[Array, "P n 3 3"]) -> Labels:
+    """The labels (ny, nx), one of those that climbed the same summit."""
 
-    def one(row):
-        labels, more = row
-        joined = [
-            mine if not mine.ndim else jnp.concatenate([mine, theirs])
-            for mine, theirs in zip(labels, more, strict=True)
-        ]
-        joined = Labels(*joined)
-        exists = joined.phase >= 0
-        orientation = rotations.quaternion_to_matrix(joined.quaternion)
-        apart = angles_between(orientation, jnp.maximum(joined.phase, 0), operations)
+    def one(labels):
+        exists = labels.phase >= 0
+        orientation = rotations.quaternion_to_matrix(labels.quaternion)
+        apart = angles_between(orientation, jnp.maximum(labels.phase, 0), operations)
         apart = jnp.where(exists[:, None] & exists, apart, jnp.inf)
-        gone = outdone(apart, joined.log_odds) | ~exists
-        return joined._replace(
-            phase=jnp.where(gone, -1, joined.phase),
-            log_odds=jnp.where(gone, -jnp.inf, joined.log_odds),
+        gone = outdone(apart, labels.log_odds) | ~exists
+        return labels._replace(
+            phase=jnp.where(gone, -1, labels.phase),
+            log_odds=jnp.where(gone, -jnp.inf, labels.log_odds),
         )
 
-    return jax.lax.map(jax.vmap(one), (labels, more))
+    return jax.lax.map(jax.vmap(one), labels)

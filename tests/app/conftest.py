@@ -14,6 +14,7 @@ from jaxstem.crystal.cell import read_cif
 from jaxstem.diffraction.material import make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.files.orientation_map import UNASSIGNED
+from jaxstem.inference.batching import Piece
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model, build_network, save_model
 from jaxstem.network.transformer import ModelConfig, init_params
@@ -73,7 +74,6 @@ def answers(monkeypatch):
         *rng.uniform(size=(2, n)),
     )
     counts = rng.integers(3, 9, n)
-    monkeypatch.setattr(
-        mapping, "stream_answers", lambda *args, **kwargs: iter([(0, answer, counts)])
-    )
+    piece = Piece(0, 0, answer, counts, 0)
+    monkeypatch.setattr(mapping, "stream_answers", lambda *args, **kwargs: iter([piece]))
     return answer, counts

@@ -22,6 +22,7 @@ from jaxstem.app.demo import sample
 from jaxstem.crystal.cell import symmetry_operations
 from jaxstem.files.map_file import write_map
 from jaxstem.files.truth import read_truth
+from jaxstem.inference.batching import Piece
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import load_model
 
@@ -34,10 +35,10 @@ def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypat
     ones, counts = np.ones(len(right)), np.full(len(right), 5)
     phase = np.zeros(len(right), int)
     answer = Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones, ones, ones)
-    monkeypatch.setattr(
-        mapping, "stream_answers", lambda *args, **kwargs: iter([(0, answer, counts)])
-    )
-    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
+    piece = Piece(0, 0, answer, counts, 0)
+    monkeypatch.setattr(mapping, "stream_answers", lambda *args, **kwargs: iter([piece]))
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
+    assert run(*argv, "--context", "none") == 0
     capsys.readouterr()
     assert run("evaluate", "map.h5", "truth.h5", "--json") == 0
     score = json.loads(capsys.readouterr().out)

@@ -64,9 +64,11 @@ def test_a_map_is_written_with_all_that_its_reader_needs(trained, here, capsys):
 
 def test_answers_lie_where_their_positions_do(trained, here, answers):
     answer, counts = answers
-    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure") == 0
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
+    assert run(*argv, "--context", "none") == 0
     assert {path.name for path in here.iterdir()} == {"scan.h5", "map.h5"}
     found = read_map("map.h5")
+    assert found.single_phase is None and found.attributes["context"] == "none"
     for flat, position in enumerate(np.ndindex(CORNER)):
         np.testing.assert_array_equal(found.orientation[position], answer.orientation[flat])
         np.testing.assert_array_equal(
@@ -90,6 +92,7 @@ def test_answers_lie_where_their_positions_do(trained, here, answers):
     ("options", "refine", "semi_angle", "batch"),
     [
         ([], "fast", 1.5, None),
+        (["--context", "none"], "fast", 1.5, None),
         (["--refine", "none", "--batch", "24"], "none", 1.5, 24),
         (["--refine", "full", "--semiangle-mrad", "2.5"], "full", 2.5, None),
     ],
@@ -108,6 +111,7 @@ def test_inference_options_reach_the_inference(
     assert (config.refine, config.batch) == (refine, batch)
     assert config.score.likelihood.semi_angle == semi_angle
     changed = {"refine": refine, "batch": batch, "score": config.score, "cache": default_cache()}
+    changed["keeps_labels"] = "--context" not in options
     assert config == dataclasses.replace(default, **changed)
     likelihood = dataclasses.replace(default.scoring.likelihood, semi_angle=semi_angle)
     assert config.score == dataclasses.replace(default.scoring, likelihood=likelihood)
@@ -118,7 +122,7 @@ def test_doubtful_answers_are_left_out_when_asked(trained, here, answers):
     answer, _ = answers
     answer.confidence[1] = np.nan
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
-    assert run(*argv, "--least-confidence", "0.4") == 0
+    assert run(*argv, "--context", "none", "--least-confidence", "0.4") == 0
     found = read_map("map.h5")
     doubtful = (answer.confidence < 0.4).reshape(CORNER)
     assert not doubtful[0, 1]

@@ -11,7 +11,7 @@ import jaxstem
 from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.packed import packed_source, write_packed
 from jaxstem.files.scan import source_of
-from jaxstem.inference.stream import judged_source, preview_scan
+from jaxstem.inference.batching import judged_source, preview_scan
 from jaxstem.mapping import map_scan
 from jaxstem.verification.config import CountsConfig
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from jaxstem.errors import InputError
 from jaxstem.files.orientation_map import NO_CRYSTAL
 from jaxstem.files.scan import joined, pad_disks, source_of
-from jaxstem.inference import stream
+from jaxstem.inference import batching, stream
+from jaxstem.inference.batching import Piece, Shelf, batches, preview_scan
 from jaxstem.inference.exposure import MIN_DISKS, count_disks, scan_exposure, scan_reach
-from jaxstem.inference.stream import Piece, Shelf, batches, predict_scan, preview_scan, read_ahead
+from jaxstem.inference.stream import predict_scan, read_ahead
 from jaxstem.inference.verdict import Answer
 from jaxstem.runtime import parallel
 
@@ -33,7 +34,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
         radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
         disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(1, 2, n)]
         lists.append(np.stack(disks, axis=-1))
-    monkeypatch.setattr(stream, "PIECE", 7)
+    monkeypatch.setattr(batching, "PIECE", 7)
     shapes = []
 
     def make_predict(model, config, mesh, detector):
@@ -45,7 +46,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
             n_disks = disks.mask.sum(axis=1)
             numbers = (first, first, first, first)
             more = (2 * first, first, first)
-            return Answer(rotation, n_disks, *numbers, rotation, n_disks, first, *more)
+            return Answer(rotation, n_disks, *numbers, rotation, n_disks, first, *more), None
 
         return predict
 
@@ -108,8 +109,8 @@ def random_scan(rng, shape, longest=30):
 @pytest.mark.parametrize("waiting", [2, 100])
 def test_batches_hold_each_pattern_once(model, monkeypatch, rng, waiting, config):
     """And are full, unless a piece would have to wait too long for its last answers."""
-    monkeypatch.setattr(stream, "PIECE", 12)
-    monkeypatch.setattr(stream, "OPEN", waiting)
+    monkeypatch.setattr(batching, "PIECE", 12)
+    monkeypatch.setattr(batching, "OPEN", waiting)
     scan = random_scan(rng, (40, 4))
     config = replace(config, refine="none", lengths=(4, 8, 12), batch=8, least=0)
     source = source_of(scan)
@@ -152,8 +153,8 @@ def test_pieces_make_no_difference(on_devices, model, monkeypatch, rng, config):
         parallel, "pmap", lambda *args, **rest: programs.append(pmap(*args, **rest)) or programs[-1]
     )
     whole, counts = on_devices(model, scan, config, 1)
-    monkeypatch.setattr(stream, "PIECE", 9)
-    monkeypatch.setattr(stream, "OPEN", 2)
+    monkeypatch.setattr(batching, "PIECE", 9)
+    monkeypatch.setattr(batching, "OPEN", 2)
     streamed, again = on_devices(model, scan, config, 1)
     assert [program._cache_size() for program in programs] == [2, 2]
     np.testing.assert_array_equal(counts, again)
@@ -163,7 +164,7 @@ def test_pieces_make_no_difference(on_devices, model, monkeypatch, rng, config):
 
 
 def test_a_small_scan_is_surveyed_as_a_whole(model, monkeypatch, rng, config):
-    monkeypatch.setattr(stream, "PIECE", 8)
+    monkeypatch.setattr(batching, "PIECE", 8)
     scan = random_scan(rng, (20, 8))
     known = preview_scan(source_of(scan), model, config)
     reach = scan_reach(scan, model.k_min, model.k_max)
@@ -177,8 +178,8 @@ def test_a_small_scan_is_surveyed_as_a_whole(model, monkeypatch, rng, config):
 
 @pytest.mark.slow
 def test_a_large_scan_is_surveyed_in_part(model, monkeypatch, rng, config):
-    monkeypatch.setattr(stream, "PIECE", 8)
-    monkeypatch.setattr(stream, "SAMPLE", 40)
+    monkeypatch.setattr(batching, "PIECE", 8)
+    monkeypatch.setattr(batching, "SAMPLE", 40)
     scan, read = random_scan(rng, (20, 8)), []
     source = source_of(scan)
     counted = replace(source, read=lambda *rows: read.append(rows) or source.read(*rows))
