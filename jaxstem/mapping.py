@@ -49,9 +49,10 @@ from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
 from jaxstem.runtime.sharing import own_rows, shared
 from jaxstem.scan.context import in_context
+from jaxstem.verification.ranking import keep_size
 
 KEPT = 6
-"""Labels of a position that its neighbours hear of."""
+"""Labels of a position, at most, that its neighbours hear of."""
 
 Block = tuple[int, dict[str, np.ndarray]]
 """Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""
@@ -293,7 +294,7 @@ def map_blocks(
         return
     scan = jax.tree.map(
         lambda x: np.empty((*source.scan_shape, *x.shape[1:]), x.dtype),
-        no_labels(np.full(1, UNASSIGNED), KEPT),
+        no_labels(np.full(1, UNASSIGNED), n_labels(source, model, config)),
     )
     for row, (answer, n_disks, labels) in blocks:
         for into, values in zip(scan, labels, strict=True):
@@ -320,7 +321,7 @@ def single_blocks(
     with_labels: bool = False,
 ) -> Iterator[tuple[int, Found]]:
     """What patterns say alone, some rows (rows, nx) at a time and not always in order, the same
-    ones in each process; with the `KEPT` likeliest labels of each where these are asked for.
+    ones in each process; with the likeliest labels (`n_labels`) of each where these are asked for.
     """
     n_columns, rows = source.scan_shape[1], own_rows(source.scan_shape[0])
     if mesh is None:
@@ -328,6 +329,7 @@ def single_blocks(
     if not parallel.is_first():
         progress = False
     config = replace(config, keeps_labels=with_labels)
+    kept = n_labels(source, model, config)
 
     def over_rows(x):
         return x.reshape(-1, n_columns, *x.shape[1:])
@@ -336,16 +338,26 @@ def single_blocks(
         for piece in stream_answers(model, source, config, rows=rows, mesh=mesh, progress=progress):
             labels = None
             if with_labels:
-                labels = piece.labels or no_labels(piece.answer.phase, KEPT)
-                labels = likeliest_labels(labels, KEPT)
+                labels = piece.labels or no_labels(piece.answer.phase, kept)
+                labels = likeliest_labels(labels, kept)
             found = jax.tree.map(over_rows, (piece.answer, piece.counts, labels))
             yield rows[0] + piece.first // n_columns, found
 
     most = int(np.diff(source.pieces(PIECE), axis=1).max()) * n_columns
     none = np.full(most, UNASSIGNED)
-    labels = no_labels(none, KEPT) if with_labels else None
+    labels = no_labels(none, kept) if with_labels else None
     like = (unseen(none == NO_CRYSTAL), none.astype(np.int32), labels)
     yield from shared(own(), jax.tree.map(over_rows, like))
+
+
+def n_labels(source: DiskSource, model: Model, config: InferConfig) -> int:
+    """How many labels of each position of this scan its neighbours hear of."""
+    if config.refine != "fast":
+        return KEPT
+    scoring = config.scoring
+    by_counts = config.by_counts(source)
+    climbing = scoring.counts.n_polished if by_counts else scoring.n_climbing
+    return min(KEPT, keep_size(climbing, len(model.materials)))
 
 
 def left_out(answer: Answer, least_confidence: float) -> Answer:

@@ -49,6 +49,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "to_text",
             "VACUUM_NAME",
         ],
+        "overruling": ["Overruled", "overruled", "single_answers"],
         "payload": [
             "ABSENT",
             "figure_uri",
@@ -62,6 +63,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "predicted": ["predict", "Predicted", "ReportConfig"],
         "report": ["write_report"],
+        "report_pictures": ["pictures", "told_overruled"],
         "texture": ["multiples_of_random", "texture_plots", "zone_axes"],
     },
 )

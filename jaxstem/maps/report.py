@@ -6,8 +6,11 @@ arrays and pictures. The file needs nothing else: no server, no network, no othe
 
 What it holds, and how much of it:
 
-- maps, as pictures of one pixel a position, at most `most_drawn` positions along a side (of larger
-  scans every other one, or every third, …), and the numbers of each of these positions;
+- maps, as pictures of one pixel a position (`report_pictures`), at most `most_drawn` positions
+  along a side (of larger scans every other one, or every third, …), and the numbers of each of
+  these positions;
+- where the map keeps what each pattern says alone, the pictures of that too, and of positions that
+  the scan overruled the other answer, with the disks that it predicts;
 - of at most `most_kept` of them, on a regular grid of rows and columns, the measured pattern (of a
   raw scan), the measured disks and those predicted for the best and the second-best answer;
 - of these, if counts judged the map and the scan holds them, the counts that both answers predict
@@ -31,11 +34,11 @@ from __future__ import annotations
 import html
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import metadata, resources
 from pathlib import Path
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.spatial.transform import Rotation
@@ -45,25 +48,18 @@ from jaxstem.detection.reading import ReadOptions, stored
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
 from jaxstem.files.map_file import read_map
+from jaxstem.files.map_schema import SINGLE
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap
 from jaxstem.files.units import in_metres
-from jaxstem.maps.colours import (
-    AMBIGUOUS_COLOUR,
-    LAB_X,
-    LAB_Y,
-    LAB_Z,
-    NO_CRYSTAL_COLOUR,
-    UNASSIGNED_COLOUR,
-    draw_key,
-    phase_colours,
-    rgb_map,
-)
+from jaxstem.maps.colours import draw_key, phase_colours
 from jaxstem.maps.counted import Exposed, count, packed_counts
 from jaxstem.maps.drawing import thinned
 from jaxstem.maps.grains import bunge_angles
 from jaxstem.maps.measured import PATTERNS_AN_IMAGE, measured_patterns, packed_disks
-from jaxstem.maps.payload import ABSENT, figure_uri, hex_colour, image_uri, pack, pack_16, to_base64
+from jaxstem.maps.overruling import Overruled, overruled, single_answers
+from jaxstem.maps.payload import ABSENT, figure_uri, pack, pack_16, to_base64
 from jaxstem.maps.predicted import ReportConfig, predict
+from jaxstem.maps.report_pictures import pictures, told_overruled
 from jaxstem.maps.texture import texture_plots, zone_axes
 from jaxstem.orientation.symmetry import nearest_equivalents
 from jaxstem.runtime.paths import atomic_path, check_target
@@ -108,9 +104,13 @@ def write_report(
     whole = read_map(map_file)
     microscope, specimen, mapped_with = _settings(whole, map_file)
     every = max(1, math.ceil(max(whole.phase.shape) / config.most_drawn))
-    drawn = thinned(whole, every)
+    drawn = thinned(replace(whole, **dict.fromkeys(SINGLE)), every)
     apart = _grid_step(drawn.phase.shape, config.most_kept)
     kept = thinned(drawn, apart)
+    single = _single(whole, every)
+    answers = [(kept, which) for which in _ANSWERS]
+    if single:
+        answers.append((thinned(single.other, apart), ""))
     measured, patterns, counts = None, None, None
     if scan is not None:
         by_counts = whole.attributes.get("judge") == "counts"
@@ -142,11 +142,12 @@ def write_report(
         "k_max": microscope.k_max,
         "disk_radius": microscope.disk_radius,
         "phases": [_phase(c, microscope.k_max, specimen.u_iso) for c in whole.crystals],
-        "maps": _pictures(drawn),
-        "numbers": _numbers(drawn),
+        "maps": pictures(drawn, single and single.alone, single and single.apart),
+        "numbers": _numbers(drawn) | (_numbers_alone(single) if single else {}),
         "predicted": [
-            _packed_predictions(kept, which, microscope, specimen, config) for which in _ANSWERS
+            _packed_predictions(*answer, microscope, specimen, config) for answer in answers
         ],
+        "overruled": single and told_overruled(single.of_all),
         "counts": counts,
         "absent": ABSENT,
         "per_image": PATTERNS_AN_IMAGE,
@@ -157,7 +158,7 @@ def write_report(
             "side": patterns.side,
             "frame": pack(patterns.frame, np.float32),
         },
-        "figures": _figures(drawn),
+        "figures": _figures(drawn, single and single.alone),
     }
     page = resources.files("jaxstem").joinpath("data/report.html").read_text(encoding="utf-8")
     # "<" would let a name in the data end the script element
@@ -198,15 +199,36 @@ def _settings(
     )
 
 
+class _Single(NamedTuple):
+    """What each pattern says alone: the map of it, that of those answers alone which the scan
+    overruled, and where these are, of the positions drawn and of all.
+    """
+
+    alone: OrientationMap
+    other: OrientationMap
+    apart: Overruled
+    of_all: Overruled
+
+
+def _single(whole: OrientationMap, every: int) -> _Single | None:
+    """Of every so many rows and columns; None of a map that does not keep it."""
+    if whole.single_phase is None:
+        return None
+    alone, of_all = thinned(single_answers(whole), every), overruled(whole)
+    apart = Overruled(*(x[::every, ::every] for x in of_all))
+    other = replace(
+        alone,
+        phase=np.where(apart.positions, alone.phase, UNASSIGNED),
+        orientation=np.where(apart.positions[..., None, None], alone.orientation, np.nan),
+    )
+    return _Single(alone, other, apart, of_all)
+
+
 def _numbers(drawn: OrientationMap) -> dict[str, dict]:
     """The numbers of each position: arrays of 16 bits with their unit, phases of 8."""
-    shape = drawn.phase.shape
-    zone = np.full(shape, ABSENT)
-    zone_angle, apart = np.full(shape, np.nan), np.full(shape, np.nan)
+    apart = np.full(drawn.phase.shape, np.nan)
     for index, unit_cell in enumerate(drawn.crystals):
-        own = drawn.phase == index
-        _, zone[own], zone_angle[own] = zone_axes(drawn.orientation[own], unit_cell)
-        both = own & (drawn.second_phase == index)
+        both = (drawn.phase == index) & (drawn.second_phase == index)
         if both.any():
             first, second = (
                 Rotation.from_matrix(matrix[both]).as_quat()
@@ -224,22 +246,53 @@ def _numbers(drawn: OrientationMap) -> dict[str, dict]:
         "log_evidence": (np.maximum(drawn.log_evidence, 0.0), 0.05),
         "explained_light": (drawn.explained_light, 2e-5),
         "n_disks": (drawn.n_disks, 1),
-        "zone_angle": (zone_angle, 0.005),
         "second_angle": (apart, 0.005),
-        "zone": (np.where(zone == ABSENT, np.nan, zone), 1),
+        **_zones("", drawn),
+        **_euler("", drawn.orientation),
+        **_euler("second_", drawn.second_orientation),
     }
-    for prefix, matrix in (("", drawn.orientation), ("second_", drawn.second_orientation)):
-        known = np.isfinite(matrix).all((-1, -2))
-        euler = np.full((*shape, 3), np.nan)
-        euler[known] = bunge_angles(matrix[known])
-        for axis, name in enumerate(("phi1", "Phi", "phi2")):
-            sixteen[prefix + name] = (euler[..., axis], 0.0055)
-    packed = {
-        name: {"data": pack_16(*values), "unit": values[1]} for name, values in sixteen.items()
+    return _packed(sixteen, {name: getattr(drawn, name) for name in ("phase", "second_phase")})
+
+
+def _numbers_alone(single: _Single) -> dict[str, dict]:
+    """The numbers of what each pattern says alone, its orientation where it was overruled."""
+    sixteen = {
+        "single_confidence": (single.alone.confidence, 2e-5),
+        "single_angle": (single.apart.angle, 0.005),
+        **_zones("single_", single.other),
+        **_euler("single_", single.other.orientation),
     }
-    for name in ("phase", "second_phase"):
-        packed[name] = {"data": pack(getattr(drawn, name), np.int8)}
-    return packed
+    eight = {
+        "single_phase": single.alone.phase,
+        "overruled": single.apart.positions,
+        "half_turn": single.apart.half_turn,
+    }
+    return _packed(sixteen, eight)
+
+
+def _zones(prefix: str, drawn: OrientationMap) -> dict[str, tuple]:
+    """The zone axis nearest to the beam by its number among the phase's, and its angle to it."""
+    zone, angle = (np.full(drawn.phase.shape, np.nan) for _ in range(2))
+    for index, unit_cell in enumerate(drawn.crystals):
+        own = drawn.phase == index
+        _, zone[own], angle[own] = zone_axes(drawn.orientation[own], unit_cell)
+    return {f"{prefix}zone_angle": (angle, 0.005), f"{prefix}zone": (zone, 1)}
+
+
+def _euler(prefix: str, orientation: np.ndarray) -> dict[str, tuple]:
+    known = np.isfinite(orientation).all((-1, -2))
+    euler = np.full((*known.shape, 3), np.nan)
+    euler[known] = bunge_angles(orientation[known])
+    names = ("phi1", "Phi", "phi2")
+    return {prefix + name: (euler[..., axis], 0.0055) for axis, name in enumerate(names)}
+
+
+def _packed(sixteen: dict[str, tuple], eight: dict[str, np.ndarray]) -> dict[str, dict]:
+    """Numbers of 16 bits, each with its unit, and of 8."""
+    return {
+        name: {"data": pack_16(values, unit), "unit": unit}
+        for name, (values, unit) in sixteen.items()
+    } | {name: {"data": pack(values, np.int8)} for name, values in eight.items()}
 
 
 def _phase(unit_cell: Crystal, k_max: float, u_iso: float) -> dict:
@@ -256,72 +309,6 @@ def _phase(unit_cell: Crystal, k_max: float, u_iso: float) -> dict:
         "reciprocal": reciprocal_lattice(unit_cell.lattice).ravel().tolist(),
         "key": figure_uri(key),
     }
-
-
-def _pictures(drawn: OrientationMap) -> list[dict]:
-    """Each map as a PNG of one pixel a position, with its title and what its colours mean."""
-    assigned = drawn.phase >= 0
-    colours = phase_colours(drawn)
-    special = {
-        "unassigned": (drawn.phase == UNASSIGNED, UNASSIGNED_COLOUR),
-        "no crystal": (drawn.phase == NO_CRYSTAL, NO_CRYSTAL_COLOUR),
-    }
-    unknown = (0.85, 0.85, 0.85)
-
-    def picture(name, title, rgb, swatches=(), scale=None):
-        for pixels, colour in special.values():
-            rgb[pixels] = colour
-        others = [(label, colour) for label, (pixels, colour) in special.items() if pixels.any()]
-        return {
-            "name": name,
-            "title": title,
-            "image": image_uri(np.uint8(np.round(255 * rgb))),
-            "swatches": [(label, hex_colour(colour)) for label, colour in [*swatches, *others]],
-            "scale": scale,
-        }
-
-    def scalar(name, title, values, low, high, label, cmap="viridis", over=()):
-        known = np.isfinite(values) & assigned
-        where = np.clip((np.where(known, values, low) - low) / max(high - low, 1e-9), 0, 1)
-        rgb = np.where(known[..., None], matplotlib.colormaps[cmap](where)[..., :3], unknown)
-        swatches = [("not known", unknown)] if (assigned & ~known).any() else []
-        for text, pixels, colour in over:
-            rgb[pixels] = colour
-            swatches += [(text, colour)] if pixels.any() else []
-        stops = [hex_colour(colour) for colour in matplotlib.colormaps[cmap](np.linspace(0, 1, 17))]
-        ticks = [f"{x:g}" for x in (low, (low + high) / 2, high)]
-        scale = {"stops": stops, "ticks": ticks, "label": label}
-        return picture(name, title, rgb, swatches, scale)
-
-    pictures = [
-        picture(f"ipf-{letter}", title, rgb_map(drawn, axis))
-        for letter, title, axis in (
-            ("z", "IPF out of plane (z)", LAB_Z),
-            ("x", "IPF in plane (x, down)", LAB_X),
-            ("y", "IPF in plane (y, right)", LAB_Y),
-        )
-    ]
-    of_phase = np.array([*colours, NO_CRYSTAL_COLOUR, UNASSIGNED_COLOUR])
-    share = [
-        f"{n} {100 * np.mean(drawn.phase == i):.1f} %" for i, n in enumerate(drawn.phase_names)
-    ]
-    swatches = list(zip(share, colours, strict=True))
-    pictures.append(picture("phase", "Phase", of_phase[drawn.phase], swatches))
-    ambiguous = [("ambiguous by 180°", drawn.ambiguous_180, AMBIGUOUS_COLOUR)]
-    label = "probability of < 5° error"
-    pictures.append(
-        scalar("confidence", "Confidence", drawn.confidence, 0, 1, label, over=ambiguous)
-    )
-    pictures.append(scalar("score", "Score", drawn.score, 0, 1, "cosine score"))
-    if np.isfinite(drawn.explained_light).any():
-        label = "share of the light above background"
-        light = drawn.explained_light
-        pictures.append(scalar("explained_light", "Explained light", light, 0, 1, label))
-    if np.isfinite(drawn.thickness).any():
-        low, high = np.nanpercentile(drawn.thickness, [0, 100]).round(-1)
-        title = "Thickness"
-        pictures.append(scalar("thickness", title, drawn.thickness, low, high, "Å", "cividis"))
-    return pictures
 
 
 def _answers(kept: OrientationMap, which: str) -> tuple[np.ndarray, np.ndarray]:
@@ -360,8 +347,9 @@ def _packed_predictions(
     }
 
 
-def _figures(drawn: OrientationMap) -> list[dict]:
-    figures = [{"title": "Scores and confidences", "image": figure_uri(_histograms(drawn))}]
+def _figures(drawn: OrientationMap, alone: OrientationMap | None) -> list[dict]:
+    """Histograms, where there is `alone` of its confidences too, and the texture of each phase."""
+    figures = [{"title": "Scores and confidences", "image": figure_uri(_histograms(drawn, alone))}]
     for index, unit_cell in enumerate(drawn.crystals):
         own = drawn.orientation[drawn.phase == index]
         if len(own):
@@ -371,20 +359,21 @@ def _figures(drawn: OrientationMap) -> list[dict]:
                 drawn.attributes["k_max"],
             )
             title = f"{unit_cell.name}: pole figures, lab frame; density in the IPF for z"
+            title += "" if alone is None else " (what the scan says)"
             figures.append({"title": title, "image": figure_uri(picture)})
     return figures
 
 
-def _histograms(drawn: OrientationMap) -> Figure:
-    picture = Figure(figsize=(8, 2.6), facecolor="white", layout="constrained")
-    of_phase = [drawn.phase == index for index in range(len(drawn.crystals))]
-    for axes, values, label in zip(
-        picture.subplots(1, 2),
-        (drawn.score, drawn.confidence),
-        ("cosine score", "confidence (probability of < 5° error)"),
-        strict=True,
-    ):
-        shown = [values[own & np.isfinite(values)] for own in of_phase]
+def _histograms(drawn: OrientationMap, alone: OrientationMap | None) -> Figure:
+    label = "confidence (probability of < 5° error)"
+    panels = [(drawn, drawn.score, "cosine score"), (drawn, drawn.confidence, label)]
+    if alone is not None:
+        panels.append((alone, alone.confidence, "confidence of each pattern alone"))
+    picture = Figure(figsize=(4 * len(panels), 2.6), facecolor="white", layout="constrained")
+    for axes, (of, values, label) in zip(picture.subplots(1, len(panels)), panels, strict=True):
+        shown = [
+            values[(of.phase == index) & np.isfinite(values)] for index in range(len(of.crystals))
+        ]
         axes.hist(
             shown,
             bins=np.linspace(0, 1, 41),

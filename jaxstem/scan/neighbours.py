@@ -26,8 +26,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jaxstem.orientation import rotations
-
 STEPS = ((0, 1), (1, 0), (1, 1), (1, -1))
 """From a position to the neighbours that come after it, in rows and columns."""
 
@@ -60,41 +58,65 @@ def moved(x: Shaped[Array, "... ny nx"], step: tuple[int, int], outside: float) 
     return wide[..., rows, max(right, 0) : max(right, 0) + x.shape[-1]]
 
 
-def misorientations(
+def squared_angles(
+    a: Float[Array, "... 4 ny nx"],
+    b: Float[Array, "... 4 ny nx"],
+    phase: Int[Array, "... ny nx"],
+    its_phase: Int[Array, "... ny nx"],
+    operations: Float[Array, "P n 4"],
+) -> Float[Array, "... ny nx"]:
+    """Squared misorientation [rad²] of the orientations `a` and `b`, quaternions of these phases,
+    whose other axes are broadcast: infinite between phases, and where one is missing (its phase
+    below 0). Of an angle θ it is (2 sin θ/2)², which is its square where it is small.
+
+    `operations`: the symmetry of each phase, as quaternions. a⁻¹ with b turned by an operation has
+    as its real part the product of two quaternions, of which one is the operation.
+    """
+    (aw, ax, ay, az), (bw, bx, by, bz) = (jnp.moveaxis(q, -3, 0) for q in (a, b))
+    w = aw * bw + ax * bx + ay * by + az * bz
+    x = ax * bw - aw * bx - ay * bz + az * by
+    y = ay * bw - aw * by - az * bx + ax * bz
+    z = az * bw - aw * bz - ax * by + ay * bx
+    square = jnp.full(w.shape, jnp.inf, w.dtype)
+    for number, turns in enumerate(operations):
+        cosine = 0.0
+        for turn in turns:
+            part = turn[0] * w + turn[1] * x + turn[2] * y + turn[3] * z
+            cosine = jnp.maximum(cosine, jnp.abs(part))
+        of_phase = 4.0 * (1.0 - jnp.minimum(jnp.square(cosine), 1.0))
+        square = jnp.where((phase == number) & (its_phase == number), of_phase, square)
+    return square
+
+
+def squared_misorientations(
     quaternion: Float[Array, "C 4 ny nx"],
     phase: Int[Array, "C ny nx"],
     operations: Float[Array, "P n 4"],
 ) -> Float[Array, "4 C C ny nx"]:
-    """Misorientation [rad] of each candidate of a position (second axis) and each of the position a
-    step further (third); infinite between phases, and where one is missing (its phase below 0).
-
-    `operations`: the symmetry of each phase, as quaternions.
+    """`squared_angles` of each candidate of a position (second axis) and each of the position a
+    step further (third).
     """
-    turned = rotations.quaternion_multiply(
-        jnp.moveaxis(operations[jnp.maximum(phase, 0)], (-2, -1), (1, -1)),
-        jnp.moveaxis(quaternion, 1, -1)[:, None],
-    )
-    turned = jnp.moveaxis(turned, -1, 2)
 
     def between(step):
-        there, its_phase = moved(turned, step, 0.0), moved(phase, step, -1)
-        cosine = sum(quaternion[:, None, None, i] * there[None, :, :, i] for i in range(4))
-        angle = 2.0 * jnp.arccos(jnp.minimum(jnp.abs(cosine).max(axis=2), 1.0))
-        alike = (phase[:, None] == its_phase) & (its_phase >= 0)
-        return jnp.where(alike, angle, jnp.inf)
+        there, its_phase = moved(quaternion, step, 0.0), moved(phase, step, -1)
+        return squared_angles(
+            quaternion[:, None], there[None], phase[:, None], its_phase[None], operations
+        )
 
     return jnp.stack([between(step) for step in STEPS])
 
 
 def closeness(
-    angle: Float[Array, "4 C C ny nx"], coupling: Coupling
+    square: Float[Array, "4 C C ny nx"], coupling: Coupling
 ) -> Float[Array, "4 C C ny nx"]:
-    """How alike two candidates are, 0 … 1, for neighbours of one grain."""
-    return jnp.exp(-0.5 * jnp.square(angle / coupling.spread))
+    """How alike two candidates are, 0 … 1, for neighbours of one grain, by their squared
+    misorientation [rad²].
+    """
+    return jnp.exp(-0.5 / jnp.square(coupling.spread) * square)
 
 
 def compatibility(
-    angle: Float[Array, "4 C C ny nx"],
+    square: Float[Array, "4 C C ny nx"],
     known: Bool[Array, "ny nx"],
     coupling: Coupling,
     diagonal: float,
@@ -103,7 +125,7 @@ def compatibility(
     either has none (`known`).
     """
     weight = jnp.asarray([diagonal if all(step) else 1.0 for step in STEPS])[:, None, None]
-    alike = closeness(angle, coupling)
+    alike = closeness(square, coupling)
     factor = 1.0 + jnp.expm1(weight * coupling.same)[..., None, None] * alike
     factor = jnp.pad(factor, ((0, 0), (0, 1), (0, 1), (0, 0), (0, 0)), constant_values=1.0)
     factor = factor.at[:, -1, -1].set(jnp.exp(weight * coupling.nothing))
@@ -113,18 +135,25 @@ def compatibility(
 
 def beliefs(share: Float[Array, "L ny nx"], messages: Messages) -> Float[Array, "L ny nx"]:
     """Probabilities of labels from what the pattern alone says, `share`, and what neighbours do."""
-    for message in (*messages.forward, *messages.backward):
-        share = share * message
-    return _normalised(share)
+    return _normalised(share * (messages.forward * messages.backward).prod(axis=0))
 
 
-def _normalised(x: Float[Array, "L ny nx"]) -> Float[Array, "L ny nx"]:
-    return x / x.sum(axis=0)
+def _normalised(x: Float[Array, "... L ny nx"]) -> Float[Array, "... L ny nx"]:
+    return x / x.sum(axis=-3, keepdims=True)
 
 
-def without(belief: Float[Array, "L ny nx"], message: Float[Array, "L ny nx"]) -> Array:
-    """A belief without what one neighbour said."""
-    return _normalised(belief / message)
+def beside(
+    belief: Float[Array, "L ny nx"], messages: Messages, outside: float
+) -> tuple[Float[Array, "4 L ny nx"], Float[Array, "4 L ny nx"]]:
+    """Beliefs without what the other of a pair said: of a position, and of that a step further."""
+    here = _normalised(belief / messages.backward)
+    there = _normalised(belief / messages.forward)
+    return here, _each_moved(there, outside)
+
+
+def _each_moved(x: Float[Array, "4 L ny nx"], outside: float, sign: int = 1) -> Array:
+    steps = [(sign * down, sign * right) for down, right in STEPS]
+    return jnp.stack([moved(one, step, outside) for one, step in zip(x, steps, strict=True)])
 
 
 def propagated(
@@ -133,25 +162,18 @@ def propagated(
     rounds: int,
     damping: float,
 ) -> tuple[Float[Array, "L ny nx"], Messages]:
-    """Beliefs after so many rounds, and the messages; each round keeps the share `damping` (of its
-    logarithm) of the one before.
+    """Beliefs after so many rounds, and the messages; each round keeps the share `damping` of the
+    one before.
     """
-    n_labels = len(share)
-    even = 1.0 / n_labels
+    even = 1.0 / len(share)
 
     def one(_, messages: Messages) -> Messages:
-        belief = beliefs(share, messages)
-        forward, backward = [], []
-        for number, step in enumerate(STEPS):
-            here = without(belief, messages.backward[number])
-            there = moved(without(belief, messages.forward[number]), step, even)
-            on = _normalised(sum(factor[number, a] * here[a] for a in range(n_labels)))
-            back = sum(factor[number, :, b] * there[b] for b in range(n_labels))
-            forward.append(moved(on, (-step[0], -step[1]), even))
-            backward.append(_normalised(back))
-        new = Messages(jnp.stack(forward), jnp.stack(backward))
-        mixed = jax.tree.map(lambda old, new: old**damping * new ** (1.0 - damping), messages, new)
-        return Messages(*(x / x.sum(axis=1, keepdims=True) for x in mixed))
+        here, there = beside(beliefs(share, messages), messages, even)
+        forward = _normalised((factor * here[:, :, None]).sum(axis=1))
+        backward = _normalised((factor * there[:, None]).sum(axis=2))
+        new = Messages(_each_moved(forward, even, -1), backward)
+        mix = lambda old, new: damping * old + (1.0 - damping) * new  # noqa: E731
+        return jax.tree.map(mix, messages, new)
 
     silent = jnp.full((len(STEPS), *share.shape), even, share.dtype)
     messages = jax.lax.fori_loop(0, rounds, one, Messages(silent, silent))
@@ -167,34 +189,31 @@ class PairSums(NamedTuple):
     pairs: Float[Array, ""]
     same: Float[Array, ""]
     squares: Float[Array, ""]
-    one_nothing: Float[Array, ""]
+    either_nothing: Float[Array, ""]
     both_nothing: Float[Array, ""]
 
 
 def pair_sums(
+    factor: Float[Array, "4 L L ny nx"],
     belief: Float[Array, "L ny nx"],
     messages: Messages,
-    angle: Float[Array, "4 C C ny nx"],
-    factor: Float[Array, "4 L L ny nx"],
+    square: Float[Array, "4 C C ny nx"],
     known: Bool[Array, "ny nx"],
     counted: Bool[Array, "ny nx"],
     coupling: Coupling,
     diagonal: float,
 ) -> PairSums:
     """What the beliefs say of pairs whose first position is `counted`."""
-    alike = closeness(angle, coupling)
-    sums = []
-    for number, step in enumerate(STEPS):
-        here = without(belief, messages.backward[number])
-        there = moved(without(belief, messages.forward[number]), step, 0.0)
-        joint = factor[number] * here[:, None] * there[None]
-        both = (counted & known & moved(known, step, False)).astype(joint.dtype)
-        joint = both * joint / jnp.maximum(joint.sum(axis=(0, 1)), 1e-30)
-        raised = jnp.exp((diagonal if all(step) else 1.0) * coupling.same)
-        grown = raised * alike[number] / (1.0 + (raised - 1.0) * alike[number])
-        same = joint[:-1, :-1] * grown
-        square = jnp.square(jnp.where(jnp.isinf(angle[number]), 0.0, angle[number]))
-        nothing = joint[-1].sum() + joint[:, -1].sum()
-        parts = joint[:-1, :-1].sum(), same.sum(), (same * square).sum()
-        sums.append((*parts, nothing - joint[-1, -1].sum(), joint[-1, -1].sum()))
-    return PairSums(*(sum(x) for x in zip(*sums, strict=True)))
+    here, there = beside(belief, messages, 0.0)
+    both = jnp.stack([counted & known & moved(known, step, False) for step in STEPS])
+    joint = factor * here[:, :, None] * there[:, None]
+    joint = joint * both[:, None, None] / jnp.maximum(joint.sum(axis=(1, 2), keepdims=True), 1e-30)
+    crystals = joint[:, :-1, :-1]
+    weight = jnp.asarray([diagonal if all(step) else 1.0 for step in STEPS])
+    raised = jnp.exp(weight * coupling.same)[:, None, None, None, None]
+    alike = closeness(square, coupling)
+    same = crystals * raised * alike / (1.0 + (raised - 1.0) * alike)
+    both_nothing = joint[:, -1, -1].sum()
+    either_nothing = joint[:, -1].sum() + joint[:, :, -1].sum() - both_nothing
+    squares = (same * jnp.where(jnp.isinf(square), 0.0, square)).sum()
+    return PairSums(crystals.sum(), same.sum(), squares, either_nothing, both_nothing)

@@ -10,6 +10,7 @@ Shapes: a scan of `ny` × `nx` positions, `C` candidates of each.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +30,9 @@ from jaxstem.scan.neighbours import (
     Coupling,
     PairSums,
     compatibility,
-    misorientations,
     pair_sums,
     propagated,
+    squared_misorientations,
 )
 from jaxstem.scan.proposals import different
 from jaxstem.scan.tiles import Tile, Tiling, inside, over_tiles, stacked
@@ -55,7 +56,7 @@ class ContextConfig:
     spread: tuple[float, float] = (0.5, 4.0)
     doubt: float = 0.25
     learning: int = 4
-    sample: int = 8
+    sample: int = 4
 
 
 AT_FIRST = 1.5, 1.0, 1.0
@@ -104,12 +105,8 @@ def coupling_of(sums: PairSums, config: ContextConfig) -> Coupling:
     return Coupling(
         jnp.clip(spread, *jnp.deg2rad(jnp.asarray(config.spread))),
         log_odds(sums.same, sums.pairs - sums.same),
-        log_odds(sums.both_nothing, sums.one_nothing),
+        log_odds(sums.both_nothing, sums.either_nothing),
     )
-
-
-Programs = tuple[Callable[..., PairSums], Callable[..., Answer]]
-"""What pairs of neighbours of some tiles are like, and their answers."""
 
 
 def make_programs(
@@ -118,39 +115,45 @@ def make_programs(
     tiling: Tiling,
     mesh: Mesh,
     cache: Path | None,
-) -> Programs:
-    """The compiled `(labels, counted (T, side, side), coupling) -> PairSums`, summed over all
-    positions that are `counted`, and `(labels, coupling) -> Answer`, without margins; T tiles, one
-    for each device of the mesh. `cache`: a folder that keeps programs, if any.
+) -> tuple[Callable[..., Coupling], Callable[..., Answer]]:
+    """The compiled `(labels, counted (T, side, side)) -> Coupling`, learned from all positions that
+    are `counted`, and `(labels, coupling) -> Answer`, without margins; T tiles, as many on each
+    device of the mesh. `cache`: a folder that keeps programs, if any.
     """
     matrices = parallel.replicate(operations, mesh)
-    margin = tiling.margin
+    within = slice(tiling.margin, tiling.side - tiling.margin)
 
-    def weighed(labels: Labels, matrices, coupling: Coupling):
-        labels = different(labels, matrices)
+    def prepared(labels: Labels, matrices) -> tuple[Labels, Said, Float[Array, "4 C C ny nx"]]:
+        turns = rotations.matrix_to_quaternion(matrices)
+        labels = different(labels, turns)
         said = said_of(labels)
-        angle = misorientations(
-            said.quaternion, said.phase, rotations.matrix_to_quaternion(matrices)
-        )
-        factor = compatibility(angle, said.known, coupling, config.diagonal)
-        belief, messages = propagated(said.share, factor, config.rounds, config.damping)
-        return labels, belief, messages, (angle, factor, said.known)
+        return labels, said, squared_misorientations(said.quaternion, said.phase, turns)
 
-    def sums(matrices, labels, counted, coupling) -> PairSums:
-        def one(row):
-            labels, counted = row
-            _, belief, messages, pairs = weighed(labels, matrices, coupling)
-            return pair_sums(belief, messages, *pairs, counted, coupling, config.diagonal)
+    def weighed(said: Said, square, coupling: Coupling):
+        factor = compatibility(square, said.known, coupling, config.diagonal)
+        return factor, *propagated(said.share, factor, config.rounds, config.damping)
 
-        of_tiles = jax.lax.map(one, (labels, counted))
-        return jax.tree.map(lambda x: jax.lax.psum(x.sum(), parallel.AXIS), of_tiles)
+    def learn(matrices, labels, counted) -> Coupling:
+        given = jax.lax.map(lambda tile: prepared(tile, matrices)[1:], labels)
+
+        def once(_, coupling: Coupling) -> Coupling:
+            def sums(tile) -> PairSums:
+                (said, square), counted = tile
+                pairs = weighed(said, square, coupling)
+                return pair_sums(*pairs, square, said.known, counted, coupling, config.diagonal)
+
+            of_tiles = jax.lax.map(sums, (given, counted))
+            total = jax.tree.map(lambda x: jax.lax.psum(x.sum(), parallel.AXIS), of_tiles)
+            return coupling_of(total, config)
+
+        return jax.lax.fori_loop(0, config.learning, once, first_coupling())
 
     def answers(matrices, labels, coupling) -> Answer:
         def one(labels):
-            labels, _, messages, _ = weighed(labels, matrices, coupling)
-            heard = sum(jnp.log(x) for x in (*messages.forward, *messages.backward))
+            labels, said, square = prepared(labels, matrices)
+            _, _, messages = weighed(said, square, coupling)
+            heard = jnp.log(jnp.concatenate(messages)).sum(axis=0)
             own = jnp.append(labels.log_odds, labels.no_crystal[..., None], axis=-1)
-            within = slice(margin, tiling.side - margin)
             trim = lambda x: x[within, within]  # noqa: E731
             labels, own, heard = jax.tree.map(trim, (labels, own, jnp.moveaxis(heard, 0, -1)))
             chosen, doubted = own + heard, own + config.doubt * heard
@@ -160,48 +163,36 @@ def make_programs(
 
         return jax.lax.map(one, labels)
 
-    content = {"context": asdict(config), "margin": margin}
+    content = {"context": asdict(config), "margin": tiling.margin}
     everywhere, shared = parallel.REPLICATED, parallel.SHARDED
-    ask = cached_pmap(
-        sums,
-        mesh,
-        (everywhere, shared, shared, everywhere),
-        everywhere,
-        content | {"of": "pairs"},
-        cache,
-    )
-    tell = cached_pmap(
-        answers, mesh, (everywhere, shared, everywhere), shared, content | {"of": "answers"}, cache
-    )
-    return (
-        lambda labels, counted, coupling: ask(matrices, labels, counted, coupling),
-        lambda labels, coupling: tell(matrices, labels, coupling),
-    )
+
+    def compiled(step, name: str, last, result):
+        specs = everywhere, shared, last
+        return cached_pmap(step, mesh, specs, result, content | {"of": name}, cache)
+
+    learned = compiled(learn, "coupling", shared, everywhere)
+    told = compiled(answers, "answers", everywhere, shared)
+    return functools.partial(learned, matrices), functools.partial(told, matrices)
 
 
 def learnt(
-    ask: Callable[..., PairSums],
+    learn: Callable[..., Coupling],
     labels: Callable[[Tile], Labels],
     tiling: Tiling,
     config: ContextConfig,
     mesh: Mesh,
 ) -> Coupling:
     """How alike neighbours of this scan are: from some of its tiles, spread evenly over it."""
-    tiles, n = tiling.tiles, mesh.size
-    chosen = np.unique(np.linspace(0, len(tiles) - 1, config.sample).round().astype(int))
-    lots = [[tiles[i] for i in chosen[start : start + n]] for start in range(0, len(chosen), n)]
-    nothing = np.zeros((tiling.side, tiling.side), bool)
-
-    def counted(lot):
-        of_each = [inside(tiling, tile) for tile in lot] + [nothing] * (n - len(lot))
-        return np.stack(of_each)
-
-    given = [(stacked(labels, lot, mesh), counted(lot)) for lot in lots]
-    coupling = first_coupling()
-    for _ in range(config.learning):
-        found = [jax.device_get(ask(*lot, coupling)) for lot in given]
-        coupling = coupling_of(jax.tree.map(lambda *x: sum(x), *found), config)
-    return coupling
+    tiles = tiling.tiles
+    index = np.unique(np.linspace(0, len(tiles) - 1, config.sample).round().astype(int))
+    chosen = [tiles[i] for i in index]
+    # of one tile or of all that are asked for: no program for each number of tiles
+    n = 1 if len(chosen) == 1 else config.sample
+    n = -(-n // mesh.size) * mesh.size
+    counted = np.zeros((n, tiling.side, tiling.side), bool)
+    for own, tile in zip(counted, chosen, strict=False):
+        own[:] = inside(tiling, tile)
+    return learn(stacked(labels, chosen, n), counted)
 
 
 def answers_in_context(
@@ -216,6 +207,6 @@ def answers_in_context(
     (side, side) of its tiles, whose margin is `config.rounds`. Those of positions that were not
     looked at say nothing.
     """
-    ask, tell = make_programs(operations, config, tiling, mesh, cache)
-    coupling = learnt(ask, labels, tiling, config, mesh)
+    learn, tell = make_programs(operations, config, tiling, mesh, cache)
+    coupling = learnt(learn, labels, tiling, config, mesh)
     yield from over_tiles(lambda lot: tell(lot, coupling), labels, tiling, mesh)

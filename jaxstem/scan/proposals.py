@@ -11,7 +11,6 @@ proposals at most.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -19,9 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxstem.inference.verdict import Labels
-from jaxstem.orientation import rotations
-from jaxstem.scan.neighbours import STEPS, moved
-from jaxstem.verification.ranking import angles_between, outdone
+from jaxstem.scan.neighbours import STEPS, moved, squared_angles
+from jaxstem.verification.ranking import outdone
 
 NEW = 2.5
 """How far [degrees] a proposal lies from all that a position has thought of."""
@@ -34,69 +32,47 @@ class Proposed(NamedTuple):
     phase: Int[Array, "ny nx M"]
 
 
-def _cosine(a: Float[Array, "4 ny nx"], turned: Float[Array, "n 4 ny nx"]) -> Array:
-    """Cosine of half the misorientation; `turned` by the operations of its crystal."""
-    return jnp.abs(sum(a[i] * turned[:, i] for i in range(4))).max(axis=0)
-
-
 def propose(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: int) -> Proposed:
-    """For each position (ny, nx) the likeliest labels of its neighbours, surest first, without
-    those that it has itself; `operations`: the symmetry of each phase, as quaternions.
+    """For each position (ny, nx) the likeliest labels of its neighbours but for those that it has
+    itself, first what the most of them are the surest of; `operations`: the symmetry of each phase,
+    as quaternions.
     """
-    last = lambda x: jnp.moveaxis(x, (0, 1), (-2, -1))  # noqa: E731
-    own, own_phase = last(labels.quaternion), last(labels.phase)
+    own, own_phase = (jnp.moveaxis(x, (0, 1), (-2, -1)) for x in (labels.quaternion, labels.phase))
     odds = jnp.append(labels.log_odds, labels.no_crystal[..., None], axis=-1)
     sure = jnp.nan_to_num(jax.nn.softmax(odds)[..., 0])
-    looked_at = own_phase[0] >= 0
+    around = [*STEPS, *((-down, -right) for down, right in STEPS)]
+    theirs, phase, sure = (
+        jnp.stack([moved(x, step, outside) for step in around])
+        for x, outside in ((own[0], 0.0), (own_phase[0], -1), (sure, 0.0))
+    )
 
-    def all_turned(q, phase):
-        turns = jnp.moveaxis(operations[jnp.maximum(phase, 0)], (-2, -1), (0, 1))
-        product = rotations.quaternion_multiply(
-            jnp.moveaxis(turns, 1, -1), jnp.moveaxis(q, 0, -1)[None]
-        )
-        return jnp.moveaxis(product, -1, 1)
+    def near(q, of_phase):
+        pair = theirs[:, None], q[None], phase[:, None], of_phase[None]
+        return squared_angles(*pair, operations) < jnp.square(jnp.deg2rad(NEW))
 
-    around = [*STEPS, *((-a, -b) for a, b in STEPS)]
-    order = jnp.argsort(-jnp.stack([moved(sure, step, 0.0) for step in around]), axis=0)
-
-    def by_sureness(x, outside):
-        found = jnp.stack([moved(x, step, outside) for step in around])
-        index = order.reshape(order.shape[0], *[1] * (x.ndim - 2), *order.shape[1:])
-        return jnp.take_along_axis(found, index, axis=0)
-
-    theirs, their_phase = by_sureness(own[0], 0.0), by_sureness(own_phase[0], -1)
-    close = jnp.cos(jnp.deg2rad(NEW) / 2)
-    empty = jnp.zeros_like(own[0]), jnp.full_like(own_phase[0], -1)
-    taken = [empty] * n_proposals
-    number = jnp.zeros_like(own_phase[0])
-    for q, phase in zip(theirs, their_phase, strict=True):
-        turned = all_turned(q, phase)
-        rivals = [*zip(own, own_phase, strict=True), *taken]
-        known = [(p == phase) & (_cosine(rival, turned) > close) for rival, p in rivals]
-        new = looked_at & (phase >= 0) & ~functools.reduce(jnp.logical_or, known)
-        taken = [
-            (jnp.where(new & (number == i), q, rival), jnp.where(new & (number == i), phase, p))
-            for i, (rival, p) in enumerate(taken)
-        ]
-        number = number + new
+    alike = near(theirs, phase)
+    support = jnp.where(alike, sure, 0.0).sum(axis=1)
+    left = (own_phase[0] >= 0) & (phase >= 0) & ~near(own, own_phase).any(axis=1)
+    taken = []
+    for _ in range(n_proposals):
+        best = jnp.argmax(jnp.where(left, support, -1.0), axis=0)
+        is_best = left & (jnp.arange(len(around))[:, None, None] == best)
+        quaternion = jnp.where(is_best[:, None], theirs, 0.0).sum(axis=0)
+        taken.append((quaternion, jnp.where(is_best, phase + 1, 0).sum(axis=0) - 1))
+        left &= ~(is_best[:, None] & alike).any(axis=0)
     quaternion, phase = (jnp.stack(x) for x in zip(*taken, strict=True))
     return Proposed(
         jnp.moveaxis(quaternion, (-2, -1), (0, 1)), jnp.moveaxis(phase, (-2, -1), (0, 1))
     )
 
 
-def different(labels: Labels, operations: Float[Array, "P n 3 3"]) -> Labels:
+def different(labels: Labels, operations: Float[Array, "P n 4"]) -> Labels:
     """The labels (ny, nx), one of those that climbed the same summit."""
-
-    def one(labels):
-        exists = labels.phase >= 0
-        orientation = rotations.quaternion_to_matrix(labels.quaternion)
-        apart = angles_between(orientation, jnp.maximum(labels.phase, 0), operations)
-        apart = jnp.where(exists[:, None] & exists, apart, jnp.inf)
-        gone = outdone(apart, labels.log_odds) | ~exists
-        return labels._replace(
-            phase=jnp.where(gone, -1, labels.phase),
-            log_odds=jnp.where(gone, -jnp.inf, labels.log_odds),
-        )
-
-    return jax.lax.map(jax.vmap(one), labels)
+    q, phase = (jnp.moveaxis(x, (0, 1), (-2, -1)) for x in (labels.quaternion, labels.phase))
+    apart = jnp.sqrt(squared_angles(q[:, None], q[None], phase[:, None], phase[None], operations))
+    gone = jax.vmap(jax.vmap(outdone))(jnp.moveaxis(apart, (-2, -1), (0, 1)), labels.log_odds)
+    gone |= labels.phase < 0
+    return labels._replace(
+        phase=jnp.where(gone, -1, labels.phase),
+        log_odds=jnp.where(gone, -jnp.inf, labels.log_odds),
+    )

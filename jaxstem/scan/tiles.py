@@ -93,10 +93,10 @@ def _overlap(scan_shape: tuple[int, int], tile: Tile, side: int) -> tuple[slice,
     )
 
 
-def stacked(labels: Callable[[Tile], Labels], tiles: Sequence[Tile], mesh: Mesh) -> Labels:
-    """The labels of tiles, one for each device of the mesh, the last repeated."""
+def stacked(labels: Callable[[Tile], Labels], tiles: Sequence[Tile], n: int) -> Labels:
+    """The labels (n, side, side) of tiles, the last repeated."""
     of_each = [labels(tile) for tile in tiles]
-    of_each += of_each[-1:] * (mesh.size - len(tiles))
+    of_each += of_each[-1:] * (n - len(tiles))
     return jax.tree.map(lambda *x: np.stack(x), *of_each)
 
 
@@ -113,7 +113,7 @@ def over_tiles(
     lots = [tiling.tiles[i : i + n] for i in range(0, len(tiling.tiles), n)]
 
     def work(tiles: Sequence[Tile]) -> list[Any]:
-        found = jax.device_get(program(stacked(labels, tiles, mesh)))
+        found = jax.device_get(program(stacked(labels, tiles, n)))
 
         def own(i: int, tile: Tile):
             height, width = (b - a for a, b in (tile.rows, tile.columns))

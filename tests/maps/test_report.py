@@ -21,6 +21,7 @@ from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
 from jaxstem.files.light import Detector, Light, ScanLight, encoded
 from jaxstem.files.map_file import write_map
+from jaxstem.files.map_schema import SINGLE
 from jaxstem.files.packed import write_packed
 from jaxstem.files.scan import DiskScan, source_of
 from jaxstem.maps import measured, report
@@ -28,6 +29,7 @@ from jaxstem.maps.colours import LAB_X, LAB_Z, rgb_map
 from jaxstem.maps.counted import Counted, Exposed, count
 from jaxstem.maps.drawing import thinned
 from jaxstem.maps.grains import bunge_angles
+from jaxstem.maps.overruling import single_answers
 from jaxstem.maps.payload import ABSENT
 from jaxstem.maps.predicted import ReportConfig, predict
 from jaxstem.maps.report import write_report
@@ -132,7 +134,7 @@ def test_numbers_survive_the_page(found, written):
     rgb = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.split(",")[1]))))
     np.testing.assert_allclose(rgb / 255, rgb_map(found, LAB_X), atol=1 / 255)
     assert {entry["name"] for entry in data["maps"]} >= {"thickness", "phase", "confidence"}
-    assert data["counts"] is None
+    assert data["counts"] is None and data["overruled"] is None and len(data["predicted"]) == 2
 
 
 @pytest.mark.slow
@@ -266,7 +268,8 @@ def test_the_page_answers_clicks_and_keys(browser, found, written, tmp_path):
         assert row[3] == " ".join(f"{-k}\u0305" if k < 0 else str(k) for k in index)
         assert float(row[0]) == pytest.approx(np.hypot(*spot), abs=2e-3)
 
-    assert not browser.find_element("id", "counted").is_displayed()
+    for hidden in ("counted", "sources", "alone", "best"):
+        assert not browser.find_element("id", hidden).is_displayed()
 
     # a map's colours are those of the map; the crosshair avoids other rows and columns
     expected = 255 * rgb_map(found, LAB_Z)[4, 5]
@@ -292,6 +295,44 @@ def test_the_page_answers_clicks_and_keys(browser, found, written, tmp_path):
         "return performance.getEntriesByType('resource').map((e) => e.name)"
     )
     assert all(name.startswith("data:") for name in loaded)
+
+
+def test_the_page_shows_either_answer(browser, found, tmp_path):
+    """Of a map whose patterns alone are half a turn away at (2, 2) and see no crystal at (2, 4)."""
+    orientation, phase = found.orientation.copy(), found.phase.copy()
+    orientation[2, 2] *= np.float32([-1, -1, 1])
+    orientation[2, 4], phase[2, 4] = np.nan, -2
+    single = dict(zip(SINGLE, (orientation, phase, 1 - found.confidence), strict=True))
+    both = dataclasses.replace(found, **single)
+    write_map(tmp_path / "map.h5", both)
+    write_report(tmp_path / "map.h5", tmp_path / "report.html")
+    opened(browser, tmp_path / "report.html")
+
+    def told(i, j):
+        click_position(browser, "overruled", i, j)
+        return {name: values for name, *values in table(browser, "numbers")}
+
+    rows = told(2, 2)
+    assert "half a turn about the beam" in rows["overruled"][0]
+    euler = [[float(x.rstrip("°")) for x in y.split(", ")] for y in rows["Euler angles φ₁, Φ, φ₂"]]
+    matrices = np.stack([found.orientation[2, 2], orientation[2, 2]])
+    np.testing.assert_allclose(euler, bunge_angles(matrices), atol=0.02)
+    scan, alone = (float(x) for x in rows["confidence"])
+    assert [scan, 1 - alone] == pytest.approx([found.confidence[2, 2]] * 2, abs=1e-3)
+    assert told(2, 4)["phase"] == ["Cu (Laue group m-3m)", "no crystal"]
+    alone = float(told(1, 3)["… of the pattern alone"][0])
+    assert alone == pytest.approx(1 - found.confidence[1, 3], abs=1e-3)
+    told(4, 6)  # away from what is looked at
+    legend = "return document.querySelector('#map-phase ~ .legend').innerText"
+    for source, of in (("patterns", single_answers(both)), ("scan", found)):
+        browser.find_element("id", f"of-{source}").click()
+        colour = colour_at(browser, "map-ipf-x", 4.5 / SHAPE[1], 2.5 / SHAPE[0])
+        np.testing.assert_allclose(colour, 255 * rgb_map(of, LAB_X)[2, 4], atol=2)
+        told_below = browser.execute_script(legend)
+        assert f"Cu {100 * np.mean(of.phase == 0):.1f} %" in told_below
+        assert ("each pattern alone" in told_below) == (source == "patterns")
+    browser.save_screenshot(str(tmp_path / "either.png"))
+    assert complaints(browser) == []
 
 
 def some_light(rng, side=48):
