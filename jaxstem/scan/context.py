@@ -30,7 +30,7 @@ from jaxstem.scan.posterior import ContextConfig, answers_in_context
 from jaxstem.scan.proposals import Proposed, propose
 from jaxstem.scan.tiles import Tile, cut, over_tiles, tiled
 
-PROPOSED = 3
+PROPOSED = 2
 """Orientations of its neighbours that are judged on a pattern which has not thought of them."""
 
 
