@@ -34,6 +34,7 @@ from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.ranked_cells import likeliest_cells
 from jaxstem.mapping import map_scan
 from jaxstem.maps.metrics import candidate_coverage, grain_bootstrap
+from jaxstem.maps.overruling import single_answers
 from jaxstem.network.model import load_model
 
 CRYSTALS = {"Cu": read_cif(sample("Cu.cif")), "Cu2O": read_cif(DATA / "Cu2O.cif")}
@@ -64,7 +65,7 @@ SETS = {
 }
 
 
-COLUMNS = ("set", "method", "n", "median", "within 5°", "within 5° mod 180°")
+COLUMNS = ("set", "method", "n", "median", "within 5°", "within 5° mod 180°", "at boundaries")
 TITLES = {
     "cu": "`cu`, 40 grains of Cu",
     "cu_random": "`cu_random`, Cu",
@@ -76,11 +77,17 @@ TITLES = {
 METHODS = {
     "py4DSTEM": "py4DSTEM",
     "py4DSTEM's disks, fast": "jaxstem, py4DSTEM's disks",
+    "py4DSTEM's disks, fast, alone": "the same, each pattern alone",
     "own disks, none": "jaxstem from raw patterns, `--refine none`",
     "own disks, fast": "**jaxstem from raw patterns**",
+    "own disks, fast, alone": "the same, each pattern alone",
     "own disks, full": "the same, `--refine full`",
     "own disks, exact": "the same, `--refine exact`",
 }
+
+
+EXTRA = ("right_phase", "vacuum", "grains_wrong")
+"""What goes with a map's scores."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,13 @@ class Arguments:
     out: Path = RESULTS / "sample_scans.json"
 
 
-def errors_of(orientation, phase, truth, crystal: str) -> tuple[np.ndarray, np.ndarray]:
+def errors_of(
+    orientation, phase, truth, crystal: str, boundary: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Misorientations [degrees], plain and modulo 180°, where the truth is this crystal inside a
-    grain; a wrong or missing answer counts as 180.
+    grain, or with a `boundary` through the position; a wrong or missing answer counts as 180.
     """
-    here = (truth.boundary_weight == 0) & (truth.phase == crystal)
+    here = ((truth.boundary_weight > 0) == boundary) & (truth.phase == crystal)
     right = (phase[here] == crystal)[:, None, None]
     answer = np.where(right, orientation[here], np.nan)
     return errors(answer, truth.orientation[here], symmetry_operations(CRYSTALS[crystal]))
@@ -122,13 +131,36 @@ def score(plain, mod_180, grain) -> dict:
     }
 
 
+def score_of(found, truth, crystal: str, grain: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Statistics of a map, and its errors [degrees] inside grains."""
+    phase = np.array([*found.phase_names, ""])[np.maximum(found.phase, -1)]
+    plain, mod_180 = errors_of(found.orientation, phase, truth, crystal)
+    row = score(plain, mod_180, grain) | phases(found, truth)
+    at_boundary, _ = errors_of(found.orientation, phase, truth, crystal, boundary=True)
+    if len(at_boundary):
+        row["boundary_within_5"] = round(100 * float((at_boundary < 5).mean()), 1)
+    # where the most of a grain's positions are wrong
+    of_grain = [(plain[grain == number] >= 5).mean() for number in np.unique(grain)]
+    row["grains_wrong"] = int((np.array(of_grain) > 0.5).sum())
+    here = (truth.boundary_weight == 0) & (truth.phase == crystal)
+    if np.isfinite(found.confidence[here]).any():
+        row["calibration"] = reliability(np.nan_to_num(found.confidence[here]), plain < 5)
+        del row["calibration"]["bins"]
+    return row, plain
+
+
 def print_row(name: str, method: str, s: dict) -> None:
     """One line of the table."""
     low, high = s["within_5_interval"]
     share = f"{s['within_5']:.1f} % ({low:.0f}–{high:.0f})"
     turned, of_right = f"{s['within_5_mod_180']:.1f} %", f"{s['median_of_right']}°"
-    cells = name, method, s["n"], f"{s['median']:.2f}°", share, turned, of_right
+    cells = (name, method, s["n"], f"{s['median']:.2f}°", share, turned, at_boundaries(s), of_right)
     print(line(cells), flush=True)
+
+
+def at_boundaries(s: dict) -> str:
+    """Share of right answers where a boundary runs through the position."""
+    return f"{s['boundary_within_5']:.1f} %" if "boundary_within_5" in s else "–"
 
 
 def changes(before: np.ndarray, after: np.ndarray) -> dict[str, int]:
@@ -199,6 +231,7 @@ def to_markdown(results: dict) -> str:
                     f"{s['median']:.2f}°",
                     f"{s['within_5']:.1f} % ({low:.0f}–{high:.0f})",
                     f"{s['within_5_mod_180']:.1f} %",
+                    at_boundaries(s),
                 ]
             )
     fast, theirs = "own disks, fast", "py4DSTEM's disks, fast"
@@ -215,6 +248,11 @@ def to_markdown(results: dict) -> str:
     changed = "; ".join(
         f"{k} {c['put_right']} and {c['spoilt']} of {sum(c.values())}"
         for k, c in ((k, results[k][fast]["changes"]) for k in TITLES)
+    )
+    wrong = "; ".join(
+        f"{k} {results[k][f'{way}, alone']['grains_wrong']} and {results[k][way]['grains_wrong']}"
+        for k in ("cu", "cu_cu2o, Cu", "cu_cu2o, Cu2O")
+        for way in (fast, theirs)
     )
     thick = ""
     if "own disks, full" in results["cu_random"]:
@@ -233,6 +271,9 @@ inside grains, and {two[fast]["vacuum"]:.1f} % of the vacuum is called vacuum; f
 {two[theirs]["right_phase"]:.1f} and {two[theirs]["vacuum"]:.1f} %. The expected calibration error
 of the confidence is, in the order of the table, {doubt[fast]} from raw patterns and {doubt[theirs]}
 from py4DSTEM's disks ([diagram](experiments/results/calibration.png)). {thick}
+
+Whole grains that are wrong, patterns alone and in the context of the scan, from raw patterns and
+from py4DSTEM's disks: {wrong}.
 
 Share of patterns, in per cent, with the truth within 5° of the best 16 cells of the distribution,
 from raw patterns: {best}. Refinement puts right and spoils, of the answers without it: {changed}.
@@ -279,15 +320,13 @@ def main(arguments: Arguments) -> None:
                 arguments.maps.mkdir(parents=True, exist_ok=True)
                 file = f"{name}-{method.replace(', ', '-').replace(' ', '_')}.h5"
                 write_map(arguments.maps / file.replace("'", ""), found, overwrite=True)
-            phase = np.array([*found.phase_names, ""])[np.maximum(found.phase, -1)]
             for c in crystals:
-                plain, mod_180 = errors_of(found.orientation, phase, truth, c)
-                row = score(plain, mod_180, grain[c]) | {"seconds": seconds} | phases(found, truth)
-                here = inside & (truth.phase == c)
-                if refine != "none":
-                    confidence = np.nan_to_num(found.confidence[here])
-                    row["calibration"] = reliability(confidence, plain < 5)
-                    del row["calibration"]["bins"]
+                row, plain = score_of(found, truth, c, grain[c])
+                row["seconds"], here = seconds, inside & (truth.phase == c)
+                if refine == "fast":
+                    rows[c][f"{method}, alone"], _ = score_of(
+                        single_answers(found), truth, c, grain[c]
+                    )
                 if disks is own and refine == "none":
                     before[c] = plain
                 elif disks is own:
@@ -296,7 +335,9 @@ def main(arguments: Arguments) -> None:
                     ratio = found.thickness[here][plain < 5] / truth.thickness[here][plain < 5]
                     row["thickness_error"] = round(float(np.nanmedian(np.abs(ratio - 1))), 3)
                 rows[c][method] = row
-                print_row(label(c), method, row)
+                for way in (method, f"{method}, alone"):
+                    if way in rows[c]:
+                        print_row(label(c), way, rows[c][way])
         for c in crystals:
             rows[c]["candidates"] = {
                 "py4DSTEM's disks": coverage(model, runs[0][1], truth, c),
@@ -306,7 +347,7 @@ def main(arguments: Arguments) -> None:
             for method, row in rows[c].items():
                 extra = {
                     k: row[k]
-                    for k in ("calibration", "changes", "right_phase", "vacuum", "thickness_error")
+                    for k in (*EXTRA, "calibration", "changes", "thickness_error")
                     if k in row
                 }
                 print(

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Affine2D, ScaledTranslation
 
 from jaxstem.errors import InputError
-from jaxstem.files.map_schema import MAP_DATASETS
+from jaxstem.files.map_schema import MAP_DATASETS, SINGLE
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap
 from jaxstem.files.units import METRES, in_metres
 from jaxstem.maps.colours import (
@@ -64,9 +64,10 @@ def figure(orientation_map: OrientationMap, path: str | Path, overwrite: bool = 
 
 def thinned(orientation_map: OrientationMap, every: int) -> OrientationMap:
     """The map at each `every`-th row and column, its step as much larger."""
-    arrays = {
-        name: getattr(orientation_map, name)[::every, ::every] for name in MAP_DATASETS if every > 1
-    }
+    if every == 1:
+        return orientation_map
+    arrays = {name: getattr(orientation_map, name) for name in (*MAP_DATASETS, *SINGLE)}
+    arrays = {name: x[::every, ::every] for name, x in arrays.items() if x is not None}
     step = every * orientation_map.scan_step
     return dataclasses.replace(orientation_map, **arrays, scan_step=step)
 
