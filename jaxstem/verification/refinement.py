@@ -270,7 +270,8 @@ def verify_dynamically(
     """The likeliest different candidates of `ranked` again, by Bloch waves, with their thickness.
 
     `phases` are the tables of each crystal, `operations` their symmetry; `k_min`, `k_max` [1/Å]
-    bound the disks that count. Where counts were looked at, they say which are likeliest.
+    bound the disks that count. Where counts were looked at, they say which are likeliest, before
+    and after: Bloch waves, which see listed disks alone, then settle the place and the thickness.
     Candidates that trail too far behind keep their orientation and are given no chance, and so are
     all of a pattern without disks.
     """
@@ -302,9 +303,13 @@ def verify_dynamically(
     found = jax.lax.map(judge, (ranked.orientation, ranked.phase, lead))
     if config.fit is not None:
         found = fitted(pattern, found, ranked.phase, phases, k_min, k_max, config)
+    log_likelihood = found.log_likelihood
+    if ranked.log_evidence is not None and config.fit is None:
+        judged = log_likelihood > UNLIKELY
+        log_likelihood = jnp.where(judged, ranked.log_likelihood, log_likelihood)
     return ranked._replace(
         orientation=found.orientation,
-        log_likelihood=found.log_likelihood,
+        log_likelihood=log_likelihood,
         thickness=found.thickness,
     )
 

@@ -211,6 +211,25 @@ def test_bloch_waves_turn_the_verdict(simulate, verdict, rng):
     assert right >= 2
 
 
+def test_where_counts_decide_bloch_waves_say_where_and_how_thick(simulate, verdict, rng):
+    """They see the listed disks alone, and are sure of themselves."""
+    truth = random_matrices(rng, 1)[0]
+    pattern = prepared(simulate(truth, 100.0))
+    start = truth @ tilt(0.08, rng.uniform(0, 6))
+    others, behind = random_matrices(rng, 2), random_matrices(rng, 1)[0]
+    given = ranked_of([others[0], start, others[1], behind], [1, 0, 0, 1], [3, 0, 2, 1])
+    alone = verdict(pattern, given)
+    evidence = jnp.asarray([20.0, 30.0, 25.0, 25.0 - RULES.behind - 20.0])
+    found = verdict(pattern, given._replace(log_evidence=evidence, explained_light=0.01 * evidence))
+    for number, log_likelihood in enumerate([3, 0, 2]):
+        row, same = row_of(found, number), row_of(alone, number)
+        assert found.log_likelihood[row] == log_likelihood
+        assert found.log_evidence[row] == evidence[number]
+        np.testing.assert_allclose(found.orientation[row], alone.orientation[same], atol=1e-5)
+        assert float(found.thickness[row]) == pytest.approx(float(alone.thickness[same]), abs=0.1)
+    assert found.log_likelihood[row_of(found, 3)] == LOST
+
+
 def test_each_candidate_is_judged_as_its_own_phase(simulate, verdict, rng):
     for right in (0, 1):
         truth = random_matrices(rng, 1)[0]
