@@ -7,8 +7,8 @@
 The sample scan, tiled to each size, is mapped by both programs in turns: in each of `runs` rounds
 every size by every method, so that whatever else the machine does meets all of them. jaxstem is
 timed stage by stage in this process, one stage after the other with everything compiled (load,
-tokens, inference, map), and as the whole command, start, reading, picture and writing included:
-first with an empty cache, then with what that run left there. py4DSTEM matches
+tokens, inference, neighbours, map), and as the whole command, start, reading, picture and writing
+included: first with an empty cache, then with what that run left there. py4DSTEM matches
 `py4dstem_positions` positions spread over the scan, and its time for all of them is worked out.
 What would not fit into the time left, by its earlier runs or those of smaller scans, is worked out
 from the largest sizes that did, and marked so.
@@ -55,15 +55,26 @@ from jaxstem.detection.opening import open_scan
 from jaxstem.files.emd import read_disks
 from jaxstem.files.map_file import map_writer
 from jaxstem.files.packed import write_packed
-from jaxstem.files.scan import joined, source_of
-from jaxstem.inference.batching import PIECE, PaddedBatch, Piece, batches, preview_scan
+from jaxstem.files.scan import DiskSource, joined, source_of
+from jaxstem.inference.batching import (
+    PIECE,
+    PaddedBatch,
+    Piece,
+    batches,
+    likeliest_labels,
+    no_labels,
+    preview_scan,
+)
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import scorer
 from jaxstem.inference.stream import workers
-from jaxstem.mapping import map_header, map_scan
+from jaxstem.inference.verdict import Answer
+from jaxstem.mapping import map_header, map_scan, n_labels
 from jaxstem.network.model import Model, load_model
 from jaxstem.network.transformer import ModelConfig, init_params
 from jaxstem.runtime import parallel
+from jaxstem.runtime.cache import default_cache
+from jaxstem.scan.context import in_context
 
 PACKED_FROM = 1024
 """Sides from which on the packed table is timed beside the BraggVectors."""
@@ -111,24 +122,51 @@ def stages(scan_file: Path, runner: Runner, target: Path) -> dict[str, float]:
     runner.prepare(made)
     clock[-1], lost = time.perf_counter(), time.perf_counter() - clock[-1]
     answers = runner.answers(made)
-    clock.append(time.perf_counter())
-    for batch, answer in zip(made, answers, strict=True):
+    for batch, (answer, labels) in zip(made, answers, strict=True):
         start = 0
         for piece, index in batch.where:
-            for into, values in zip(piece.answer, answer, strict=True):
-                into[index] = values[start : start + len(index)]
+            own = slice(start, start + len(index))
+            piece.put(index, *jax.tree.map(lambda x, own=own: x[own], (answer, labels)))
             start += len(index)
+    clock.append(time.perf_counter())
+    if scan.scan_shape not in runner.compiled:
+        in_neighbours(runner, within, pieces)  # once untimed, for its programs
+        runner.compiled.add(scan.scan_shape)
+    again = time.perf_counter()
+    found = in_neighbours(runner, within, pieces)
+    clock.append(time.perf_counter())
     n_columns = scan.scan_shape[1]
-    header = map_header(source, model, config, 0.0, options=None, attributes=None)
+    header = map_header(source, model, config, "scan", 0.0, options=None, attributes=None)
     with map_writer(target, header, overwrite=True) as write:
         for piece in pieces:
-            arrays = piece.answer._asdict() | {"n_disks": piece.counts}
+            arrays = {f"single_{name}": getattr(piece.answer, name) for name in SINGLE}
+            arrays["n_disks"] = piece.counts
             rows = {k: x.reshape(-1, n_columns, *x.shape[1:]) for k, x in arrays.items()}
             write(piece.first // n_columns, rows)
+        for row, answer in found:
+            write(row, answer._asdict())
     clock.append(time.perf_counter())
     taken = np.diff(clock)
     taken[1] -= lost
+    taken[3] -= again - clock[3]
     return dict(zip(STAGES, taken.tolist(), strict=True)) | {"again": float(taken.sum())}
+
+
+SINGLE = ("orientation", "phase", "confidence")
+"""What a map keeps of each pattern's own answer."""
+
+
+def in_neighbours(
+    runner: Runner, source: DiskSource, pieces: list[Piece]
+) -> list[tuple[int, Answer]]:
+    """The answers of a scan from those of its patterns, with programs that are kept."""
+    model, config = runner.model, dataclasses.replace(runner.config, cache=default_cache())
+    n = n_labels(source, model, config)
+    labels = [piece.labels or no_labels(piece.answer.phase, n) for piece in pieces]
+    labels = [likeliest_labels(x, n) for x in labels]
+    over_scan = lambda *x: np.concatenate(x).reshape(*source.scan_shape, *x[0].shape[1:])  # noqa: E731
+    labels = jax.tree.map(over_scan, *labels)
+    return list(in_context(labels, source, model, config, runner.mesh, progress=False))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from experiments.common.figures import drawn
 from experiments.common.markdown import flowed, table
 from experiments.speed.runner import spread
 
-STAGES = ("load", "tokens", "inference", "map")
+STAGES = ("load", "tokens", "inference", "neighbours", "map")
 PUBLISHED = {
     "published, GPU": {1024**2: 199.5, 128**2: 5.8},
     "published, many-core CPU": {1024**2: 1450.0, 128**2: 24.0},

@@ -3,6 +3,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -15,9 +16,8 @@ from jaxstem.files.truth import read_truth
 from jaxstem.inference.batching import PaddedBatch
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import Exposure, count_disks, scan_exposure
-from jaxstem.inference.step import make_predict
+from jaxstem.inference.step import Found, make_predict
 from jaxstem.inference.stream import workers
-from jaxstem.inference.verdict import Answer
 from jaxstem.maps.metrics import evaluate
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
@@ -27,14 +27,14 @@ class Runner:
     """A model ready to map on all devices: its programs compile at first use and are kept."""
 
     def __init__(self, model: Model, config: InferConfig):
-        self.model, self.config = model, config
+        self.model, self.config = model, replace(config, keeps_labels=True)
         self.mesh = parallel.make_mesh(jax.local_devices())
         self.batch = config.batch_on(self.mesh)
-        self.predict = make_predict(model, config, self.mesh)
+        self.predict = make_predict(model, self.config, self.mesh)
         self.params = parallel.replicate(model.params, self.mesh)
-        self.compiled: set[int] = set()
+        self.compiled: set[int | tuple[int, int]] = set()
 
-    def __call__(self, disks: Disks, exposed: Exposure) -> Answer:
+    def __call__(self, disks: Disks, exposed: Exposure) -> Found:
         return jax.device_get(self.predict(self.params, disks, exposed))
 
     def prepare(self, made: list[PaddedBatch]) -> None:
@@ -45,8 +45,8 @@ class Runner:
                 self(batch.disks, batch.exposed)
                 self.compiled.add(length)
 
-    def answers(self, made: list[PaddedBatch]) -> list[Answer]:
-        """Those of all batches, by as many threads as `jaxstem map` uses."""
+    def answers(self, made: list[PaddedBatch]) -> list[Found]:
+        """Those of all batches and their labels, by as many threads as `jaxstem map` uses."""
         with ThreadPoolExecutor(workers(self.mesh)) as crew:
             return list(crew.map(lambda batch: self(batch.disks, batch.exposed), made))
 
