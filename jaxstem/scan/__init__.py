@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Said",
             "said_of",
         ],
-        "proposals": ["different", "NEW", "propose", "Proposed"],
+        "proposals": ["different", "NEW", "propose", "Proposed", "SURE"],
         "tiles": [
             "cut",
             "inside",

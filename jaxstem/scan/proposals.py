@@ -25,6 +25,10 @@ NEW = 2.5
 """How far [degrees] a proposal lies from all that a position has thought of."""
 
 
+SURE = 0.99
+"""What a pattern must believe of its likeliest label not to be asked about others."""
+
+
 class Proposed(NamedTuple):
     """Orientations to be judged, and their phases; -1 where there is none."""
 
@@ -34,14 +38,14 @@ class Proposed(NamedTuple):
 
 def propose(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: int) -> Proposed:
     """For each position (ny, nx) the likeliest labels of its neighbours but for those that it has
-    itself, first what the most of them are the surest of; `operations`: the symmetry of each phase,
-    as quaternions.
+    itself, first what the most of them are the surest of; none where it is `SURE` of its own.
+    `operations`: the symmetry of each phase, as quaternions.
     """
     own, own_phase = (jnp.moveaxis(x, (0, 1), (-2, -1)) for x in (labels.quaternion, labels.phase))
     odds = jnp.append(labels.log_odds, labels.no_crystal[..., None], axis=-1)
     sure = jnp.nan_to_num(jax.nn.softmax(odds)[..., 0])
     around = [*STEPS, *((-down, -right) for down, right in STEPS)]
-    theirs, phase, sure = (
+    theirs, phase, their_sureness = (
         jnp.stack([moved(x, step, outside) for step in around])
         for x, outside in ((own[0], 0.0), (own_phase[0], -1), (sure, 0.0))
     )
@@ -51,8 +55,9 @@ def propose(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: int)
         return squared_angles(*pair, operations) < jnp.square(jnp.deg2rad(NEW))
 
     alike = near(theirs, phase)
-    support = jnp.where(alike, sure, 0.0).sum(axis=1)
-    left = (own_phase[0] >= 0) & (phase >= 0) & ~near(own, own_phase).any(axis=1)
+    support = jnp.where(alike, their_sureness, 0.0).sum(axis=1)
+    asks = (own_phase[0] >= 0) & (sure < SURE)
+    left = asks & (phase >= 0) & ~near(own, own_phase).any(axis=1)
     taken = []
     for _ in range(n_proposals):
         best = jnp.argmax(jnp.where(left, support, -1.0), axis=0)
