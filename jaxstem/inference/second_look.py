@@ -32,6 +32,7 @@ from jaxstem.runtime import parallel
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.rows import in_lots, map_rows
 from jaxstem.verification.candidates import prior_near, within_reach
+from jaxstem.verification.climb import UNLIKELY
 from jaxstem.verification.counting import recount
 from jaxstem.verification.refinement import reverify
 from jaxstem.verification.search import pattern_of
@@ -81,6 +82,12 @@ def make_second_look(
 
         def labelled(row):
             ranked, exists = row
+            # what fills up a list must not displace what was asked
+            of_none = lambda x: None if x is None else jnp.where(exists, x, UNLIKELY)  # noqa: E731
+            ranked = ranked._replace(
+                log_likelihood=of_none(ranked.log_likelihood),
+                log_evidence=of_none(ranked.log_evidence),
+            )
             labels = labels_of(ranked, jnp.zeros(()), operations, config)
             exists &= labels.phase >= 0
             return labels._replace(
