@@ -4,6 +4,7 @@ and the notebook run. Candidates are not verified here: that has tests of its ow
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -110,12 +111,13 @@ def test_disks_of_an_array_are_those_of_its_file(patterns, found, tmp_path):
 
 def test_files_disks_and_arrays_give_one_map(small, hasty, patterns, found, tmp_path):
     write_packed(tmp_path / "disks.h5", source_of(found))
-    answer = jaxstem.map_orientations(found, small)
+    single = functools.partial(jaxstem.map_orientations, context="none")
+    answer = single(found, small)
     assert isinstance(answer, jaxstem.OrientationMap) and answer.orientation.shape == (*SHAPE, 3, 3)
-    listed = jaxstem.map_orientations(tmp_path / "disks.h5", "cu")
+    listed = single(tmp_path / "disks.h5", "cu")
     same = [
-        (answer, jaxstem.map_orientations(source_of(found), small, voltage_kv=300)),
-        (answer, jaxstem.map_orientations(patterns, small, pixel_size=PIXEL)),
+        (answer, single(source_of(found), small, voltage_kv=300)),
+        (answer, single(patterns, small, pixel_size=PIXEL)),
         (answer, listed),
     ]
     for one, other in same:
@@ -158,6 +160,7 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
         (lambda: jaxstem.map_orientations(found, "nonesuch"), "nonesuch"),
         (lambda: jaxstem.map_orientations(found, "cu", refine="fats"), "fats"),
         (lambda: jaxstem.map_orientations(found, "cu", judge="fits"), "judge 'fits'"),
+        (lambda: jaxstem.map_orientations(found, "cu", context="grain"), "context 'grain'"),
         (lambda: jaxstem.map_orientations(found, "cu", precision="half"), "half"),
         (lambda: jaxstem.map_orientations(found, "cu", voltage_kv=200), "200 kV"),
         (lambda: jaxstem.map_orientations(found, "cu", batch=-5), "batch -5"),

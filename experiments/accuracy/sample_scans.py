@@ -36,6 +36,7 @@ from jaxstem.mapping import map_scan
 from jaxstem.maps.metrics import candidate_coverage, grain_bootstrap
 from jaxstem.maps.overruling import single_answers
 from jaxstem.network.model import load_model
+from jaxstem.runtime.cache import default_cache
 
 CRYSTALS = {"Cu": read_cif(sample("Cu.cif")), "Cu2O": read_cif(DATA / "Cu2O.cif")}
 
@@ -314,7 +315,8 @@ def main(arguments: Arguments) -> None:
         before: dict[str, np.ndarray] = {}
         for method, disks, refine in runs:
             start = time.perf_counter()
-            found = map_scan(disks, model, InferConfig(refine=refine), progress=False)
+            config = InferConfig(refine=refine, cache=default_cache())
+            found = map_scan(disks, model, config, progress=False)
             seconds = round(time.perf_counter() - start, 1)
             if arguments.maps:
                 arguments.maps.mkdir(parents=True, exist_ok=True)

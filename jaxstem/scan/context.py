@@ -51,6 +51,9 @@ def in_context(
     context, mesh = context or ContextConfig(), mesh or parallel.make_mesh(jax.local_devices())
     operations = joint_operations(model.materials)
     tiling = tiled(source.scan_shape, context.rounds)
+    if not (labels.phase >= 0).any():
+        yield 0, _alone(labels)
+        return
     parts = [labels]
     if config.refine == "fast":
         parts.append(second_looks(labels, source, model, config, mesh, progress))
@@ -61,20 +64,18 @@ def in_context(
         return Labels(*map(join, own, *more)) if more else own
 
     for row, answer in answers_in_context(of_tile, tiling, operations, context, mesh, config.cache):
-        rows = slice(row, row + len(answer.phase))
-        looked_at = (labels.phase[rows] >= 0).any(axis=2)
-        alone = unseen(labels.no_crystal[rows].ravel() == 0.0)
-        yield (
-            row,
-            Answer(
-                *(
-                    np.where(
-                        looked_at.reshape(x.shape[:2] + (1,) * (x.ndim - 2)), x, y.reshape(x.shape)
-                    )
-                    for x, y in zip(answer, alone, strict=True)
-                )
-            ),
-        )
+        own = jax.tree.map(lambda x: x[row : row + len(answer.phase)], labels)  # noqa: B023
+        looked_at = (own.phase >= 0).any(axis=2)
+        wide = lambda x: looked_at.reshape(x.shape[:2] + (1,) * (x.ndim - 2))  # noqa: B023, E731
+        choose = lambda x, y: np.where(wide(x), x, y)  # noqa: B023, E731
+        yield row, jax.tree.map(choose, answer, _alone(own))
+
+
+def _alone(labels: Labels) -> Answer:
+    """The answers of positions (rows, nx) that were not looked at."""
+    answer = unseen(labels.no_crystal.ravel() == 0.0)
+    shape = labels.no_crystal.shape
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), answer)
 
 
 def proposed(labels: Labels, model: Model, config: InferConfig, mesh: Mesh) -> Proposed:

@@ -32,14 +32,15 @@ def test_counts_judge_where_patterns_are_at_hand(model, found, config, tmp_path)
     """Whatever the batch; a file of disks has none."""
     score = replace(config.score, counts=COUNTS)
     config = replace(config, score=score, lengths=(24,), counts_chance=-1e6)
-    answer = map_scan(found, model, config, progress=False)
+    answer = map_scan(found, model, config, context="none", progress=False)
     assert answer.attributes["judge"] == "counts"
     assigned = answer.phase >= 0
     share = answer.explained_light[assigned]
     assert assigned.sum() >= 15 and np.isfinite(answer.log_evidence[assigned]).all()
     assert ((share >= 0) & (share <= 1)).all()
     assert np.isnan(answer.log_evidence[~assigned]).all()
-    half = map_scan(source_of(found), model, replace(config, batch=4), progress=False)
+    half = replace(config, batch=4)
+    half = map_scan(source_of(found), model, half, context="none", progress=False)
     for name in ("phase", "orientation", "log_evidence", "confidence"):
         np.testing.assert_array_equal(getattr(half, name), getattr(answer, name))
     write_packed(tmp_path / "disks.h5", source_of(found))

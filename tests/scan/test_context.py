@@ -233,38 +233,33 @@ def test_what_neighbours_propose_may_win(model, source, grain, mesh, monkeypatch
     alone, both = found
     assert misorientation(alone.orientation[2, 3], other) < 0.01
     assert misorientation(both.orientation[2, 3], orientation) < 0.01
-    assert (
-        both.thickness[2, 3] == 77 and misorientation(both.second_orientation[2, 3], other) < 0.01
-    )
+    assert misorientation(both.second_orientation[2, 3], other) < 0.01
+    assert both.thickness[2, 3] == 77
     elsewhere = looked_at.copy()
     elsewhere[2, 3] = False
     for answer in found:
         assert misorientation(answer.orientation[elsewhere], orientation).max() < 0.01
 
 
-def test_proposals_do_not_depend_on_how_the_scan_is_cut(model, grain, mesh, monkeypatch, rng):
-    """Position (2, 3) is told of its grain; and a scan of many such, in tiles on eight devices."""
-    orientation, other, labels = grain
+def test_proposals_do_not_depend_on_how_the_scan_is_cut(model, grain, monkeypatch, rng):
+    """Of a scan of many grains with a stranger in each, in tiles on eight devices."""
+    orientation, _, labels = grain
     monkeypatch.setattr(context, "tiled", functools.partial(tiled, sides=(9,)))
-    found = proposed(labels, model, CONFIG, mesh)
-    # its neighbours are told of what it thinks itself
-    asked = found.phase >= 0
-    rows, columns = np.mgrid[:5, :6]
-    near = (abs(rows - 2) <= 1) & (abs(columns - 3) <= 1)
-    np.testing.assert_array_equal(asked.any(axis=2), near)
-    assert asked.shape[2] == PROPOSED and (asked.sum(axis=2) <= 1).all()
-    told = Rotation.from_quat(np.roll(found.quaternion[2, 3, 0], -1)).as_matrix()
-    assert misorientation(told, orientation) < 0.01
     many = jax.tree.map(lambda x: np.tile(x, (3, 4) + (1,) * (x.ndim - 2)), labels)
-    many = many._replace(
-        log_odds=many.log_odds + rng.normal(0, 0.1, (15, 24, 1)).astype(np.float32)
-    )
-    tiles = proposed(many, model, CONFIG, parallel.make_mesh())
+    some = rng.normal(0, 0.1, (15, 24, 1)).astype(np.float32)
+    many = many._replace(log_odds=many.log_odds + some)
+    found = proposed(many, model, CONFIG, parallel.make_mesh())
     turns = rotations.matrix_to_quaternion(joint_operations(model.materials))
     whole = jax.jit(propose, static_argnums=2)(many, turns, PROPOSED)
-    np.testing.assert_array_equal(tiles.phase, whole.phase)
-    np.testing.assert_array_equal(tiles.quaternion, whole.quaternion)
-    assert (tiles.phase >= 0).any(axis=2).sum() >= 12 * 9
+    np.testing.assert_array_equal(found.phase, whole.phase)
+    np.testing.assert_array_equal(found.quaternion, whole.quaternion)
+    # strangers are told of their grain, and those around of the stranger
+    rows, columns = np.mgrid[:15, :24]
+    near = (abs(rows % 5 - 2) <= 1) & (abs(columns % 6 - 3) <= 1)
+    np.testing.assert_array_equal((found.phase >= 0).sum(axis=2), near)
+    strangers = found.quaternion[2::5, 3::6, 0].reshape(-1, 4)
+    told = Rotation.from_quat(np.roll(strangers, -1, axis=-1)).as_matrix()
+    assert misorientation(told, orientation).max() < 0.01
 
 
 @pytest.mark.parametrize("own", [(0, 5), (2, 5)])
@@ -325,6 +320,5 @@ def test_neighbours_help_in_the_sample(symmetry):
         angle = np.min([(x * there * here.inv()).magnitude() for x in symmetry[0]], axis=0)
         return (angle < np.deg2rad(5)).mean()
 
-    print(share_right(found.single_orientation), share_right(found.orientation))
     assert share_right(found.single_orientation) > 0.5
-    assert share_right(found.orientation) >= share_right(found.single_orientation)
+    assert share_right(found.orientation) > share_right(found.single_orientation)

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 from scipy.special import softmax
 
-from jaxstem.scan.proposals import NEW, different, propose
+from jaxstem.scan.proposals import NEW, SURE, different, propose
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -25,7 +25,8 @@ def proposals():
 @pytest.fixture(scope="module")
 def some_labels(apart, quaternions, make_labels):
     """Three labels of each position, out of few orientations of two phases that lie apart, turned
-    at random by a degree `spread`; two positions were not looked at, and two have no crystal.
+    at random by `spread` degrees. Three positions are sure of the first, two were not looked at,
+    and two have no crystal.
     """
 
     def some_labels(rng, spread, n=(3, 2), none=(0, 8), empty=(4, 17)):
@@ -38,6 +39,7 @@ def some_labels(apart, quaternions, make_labels):
         ]
         rotation = Rotation.concatenate(rotation) * Rotation.from_rotvec(small.reshape(-1, 3))
         odds = -np.sort(-rng.normal(0, 2, which.shape), axis=1)
+        odds[[11, 18, 25], 0] += 20
         odds[which.shape[0] // 2 :, 2] = -np.inf  # of these positions there are two labels
         odds[[*none, *empty]] = -np.inf
         no_crystal = rng.normal(-2, 2, len(which))
@@ -61,7 +63,7 @@ def neighbours_of(row, column):
 
 def test_proposals_are_what_neighbours_are_the_surest_of(proposals, some_labels, turns, angle, rng):
     """First labels of neighbours that the position itself lacks, by the probabilities of all that
-    agree; each such orientation once.
+    agree; each such orientation once, and none where the position is sure of itself.
     """
     labels, alike = some_labels(rng, 1.0), np.deg2rad(NEW)
     sure = softmax(np.concatenate([labels.log_odds, labels.no_crystal[..., None]], -1), axis=-1)
@@ -78,7 +80,7 @@ def test_proposals_are_what_neighbours_are_the_surest_of(proposals, some_labels,
     for place in np.ndindex(SHAPE):
         around = [x for x in neighbours_of(*place) if labels.phase[(*x, 0)] >= 0]
         new = []
-        if labels.phase[(*place, 0)] >= 0:
+        if labels.phase[(*place, 0)] >= 0 and sure[(*place, 0)] < SURE:
             own = [label(place, i) for i in range(3)]
             new = [x for x in around if not any(near(label(x), y) for y in own)]
         support = {x: sum(sure[(*y, 0)] for y in around if near(label(x), label(y))) for x in new}
@@ -94,7 +96,7 @@ def test_proposals_are_what_neighbours_are_the_surest_of(proposals, some_labels,
             proposal = found.quaternion[(*place, i)], found.phase[(*place, i)]
             assert near(proposal, label(x))
             assert any(np.array_equal(proposal[0], label(y)[0]) for y in new)
-    assert n_found > 20
+    assert n_found > 20 and np.sum(sure[..., 0] > SURE) >= 3
 
 
 def test_proposals_lie_apart(proposals, some_labels, turns, angle, rng):
@@ -115,11 +117,14 @@ def test_proposals_lie_apart(proposals, some_labels, turns, angle, rng):
     assert number > 5
 
 
-def test_positions_that_nobody_looked_at_are_asked_nothing(proposals, some_labels, turns, rng):
+def test_positions_that_are_sure_or_not_looked_at_are_asked_nothing(
+    proposals, some_labels, turns, rng
+):
     labels = some_labels(rng, 1.0)
     found = proposals(labels, turns, MOST)
     looked_at = (labels.phase >= 0).any(axis=2)
     assert (np.asarray(found.phase)[~looked_at] == -1).all() and (~looked_at).sum() == 4
+    assert (np.asarray(found.phase).reshape(-1, MOST)[[11, 18, 25]] == -1).all()
     assert (np.asarray(found.phase)[looked_at] >= 0).any()
 
 
