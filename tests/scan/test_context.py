@@ -241,6 +241,21 @@ def test_what_neighbours_propose_may_win(model, source, grain, mesh, monkeypatch
         assert misorientation(answer.orientation[elsewhere], orientation).max() < 0.01
 
 
+def test_where_nothing_was_looked_at_nobody_is_asked(model, source, grain, mesh, monkeypatch):
+    *_, labels = grain
+    empty = np.arange(30).reshape(5, 6) % 3 == 0
+    labels = labels._replace(
+        phase=np.full_like(labels.phase, -1),
+        log_odds=np.full_like(labels.log_odds, -np.inf),
+        no_crystal=np.where(empty, 0.0, np.nan).astype(np.float32),
+    )
+    monkeypatch.setattr(context, "second_looks", lambda *_: pytest.fail("asked"))
+    ((row, answer),) = in_context(labels, source, model, replace(CONFIG, refine="fast"), mesh)
+    assert row == 0 and answer.orientation.shape == (5, 6, 3, 3)
+    np.testing.assert_array_equal(answer.phase, np.where(empty, NO_CRYSTAL, UNASSIGNED))
+    np.testing.assert_array_equal(answer.confidence, np.where(empty, np.nan, 0.0))
+
+
 def test_proposals_do_not_depend_on_how_the_scan_is_cut(model, grain, monkeypatch, rng):
     """Of a scan of many grains with a stranger in each, in tiles on eight devices."""
     orientation, _, labels = grain
