@@ -7,9 +7,10 @@ with their log-odds. Two neighbours that are of one grain raise each other's bel
 are alike, by at most `Coupling.same` [nat]: a Potts model on a grid of eight neighbours, whose
 labels are alike to the degree of a Gaussian of their misorientation, and which belief propagation
 solves nearly (J. S. Yedidia et al., in Exploring Artificial Intelligence in the New Millennium,
-2003, p. 239). What a neighbour can add is bounded, so that a grain of one position whose pattern is
-sure of itself is not overruled. How alike neighbours are, and how much a grain bends, the scan
-itself says (`learnt`): where no neighbours are alike, nothing is added.
+2003, p. 239). What a neighbour can add is bounded, so that a grain of one position stays if its
+pattern is surer than that: of eight neighbours 6.8 times `Coupling.same`. How alike neighbours are,
+and how much a grain bends, the scan itself says (`learnt`): where no neighbours are alike, nothing
+is added.
 
 Messages go one position a round, so that a belief depends on the positions within `Coupling.rounds`
 of it and on no others: a scan may be worked on in strips that overlap by as much.
