@@ -141,6 +141,7 @@ def test_judges_by_counts_as_the_first_look_does(model, config, one_device):
     assert known.any() and np.nanmax(abs(explained[known])) < 0.1
 
 
+@pytest.mark.slow
 def test_truth_wins_over_chance(copper, look, rng):
     """Of orientations near the truth and elsewhere, in any order, and where fewer are asked."""
     orientation = random_matrices(rng, 6)

@@ -256,6 +256,7 @@ def test_where_nothing_was_looked_at_nobody_is_asked(model, source, grain, mesh,
     np.testing.assert_array_equal(answer.confidence, np.where(empty, np.nan, 0.0))
 
 
+@pytest.mark.slow
 def test_proposals_do_not_depend_on_how_the_scan_is_cut(model, grain, monkeypatch, rng):
     """Of a scan of many grains with a stranger in each, in tiles on eight devices."""
     orientation, _, labels = grain

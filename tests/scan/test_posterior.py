@@ -296,7 +296,8 @@ def random_labels(rng, quaternions, make_labels, shape):
     return make_labels(q, odds, no_crystal), ~unknown
 
 
-@pytest.mark.parametrize("n_devices", [8, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_devices", [8, 1])
 def test_answers_do_not_depend_on_how_the_scan_is_cut(n_devices, rng, quaternions, make_labels):
     """In one tile on one device, and in six of smaller ones on eight or one."""
     shape = (22, 19)

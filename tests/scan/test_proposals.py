@@ -94,8 +94,10 @@ def test_proposals_are_what_neighbours_are_the_surest_of(proposals, some_labels,
         np.testing.assert_array_equal(found.phase[place] >= 0, np.arange(MOST) < n)
         for i, x in enumerate(expected[:n]):
             proposal = found.quaternion[(*place, i)], found.phase[(*place, i)]
-            assert near(proposal, label(x))
-            assert any(np.array_equal(proposal[0], label(y)[0]) for y in new)
+            same = [y for y in new if np.array_equal(proposal[0], label(y)[0])]
+            assert same and near(proposal, label(same[0]))
+            # in single precision those of nearly the same support may change places
+            assert abs(support[same[0]] - support[x]) < 1e-5
     assert n_found > 20 and np.sum(sure[..., 0] > SURE) >= 3
 
 
