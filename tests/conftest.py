@@ -186,3 +186,20 @@ def tiny():
         learning_rate=3e-3,
         n_validation=32,
     )
+
+
+@pytest.fixture(scope="session")
+def model(copper, tiny):
+    """An untrained network, without attention, which compiles sooner."""
+    import dataclasses
+
+    import jax
+
+    from jaxstem.network.model import Model, build_network
+    from jaxstem.network.transformer import init_params
+
+    config = dataclasses.replace(tiny.model, blocks=0)
+    with without_optimisation():
+        network = build_network(config, [copper])
+        params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
+    return Model(config, (copper,), params)

@@ -117,6 +117,16 @@ def lengthened(observed, n):
     )
 
 
+def random_lists(rng, n_positions, longest, intensity=(1, 2)):
+    """So many arrays (n, 3) of qx, qy [1/Å] and intensity, of fewer than `longest` disks each."""
+    lists = []
+    for n in rng.integers(0, longest, n_positions):
+        radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
+        disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(*intensity, n)]
+        lists.append(np.stack(disks, axis=-1))
+    return lists
+
+
 def scan_of_lists(lists, scan_shape=None):
     """A scan at 300 kV, of one row by default, from (n, 3) arrays of qx, qy [1/Å], intensity."""
     from jaxstem.files.scan import DiskScan

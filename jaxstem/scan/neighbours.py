@@ -13,7 +13,7 @@ and how much a grain bends, the scan itself says (`learnt`): where no neighbours
 is added.
 
 Messages go one position a round, so that a belief depends on the positions within `Coupling.rounds`
-of it and on no others: a scan may be worked on in strips that overlap by as much.
+of it and on no others: a scan may be worked on in tiles that overlap by as much (`tiles`).
 
 Shapes: a scan of `ny` × `nx` positions, `C` candidates and `L = C + 1` labels of each, the last of
 which is "no crystal"; labels come first, for processors work along the last axis.

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An untrained network, a scan of thirteen positions, and settings that compile soon."""
-
-from dataclasses import replace
+"""A scan of thirteen positions, and settings that compile soon."""
 
 import jax
 import numpy as np
@@ -15,8 +13,6 @@ from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS
 from jaxstem.inference.ranked_cells import likeliest_cells
 from jaxstem.inference.stream import predict_scan
-from jaxstem.network.model import Model, build_network
-from jaxstem.network.transformer import init_params
 from jaxstem.runtime import parallel
 from jaxstem.verification.config import ScoreConfig
 
@@ -42,16 +38,6 @@ def tabulated_once(tables):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "candidate_tables", lambda *_, **__: tables)
         yield
-
-
-@pytest.fixture(scope="session")
-def model(copper, tiny):
-    """An untrained network, without attention, which compiles sooner."""
-    config = replace(tiny.model, blocks=0)
-    with without_optimisation():
-        network = build_network(config, [copper])
-        params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
-    return Model(config, (copper,), params)
 
 
 @pytest.fixture(scope="session")

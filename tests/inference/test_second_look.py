@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, random_matrices, scan_of_lists, turn_deg
+from helpers import ROOT, random_lists, random_matrices, scan_of_lists, turn_deg
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -209,11 +209,7 @@ def fake_labels(quaternion, phase, number):
 
 def test_questions_and_labels_belong_to_their_positions(model, config, monkeypatch, rng):
     """Of some rows of a scan, through lengths and batches; pieces without a question have none."""
-    lists = []
-    for n in rng.integers(0, 20, 60):
-        radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
-        disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(1, 2, n)]
-        lists.append(np.stack(disks, axis=-1))
+    lists = random_lists(rng, 60, 20)
     monkeypatch.setattr(batching, "PIECE", 10)
 
     def make(model, config, mesh, detector):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import scan_of_lists
+from helpers import random_lists, scan_of_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,11 +29,7 @@ DIRECT = 10.0
 
 def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, config):
     """Through lengths and batches: each position gets what was made of its own disks."""
-    lists = []
-    for n in rng.integers(0, 30, 70):
-        radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
-        disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(1, 2, n)]
-        lists.append(np.stack(disks, axis=-1))
+    lists = random_lists(rng, 70, 30)
     monkeypatch.setattr(batching, "PIECE", 7)
     shapes = []
 
@@ -98,11 +94,8 @@ def test_shelves_hand_out_what_was_put_there(data, size):
 
 def random_scan(rng, shape, longest=30):
     """Disks at random, with a direct beam, up to `longest` at a position."""
-    lists = []
-    for n in rng.integers(0, longest, shape[0] * shape[1]):
-        radius, angle = rng.uniform(0.35, 1.4, n), rng.uniform(0, 2 * np.pi, n)
-        disks = [radius * np.cos(angle), radius * np.sin(angle), rng.uniform(0.01, 1, n)]
-        lists.append(np.concatenate([[[0.0, 0.0, DIRECT]], np.stack(disks, axis=-1)]))
+    lists = random_lists(rng, shape[0] * shape[1], longest, (0.01, 1))
+    lists = [np.concatenate([[[0.0, 0.0, DIRECT]], disks]) for disks in lists]
     return replace(scan_of_lists(lists), scan_shape=shape)
 
 

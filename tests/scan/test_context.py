@@ -8,7 +8,7 @@ import h5py
 import jax
 import numpy as np
 import pytest
-from helpers import scan_of_lists, without_optimisation
+from helpers import scan_of_lists
 from scipy.spatial.transform import Rotation
 
 from jaxstem.app.demo import sample
@@ -24,8 +24,7 @@ from jaxstem.inference.exposure import MIN_DISKS
 from jaxstem.inference.step import joint_operations
 from jaxstem.inference.verdict import Answer
 from jaxstem.mapping import map_scan, map_to_file, usable_context
-from jaxstem.network.model import Model, build_network, load_model
-from jaxstem.network.transformer import init_params
+from jaxstem.network.model import load_model
 from jaxstem.orientation import rotations
 from jaxstem.runtime import parallel
 from jaxstem.scan import context, posterior
@@ -44,16 +43,6 @@ CONFIG = InferConfig(
     lot=4,
 )
 SINGLE = ("orientation", "phase", "confidence")
-
-
-@pytest.fixture(scope="module")
-def model(copper, tiny):
-    """An untrained network, without attention, which compiles sooner."""
-    config = replace(tiny.model, blocks=0)
-    with without_optimisation():
-        network = build_network(config, [copper])
-        params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
-    return Model(config, (copper,), params)
 
 
 @pytest.fixture(scope="module")
