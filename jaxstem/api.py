@@ -46,14 +46,11 @@ from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import default_cache
 
 METHODS = ("network", "match")
-
 REFINE = ("none", "fast", "full", "exact")
 JUDGES = ("counts", "list")
-
 CONTEXTS = ("scan", "none")
-
+GEOMETRIES = ("scan", "given")
 PRECISION = ("float32", "bfloat16")
-
 PRESETS = ("default", "paper")
 
 Patterns = str | Path | Cube | Shaped[np.ndarray, "..."]
@@ -324,6 +321,7 @@ def map_orientations(
     refine: str = "fast",
     judge: str = "counts",
     context: str = "scan",
+    geometry: str = "scan",
     semiangle_mrad: float | None = None,
     least_confidence: float = 0.0,
     options: ReadOptions | None = None,
@@ -350,6 +348,8 @@ def map_orientations(
             each predicts disks; "list", the disks that were found, as it is without patterns.
         context: What patterns are weighed with: "scan", their neighbours, which are alike within a
             grain as the scan itself shows; "none", nothing, each pattern by itself.
+        geometry: Where disks lie: "scan", as given and corrected by what is wrong with it in all
+            patterns alike (scale, ellipse, centre); "given", as given.
         semiangle_mrad: Convergence semi-angle of the probe in mrad (None: the model's).
         least_confidence: Leave positions unassigned whose answer is less likely right than this.
         options: How the scan is opened, where its file does not say; the next three, if given,
@@ -381,7 +381,7 @@ def map_orientations(
         loaded = model if isinstance(model, Model) else load_model(model)
         if loaded is model:
             told = {"model": ", ".join(model.phase_names)}
-        infer_config(loaded, refine, semiangle_mrad, batch, precision, judge)
+        infer_config(loaded, refine, semiangle_mrad, batch, precision, judge, geometry)
     else:
         crystals = [read_crystal(cell) for cell in _cells(cif)]
     if isinstance(scan, DiskScan | DiskSource):
@@ -399,7 +399,7 @@ def map_orientations(
         chosen = choose_model(crystals, source.voltage_kv, semiangle_mrad, method)
         loaded, told = chosen.model, {"method": chosen.method, "model": chosen.name}
     check_voltage(source, loaded)
-    config = infer_config(loaded, refine, semiangle_mrad, batch, precision, judge)
+    config = infer_config(loaded, refine, semiangle_mrad, batch, precision, judge, geometry)
     if not isinstance(source, DiskScan):
         source = disks_of(source, progress, across=True, keep_light=config.looks_at_counts)
     return map_scan(
@@ -421,19 +421,20 @@ def infer_config(
     batch: int | None = None,
     precision: str = "float32",
     judge: str = "counts",
+    geometry: str = "scan",
 ) -> InferConfig:
     """How a model's answers are made, from the settings that users choose (`map_orientations`)."""
     _require("refine", refine, REFINE)
     _require("judge", judge, JUDGES)
     _require("precision", precision, PRECISION)
+    _require("geometry", geometry, GEOMETRIES)
     if batch is not None:
         require_between("batch", batch, 1, 10**6, whole=True)
     microscope = model.microscope
     if semiangle_mrad is not None:
         microscope = dataclasses.replace(microscope, semi_angle_mrad=semiangle_mrad)
-    config = InferConfig(
-        refine=refine, judge=judge, batch=batch, precision=precision, cache=default_cache()
-    )
+    chosen = {"refine": refine, "judge": judge, "geometry": geometry}
+    config = InferConfig(**chosen, batch=batch, precision=precision, cache=default_cache())
     score = config.scoring.under(microscope, model.specimen)
     return dataclasses.replace(config, score=score)
 

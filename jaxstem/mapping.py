@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from jaxstem.detection.reading import ReadOptions
 from jaxstem.detection.scan import PlannedSearch
 from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
 from jaxstem.errors import InputError, require_between
+from jaxstem.files.distortion import Distortion, undistorted
 from jaxstem.files.map_file import MapHeader, map_writer
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap, ambiguous_by_180
 from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all, source_of
@@ -41,6 +42,7 @@ from jaxstem.inference.batching import (
     unseen,
 )
 from jaxstem.inference.config import InferConfig
+from jaxstem.inference.step import PredictFor, make_predict_for
 from jaxstem.inference.stream import stream_answers
 from jaxstem.inference.verdict import Answer, Labels
 from jaxstem.network.heads import HEADS
@@ -49,6 +51,7 @@ from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
 from jaxstem.runtime.sharing import own_rows, shared
 from jaxstem.scan.context import in_context
+from jaxstem.scan.self_calibration import self_calibrated
 from jaxstem.verification.ranking import keep_size
 
 KEPT = 6
@@ -60,7 +63,9 @@ Block = tuple[int, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Overview:
-    """Of a map what its summary needs, as in `OrientationMap`."""
+    """Of a map what its summary needs, as in `OrientationMap`, and what was learned of the scan's
+    calibration, in a line.
+    """
 
     phase: Int[np.ndarray, "ny nx"]
     confidence: Float[np.ndarray, "ny nx"]
@@ -69,6 +74,7 @@ class Overview:
     explained_light: Float[np.ndarray, "ny nx"]
     n_disks: Int[np.ndarray, "ny nx"]
     phase_names: tuple[str, ...]
+    geometry: str
 
 
 def map_scan(
@@ -100,10 +106,12 @@ def map_scan(
         check_scan(scan)
     if isinstance(scan, DiskScan) and not len(scan.qx):
         raise no_disk_at_all(source)
-    source = judged_source(source, model, config)
     context = usable_context(context, model, config)
-    header = map_header(source, model, config, context, least_confidence, options, attributes)
-    found = list(map_blocks(source, model, config, least_confidence, mesh, progress, context))
+    given = _prepared(source, model, config, context, mesh)
+    source, *_, mesh, predict = given
+    header = map_header(given, model, config, context, least_confidence, options, attributes)
+    said = model, config, least_confidence, mesh, progress, context, predict
+    found = list(map_blocks(source, *said))
     found.sort(key=lambda block: block[0])
     names = {name for _, block in found for name in block}
     arrays = {
@@ -144,9 +152,11 @@ def map_to_file(
     """
     config = config or InferConfig()
     _check(source, model, least_confidence)
-    source = judged_source(source, model, config)
+    parallel.first_says(lambda: check_target(path, overwrite))
     context = usable_context(context, model, config)
-    header = map_header(source, model, config, context, least_confidence, options, attributes)
+    given = _prepared(source, model, config, context, mesh)
+    source, *_, mesh, predict = given
+    header = map_header(given, model, config, context, least_confidence, options, attributes)
     were_empty: set[bool] = set()
 
     def read(start: int, stop: int) -> DiskScan:
@@ -154,7 +164,6 @@ def map_to_file(
         were_empty.add(not len(scan.qx))
         return scan
 
-    parallel.first_says(lambda: check_target(path, overwrite))
     overview = Overview(
         phase=np.empty(source.scan_shape, np.int16),
         confidence=np.empty(source.scan_shape, np.float32),
@@ -163,12 +172,13 @@ def map_to_file(
         explained_light=np.empty(source.scan_shape, np.float32),
         n_disks=np.empty(source.scan_shape, np.int32),
         phase_names=model.phase_names,
+        geometry=given.geometry,
     )
     target = map_writer(path, header, overwrite) if parallel.is_first() else nullcontext()
     with target as write:
         counted = replace(source, read=read)
-        blocks = map_blocks(counted, model, config, least_confidence, mesh, progress, context)
-        for row, block in blocks:
+        said = model, config, least_confidence, mesh, progress, context, predict
+        for row, block in map_blocks(counted, *said):
             if write is not None:
                 write(row, block)
             told = ("phase", "confidence", "confidence_mod180")
@@ -183,8 +193,34 @@ def map_to_file(
     return overview
 
 
+class _Prepared(NamedTuple):
+    """A scan without what its own disks say is wrong with its calibration, that, the same told in a
+    line, and by which devices and program it is mapped.
+    """
+
+    source: DiskSource
+    distortion: Distortion
+    geometry: str
+    mesh: Mesh
+    predict: PredictFor
+
+
+def _prepared(
+    source: DiskSource, model: Model, config: InferConfig, context: str, mesh: Mesh | None
+) -> _Prepared:
+    """Raises InputError as `source.read` does."""
+    mesh = mesh or parallel.make_mesh(jax.local_devices())
+    source = judged_source(source, model, config)
+    config = replace(config, keeps_labels=context == "scan")
+    predict = make_predict_for(model, config, mesh)
+    found = source, undistorted(), "as given"
+    if config.geometry == "scan":
+        found = self_calibrated(source, model, config, mesh, predict)
+    return _Prepared(*found, mesh, predict)
+
+
 def map_header(
-    source: DiskSource,
+    given: _Prepared,
     model: Model,
     config: InferConfig,
     context: str,
@@ -193,6 +229,7 @@ def map_header(
     attributes: dict[str, Any] | None,
 ) -> MapHeader:
     """What a map says about itself."""
+    source = given.source
     crystals, likelihood = tuple(m.crystal for m in model.materials), config.scoring.likelihood
     return MapHeader(
         scan_shape=source.scan_shape,
@@ -207,17 +244,20 @@ def map_header(
             "refine": config.refine,
             "judge": "counts" if config.by_counts(source) else "list",
             "context": context,
+            "geometry": config.geometry,
             "precision": config.precision,
             "least_confidence": least_confidence,
             "symmetry": "Laue group",
             "symmetry_groups": ", ".join(crystal.laue_group for crystal in crystals),
             **understood(source, model, config),
+            "about_geometry": given.geometry,
             **(attributes or {}),
         },
         settings={
             "microscope": asdict(replace(model.microscope, semi_angle_mrad=likelihood.semi_angle)),
             "specimen": asdict(replace(model.specimen, thickness=likelihood.thickness)),
             "read_options": (options or ReadOptions()).given(),
+            "distortion": given.distortion.stored(),
         },
         keeps_single=context == "scan",
     )
@@ -280,14 +320,16 @@ def map_blocks(
     mesh: Mesh | None = None,
     progress: bool | None = None,
     context: str = "none",
+    predict_for: PredictFor | None = None,
 ) -> Iterator[Block]:
     """The rows of a map, some at a time and not always in order, the same ones in each process.
 
     Process p of P works on the p-th of P ranges of rows. In the `context` of the scan each row
     comes twice: what its patterns say alone, by the names of `SINGLE` and with the number of disks,
-    and when all are there what the scan says.
+    and when all are there what the scan says. `predict_for` as in `stream_answers`.
     """
-    blocks = single_blocks(source, model, config, mesh, progress, context == "scan")
+    with_labels = context == "scan"
+    blocks = single_blocks(source, model, config, mesh, progress, with_labels, predict_for)
     if context == "none":
         for row, (answer, n_disks, _) in blocks:
             yield row, left_out(answer, least_confidence)._asdict() | {"n_disks": n_disks}
@@ -319,6 +361,7 @@ def single_blocks(
     mesh: Mesh | None = None,
     progress: bool | None = None,
     with_labels: bool = False,
+    predict_for: PredictFor | None = None,
 ) -> Iterator[tuple[int, Found]]:
     """What patterns say alone, some rows (rows, nx) at a time and not always in order, the same
     ones in each process; with the likeliest labels (`n_labels`) of each where these are asked for.
@@ -335,7 +378,10 @@ def single_blocks(
         return x.reshape(-1, n_columns, *x.shape[1:])
 
     def own() -> Iterator[tuple[int, Found]]:
-        for piece in stream_answers(model, source, config, rows=rows, mesh=mesh, progress=progress):
+        pieces = stream_answers(
+            model, source, config, rows=rows, mesh=mesh, progress=progress, predict_for=predict_for
+        )
+        for piece in pieces:
             labels = None
             if with_labels:
                 labels = piece.labels or no_labels(piece.answer.phase, kept)

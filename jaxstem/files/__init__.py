@@ -33,6 +33,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "stated_voltage_kv",
             "write_emd_entry",
         ],
+        "distortion": [
+            "corrected",
+            "corrected_scan",
+            "Distortion",
+            "from_numbers",
+            "stored_distortion",
+            "undistorted",
+        ],
         "formats": ["format_of", "READERS"],
         "hdf5": [
             "is_number",
@@ -69,6 +77,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "pyxem": ["holds_vectors", "read_vectors"],
         "rosetta": ["raw_cube"],
         "scan": [
+            "BY_FILE",
             "check_scan",
             "DiskScan",
             "DiskSource",

@@ -14,7 +14,7 @@ some scan rows at a time; `source_of` makes one of a `DiskScan`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,10 @@ from jaxstem.files.light import Detector, Light, ScanLight
 
 DISK_FIELDS = ("qx", "qy", "intensity")
 LARGEST = 1e30  # values beyond it, which float32 can barely hold, are rubbish like infinities
+
+
+BY_FILE = "stated by the file"
+"""Who says how large a pixel is, where no user does."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Instrument:
     """
 
     pixel_size: float | None = None
-    pixel_size_from: str = "stated by the file"
+    pixel_size_from: str = BY_FILE
     rotation_deg: float | None = None
     flip: bool = False
     centre: tuple[float, float] | None = None
@@ -97,6 +101,32 @@ class DiskSource:
             raise no_disk_at_all(self)
         light = self.read_light and ScanLight(self.read_light(0, n_rows), self.detector)
         return replace(scan, light=light, instrument=self.instrument)
+
+    def at(self, rows: Sequence[int], columns: slice) -> DiskSource:
+        """The positions in these rows and columns, as a scan; rows are read one by one."""
+        n_columns = len(range(self.scan_shape[1])[columns])
+
+        def read(start: int, stop: int) -> DiskScan:
+            lines = []
+            for row in rows[start:stop]:
+                line = self.read(row, row + 1)
+                each = source_of(replace(line, scan_shape=(line.scan_shape[1], 1)))
+                chosen = [each.read(j, j + 1) for j in range(self.scan_shape[1])[columns]]
+                lines.append(replace(joined(chosen), scan_shape=(1, n_columns)))
+            return joined(lines)
+
+        def read_light(start: int, stop: int) -> Light:
+            lines = [self.read_light(row, row + 1) for row in rows[start:stop]]
+            return Light(
+                *(np.concatenate([x[columns] for x in of]) for of in zip(*lines, strict=True))
+            )
+
+        return replace(
+            self,
+            scan_shape=(len(rows), n_columns),
+            read=read,
+            read_light=self.read_light and read_light,
+        )
 
     def pieces(self, n_positions: int) -> list[tuple[int, int]]:
         """The scan cut into ranges of rows, each of about `n_positions` positions and one row at

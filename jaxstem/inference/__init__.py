@@ -50,8 +50,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "joint_operations",
             "known_disks",
             "make_predict",
+            "make_predict_for",
             "phase_table",
+            "Predict",
             "predict_content",
+            "PredictFor",
             "scorer",
         ],
         "stream": [

@@ -52,7 +52,8 @@ class InferConfig:
     patterns whose work a length of their own must save to be worth its
     program (None: `WORTH_A_LENGTH`); precision: of the network, "float32" or "bfloat16"
     (verification is in float32); keeps_labels: hand on what else a pattern may be, for its
-    neighbours; cache: folder that keeps templates and compiled programs for the
+    neighbours; geometry: "scan": corrected by the scan's own disks before it is mapped, or "given",
+    as it is; cache: folder that keeps templates and compiled programs for the
     next time, if one does.
     """
 
@@ -72,6 +73,7 @@ class InferConfig:
     least: int | None = None
     precision: str = "float32"
     keeps_labels: bool = False
+    geometry: str = "scan"
     cache: Path | None = None
 
     def log_odds(

@@ -149,9 +149,8 @@ def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
     """What decides the program of `make_predict` besides the environment and the shapes of its
     arguments; in what JSON can hold.
     """
-    settings = replace(
-        config, score=config.scoring, lengths=None, batch=None, least=None, cache=None
-    )
+    unused = dict.fromkeys(("lengths", "batch", "least", "cache")) | {"geometry": "given"}
+    settings = replace(config, score=config.scoring, **unused)
     return {
         "materials": list(map(grid_content, model.materials)),
         "network": repr(model.network),
@@ -194,9 +193,16 @@ def known_disks(disks: Disks, model: Model) -> Disks:
     return disks._replace(mask=jnp.take_along_axis(near, order, axis=1))
 
 
+Predict = Callable[..., Found]
+"""What `make_predict` makes."""
+
+PredictFor = Callable[[Detector | None], Predict]
+"""What `make_predict_for` makes."""
+
+
 def make_predict(
     model: Model, config: InferConfig, mesh: Mesh, detector: Detector | None = None
-) -> Callable[..., Found]:
+) -> Predict:
     """The jitted `(params, disks (B, K), exposed, light) -> (Answer, Labels)`, sharded over B; no
     labels (None) where `config` does not ask for them or a head without grid has none.
 
@@ -204,20 +210,17 @@ def make_predict(
     `detector` says that there is any, by which candidates are then judged. B must divide among the
     devices. One compilation for each K.
     """
+    return make_predict_for(model, config, mesh)(detector)
+
+
+def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFor:
+    """`make_predict` for one detector after the other, whose programs are the same."""
     scores, made = scorer(model, config.precision, config.cache)
     scoring, head = config.scoring, HEADS[model.config.head]
     space = None if head.numbers is None else phases_space(model.materials)
     operations = joint_operations(model.materials)
     # as an argument, for a program that holds tables as constants is slow to compile and to load
     phases = [phase_table(m, config.refine, config.cache) for m in model.materials]
-
-    @functools.lru_cache(1)
-    def tables_within(reach: float):
-        """What the program takes besides patterns, for a scan that lists disks as far as that."""
-        near = phases
-        if config.verifies:
-            near = [_within_reach(tables, reach) for tables in phases]
-        return parallel.replicate((near, made, jax.tree.map(jnp.asarray, detector)), mesh)
 
     dynamical = (
         [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
@@ -312,8 +315,19 @@ def make_predict(
     content = predict_content(model, config)
     program = cached_pmap(step_in_lots, mesh, specs, sharded, content, config.cache)
 
-    def predict(params, disks: Disks, exposed: Exposure, light: Light | None = None) -> Found:
-        given = params, tables_within(float(exposed.limit.reach))
-        return program(given, disks, *exposed[:3], light, exposed.limit)
+    def predict_for(detector: Detector | None) -> Predict:
+        @functools.lru_cache(1)
+        def tables_within(reach: float):
+            """What the program takes besides patterns, of a scan that lists disks as far as it."""
+            near = phases
+            if config.verifies:
+                near = [_within_reach(tables, reach) for tables in phases]
+            return parallel.replicate((near, made, jax.tree.map(jnp.asarray, detector)), mesh)
 
-    return predict
+        def predict(params, disks: Disks, exposed: Exposure, light: Light | None = None) -> Found:
+            given = params, tables_within(float(exposed.limit.reach))
+            return program(given, disks, *exposed[:3], light, exposed.limit)
+
+        return predict
+
+    return predict_for

@@ -35,7 +35,7 @@ from jaxstem.inference.batching import (
 )
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.second_look import make_second_look
-from jaxstem.inference.step import Found, make_predict
+from jaxstem.inference.step import Found, PredictFor, make_predict_for
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
@@ -49,9 +49,13 @@ def stream_answers(
     rows: tuple[int, int] | None = None,
     mesh: Mesh | None = None,
     progress: bool | None = None,
+    predict_for: PredictFor | None = None,
 ) -> Iterator[Piece]:
     """Answers for all positions of a scan, or of its rows from `rows[0]` to `rows[1] - 1`, piece by
     piece in order, first positions counted from the first row asked for.
+
+    `predict_for`: what `make_predict_for` makes of the model, `config` and `mesh`, where several
+    scans are to share it.
 
     Positions with fewer than `MIN_DISKS` have no crystal where they look empty and are unassigned
     elsewhere, their confidence being NaN and 0. Each length compiles once. Reading, work and what
@@ -59,7 +63,7 @@ def stream_answers(
     """
 
     def make(params, config: InferConfig, mesh: Mesh, detector: Detector | None):
-        predict = make_predict(model, config, mesh, detector)
+        predict = (predict_for or make_predict_for(model, config, mesh))(detector)
         return lambda batch: predict(params, batch.disks, batch.exposed, batch.light)
 
     return _streamed(make, model, source, config, rows, mesh, progress)
@@ -228,9 +232,11 @@ def predict_scan(
     *,
     mesh: Mesh | None = None,
     progress: bool | None = None,
+    predict_for: PredictFor | None = None,
 ) -> tuple[Answer, Int[np.ndarray, " positions"]]:
     """Answers for all positions of a scan (flat), and disk counts: `stream_answers`, in memory."""
     source = scan if isinstance(scan, DiskSource) else source_of(scan)
-    pieces = list(stream_answers(model, source, config, mesh=mesh, progress=progress))
+    more = {"mesh": mesh, "progress": progress, "predict_for": predict_for}
+    pieces = list(stream_answers(model, source, config, **more))
     answers = zip(*(piece.answer for piece in pieces), strict=True)
     return Answer(*map(np.concatenate, answers)), np.concatenate([x.counts for x in pieces])

@@ -22,6 +22,7 @@ from jaxstem.detection.scan import calibrated, find_disks, progress_bar
 from jaxstem.errors import InputError
 from jaxstem.files.calibration import calibrate_disks
 from jaxstem.files.cube import Cube
+from jaxstem.files.distortion import Distortion
 from jaxstem.files.light import Light, ScanLight
 from jaxstem.files.scan import DiskScan, DiskSource, joined, source_of
 from jaxstem.maps.payload import grey_png, pack, pack_16
@@ -41,6 +42,13 @@ class Patterns(NamedTuple):
     images: list[bytes]
     side: tuple[int, int]
     frame: Float[np.ndarray, "kept 6"]
+
+    def corrected(self, found: Distortion) -> Patterns:
+        """The same patterns, lying where their disks belong."""
+        matrix, offset = self.frame[:, :4].reshape(-1, 2, 2), self.frame[:, 4:]
+        back = np.linalg.inv(np.eye(2) + found.stretch)
+        frame = [(back @ matrix).reshape(-1, 4), (offset - found.shift) @ back.T]
+        return self._replace(frame=np.concatenate(frame, axis=1))
 
 
 def packed_disks(disks: DiskScan) -> dict:

@@ -47,6 +47,7 @@ from jaxstem.crystal.cell import Crystal, reciprocal_lattice, reflections, symme
 from jaxstem.detection.reading import ReadOptions, stored
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
+from jaxstem.files.distortion import corrected_scan, stored_distortion
 from jaxstem.files.map_file import read_map
 from jaxstem.files.map_schema import SINGLE
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap
@@ -118,6 +119,8 @@ def write_report(
         measured, patterns = measured_patterns(
             scan, whole.phase.shape, every * apart, opened, config, progress, by_counts
         )
+        found = stored_distortion(whole.settings.get("distortion", {}))
+        measured, patterns = corrected_scan(measured, found), patterns and patterns.corrected(found)
         if measured.light is not None:
             exposed = Exposed.of(measured, whole.crystals, microscope.k_max)
             counts = [

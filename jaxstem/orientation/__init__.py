@@ -37,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "soft_labels",
         ],
         "symmetry": [
+            "alike_mod_180",
             "geodesic_angle",
             "misorientation",
             "misorientation_mod_180",

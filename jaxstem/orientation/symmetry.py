@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstem.orientation.rotations import HALF_TURN_ABOUT_BEAM, matmul, rotation_angle, transpose
 
@@ -33,6 +33,21 @@ def misorientations(
     turned = (Rotation.from_quat(reference) * Rotation.from_matrix(HALF_TURN_ABOUT_BEAM)).as_quat()
     plain = nearest_equivalents(q, reference, symmetry)[1]
     return plain, np.minimum(plain, nearest_equivalents(q, turned, symmetry)[1])
+
+
+def alike_mod_180(
+    orientation: Float[np.ndarray, "m 3 3"], symmetry: Float[np.ndarray, "n 3 3"], within: float
+) -> Bool[np.ndarray, "m m"]:
+    """Which orientations differ by less than `within` [degrees] from each other, modulo 180° about
+    the beam, by the traces of O A Bᵀ: of some hundred all pairs in no time.
+    """
+    from_each = np.swapaxes(orientation, -1, -2)[None]
+    largest = np.full((len(orientation),) * 2, -1.0)
+    for turn in (np.eye(3), HALF_TURN_ABOUT_BEAM):
+        between = (orientation @ turn)[:, None] @ from_each
+        traces = between.reshape(*largest.shape, 9) @ np.swapaxes(symmetry, -1, -2).reshape(-1, 9).T
+        largest = np.maximum(largest, traces.max(axis=-1))
+    return largest > 1.0 + 2.0 * np.cos(np.deg2rad(within))
 
 
 def nearest_equivalents(

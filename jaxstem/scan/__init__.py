@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The scan as a whole: what neighbours say of each other."""
+"""The scan as a whole: what neighbours say of each other, and all disks of the calibration."""
 
 import lazy_loader
 
@@ -34,6 +34,19 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "said_of",
         ],
         "proposals": ["different", "NEW", "propose", "Proposed", "SURE"],
+        "self_calibration": [
+            "fitted",
+            "grains_of",
+            "Learned",
+            "learned_distortion",
+            "Offsets",
+            "offsets_of",
+            "self_calibrated",
+            "spread_over",
+            "standard_errors",
+            "to_correct",
+            "told",
+        ],
         "tiles": [
             "cut",
             "inside",

@@ -33,6 +33,7 @@ def map_command(
     refine: Literal["none", "fast", "full", "exact"] = "fast",
     judge: Literal["counts", "list"] = "counts",
     context: Literal["scan", "none"] = "scan",
+    geometry: Literal["scan", "given"] = "scan",
     semiangle_mrad: Annotated[
         float | None, tyro.conf.arg(metavar="MRAD", help_behavior_hint="(default: the model's)")
     ] = None,
@@ -68,6 +69,9 @@ def map_command(
             predicts disks, found there or not; or the list of disks, as where no patterns are.
         context: What patterns are weighed with: the scan, whose neighbours are alike within a grain
             as the scan itself shows; or none, each pattern by itself.
+        geometry: Where disks lie: as the calibration says, corrected by what the scan itself shows
+            to be wrong with it in all patterns alike (a scale off by 3 % at most, and not where it
+            is given; ellipse; centre); or just as given.
         semiangle_mrad: Convergence semi-angle of the probe in mrad.
         figure: Draw the picture.
         report: Write the map as a web page too, as `jaxstem report` does.
@@ -136,7 +140,7 @@ def map_command(
                 crystals, opened.voltage_kv, semiangle_mrad, method or None, cif
             )
         check_voltage(opened, loaded)
-        config = infer_config(loaded, refine, semiangle_mrad, batch, precision, judge)
+        config = infer_config(loaded, refine, semiangle_mrad, batch, precision, judge, geometry)
         about = understood(opened, loaded, config)
         if parallel.is_first():
             lines = {name.removeprefix("about_"): text for name, text in about.items()}
@@ -165,8 +169,10 @@ def map_command(
 
         write_report(out, report, scan, overwrite, progress=output.progress)
         stages.end("report")
+    about |= {"about_geometry": found.geometry}
     output.tell(
         {"files": targets, **about, **told, **map_counts(found), "stages": stages.seconds},
+        f"geometry: {found.geometry}",
         map_summary(found),
         f"wrote {', '.join(map(str, targets))} ({stages})",
     )

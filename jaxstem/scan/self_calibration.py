@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a scan's own disks say of its calibration: pixel size, ellipse and centre.
+
+In patterns whose orientation is beyond doubt disks lie where the crystal puts them, but for what is
+wrong with the calibration, which is the same in all (`Distortion`). It is fitted to the disks of
+some positions by least squares, the turn of each pattern about the beam being free, with Student's
+weights (K. L. Lange, R. J. A. Little & J. M. G. Taylor, J. Am. Stat. Assoc. 84 (1989) 881); its
+errors are those of grains that are wrong as a whole (P. J. Huber, Proc. 5th Berkeley Symp. Math.
+Stat. Prob. 1 (1967) 221), for dynamical diffraction fills disks unevenly, alike in a grain. Then
+the positions are looked at again without it, until it stays.
+
+Of pixel size and unit cell only the ratio is known, and a rotation between detector and scan not at
+all, for every orientation absorbs it.
+
+Shapes: `P` patterns, `K` disks of each.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
+
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.diffraction.material import Material, grid_content
+from jaxstem.files.distortion import Distortion, corrected, from_numbers, undistorted
+from jaxstem.files.scan import BY_FILE, DiskSource, pad_disks
+from jaxstem.inference.batching import preview_scan
+from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
+from jaxstem.inference.exposure import scan_exposure
+from jaxstem.inference.step import PredictFor, make_predict_for
+from jaxstem.inference.stream import predict_scan
+from jaxstem.inference.verdict import Answer
+from jaxstem.network.model import Model
+from jaxstem.orientation.symmetry import alike_mod_180
+from jaxstem.runtime import parallel
+from jaxstem.runtime.programs import cached_pmap
+from jaxstem.verification.candidates import padded
+from jaxstem.verification.climb import begin
+from jaxstem.verification.config import FARTHEST
+from jaxstem.verification.ranking import Forward
+from jaxstem.verification.search import pattern_of
+
+SAMPLE = (16, 16)
+"""Rows and columns at whose crossings patterns are looked at, evenly over the scan."""
+
+ROUNDS = 4
+"""Times that they are, at most."""
+
+ENOUGH = 8
+"""Grains from which a calibration can be told."""
+
+OF_ONE_GRAIN = 3.0
+"""Degrees, modulo 180° about the beam, by which patterns differ that may be wrong together."""
+
+LEAST_PAIRS = 4
+"""Disks of a pattern that must have a reflection of their own."""
+
+BELIEVED = 0.5
+"""Confidence, a turn by 180° about the beam not counting, of answers that are taken for right."""
+
+DISKS = 32
+"""Of a pattern that are compared, the strongest."""
+
+SETTLED = 5e-4
+"""Of a disk at 1 1/Å [1/Å], by which the last round may have moved it."""
+
+FAULT = 2e-3
+"""The same by which a calibration must be wrong to be corrected, a sixth of the scatter."""
+
+SIGMAS = 3.0
+"""Standard errors by which it must be."""
+
+LARGEST = 0.03
+"""By which share a scale is corrected; where more would be needed, something else is wrong."""
+
+
+class Offsets(NamedTuple):
+    """Disks beside the reflections that explain them: x, y where these lie, dx, dy how far from
+    there the disks are [1/Å]; paired: whether any does.
+    """
+
+    x: Float[np.ndarray, "P K"]
+    y: Float[np.ndarray, "P K"]
+    dx: Float[np.ndarray, "P K"]
+    dy: Float[np.ndarray, "P K"]
+    paired: Bool[np.ndarray, "P K"]
+
+
+class Learned(NamedTuple):
+    """What the disks of a scan say of its calibration.
+
+    distortion: all that they say; errors: standard errors of scale, ellipse and shift [1/Å], along
+    an axis; corrected: what of it is corrected; grains: from so many it is known; scatter: of disks
+    about their places, along an axis [1/Å].
+    """
+
+    distortion: Distortion
+    errors: tuple[float, float, float]
+    corrected: Distortion
+    grains: int
+    scatter: float
+
+
+def fitted(
+    offsets: Offsets, grain: Int[np.ndarray, " P"]
+) -> tuple[Distortion, Float[np.ndarray, "5 5"], float]:
+    """The distortion that fits best, the covariance of its numbers (`Distortion.numbers`), and the
+    scatter of disks [1/Å]; each `grain` counts once, for its patterns are wrong together.
+    """
+    x, y, paired = (np.asarray(v, np.float64) for v in (offsets.x, offsets.y, offsets.paired))
+    one, none = np.ones_like(x), np.zeros_like(x)
+    # along qx and qy: stretch xx, xy, yy, shift, and the pattern's turn
+    columns = np.stack([[x, y, none, one, none, -y], [none, x, y, none, one, x]])
+    target = np.stack([offsets.dx, offsets.dy]).astype(np.float64)
+    _, grain, size = np.unique(grain, return_inverse=True, return_counts=True)
+    paired = paired / size[grain, None]
+    weight = paired
+    for _ in range(_REWEIGHTED):
+        normal = np.einsum("capk,pk,cbpk->pab", columns, weight, columns)
+        right = np.einsum("capk,pk,cpk->pa", columns, weight, target)
+        turned, stiff = normal[:, :5, 5], normal[:, 5, 5, None] + 1e-9
+        # without the turn, which each pattern chooses for itself
+        own = normal[:, :5, :5] - turned[:, :, None] * turned[:, None] / stiff[..., None]
+        pull = right[:, :5] - turned * right[:, 5:] / stiff
+        inverse = np.linalg.inv(own.sum(axis=0) + 1e-9 * np.eye(5))
+        best = inverse @ pull.sum(axis=0)
+        turn = (right[:, 5:] - turned @ best[:, None]) / stiff
+        model = np.einsum("capk,a->cpk", columns[:, :5], best) + columns[:, 5] * turn
+        squared = ((target - model) ** 2).sum(axis=0)
+        # the median of a squared distance is 2 ln 2 of the variance along an axis
+        variance = np.median(squared[paired > 0]) / np.log(4.0) + 1e-12
+        weight = paired / (1.0 + squared / (3.0 * variance))
+    each = np.zeros((len(size), 5))
+    np.add.at(each, grain, pull - own @ best)
+    covariance = inverse @ (each.T @ each) @ inverse * len(size) / max(len(size) - 1, 1)
+    return from_numbers(best), covariance, float(np.sqrt(variance))
+
+
+_REWEIGHTED = 10
+"""Times that disks are weighed anew."""
+
+
+def spread_over(source: DiskSource) -> DiskSource:
+    """Positions evenly over the scan, at most `SAMPLE`."""
+    steps = [max(1, n // most) for n, most in zip(source.scan_shape, SAMPLE, strict=True)]
+    rows, columns = (
+        range(n)[step // 2 :: step][:most]
+        for n, step, most in zip(source.scan_shape, steps, SAMPLE, strict=True)
+    )
+    return source.at(rows, slice(columns.start, columns.stop, columns.step))
+
+
+def offsets_of(
+    source: DiskSource,
+    answer: Answer,
+    model: Model,
+    config: InferConfig,
+    mesh: Mesh,
+) -> Offsets:
+    """The disks of a small scan beside the reflections of its believed answers (flat)."""
+    known = preview_scan(source, model, config)
+    scan = source.read(0, source.scan_shape[0])
+    reach, scoring = float(known.limit.reach), config.scoring
+    exposed = scan_exposure(scan, model.k_min, reach, known.limit, known.beam)
+    n = len(answer.phase)
+    disks = Disks(*pad_disks(scan, np.arange(n), reach, model.k_min, DISKS))
+    forwards = [_forward(material) for material in model.materials]
+    everything = jax.tree.map(lambda *x: jnp.stack(x), *padded(forwards))
+
+    def of_rows(given, disks, incident, incident_sigma, is_cut, orientation, phase):
+        everything, limit = given
+
+        def one(row):
+            disks, incident, incident_sigma, is_cut, orientation, phase = row
+            pattern = pattern_of(
+                disks, incident, incident_sigma, is_cut, limit, scoring.measured_power
+            )
+            whole = jax.tree.map(lambda x: x[phase], everything)
+            ascent = begin(
+                orientation,
+                pattern.observed,
+                *whole,
+                model.wavelength,
+                limit.reach,
+                scoring.likelihood,
+            )
+            pairing = ascent.pairing
+            place = ascent.x[pairing.reflection], ascent.y[pairing.reflection]
+            return Offsets(*place, pairing.dx, pairing.dy, pairing.paired)
+
+        rows = (disks, incident, incident_sigma, is_cut, orientation, phase)
+        return jax.vmap(one)(rows)
+
+    believed = (answer.phase >= 0) & ~(answer.confidence_mod180 < BELIEVED)
+    orientation = np.where(believed[:, None, None], answer.orientation, np.eye(3))
+    rows = (disks, *exposed[:3], orientation.astype(np.float32), np.maximum(answer.phase, 0))
+    most = -(-np.prod(SAMPLE) // mesh.size) * mesh.size
+    rows = jax.tree.map(lambda x: np.resize(x, (most, *x.shape[1:])), rows)
+    content = {
+        "offsets": repr((scoring.likelihood, scoring.measured_power)),
+        "materials": [grid_content(material) for material in model.materials],
+    }
+    sharded, replicated = parallel.SHARDED, parallel.REPLICATED
+    specs = (replicated, *[sharded] * 6)
+    program = cached_pmap(of_rows, mesh, specs, sharded, content, config.cache)
+    found = jax.device_get(program(parallel.replicate((everything, known.limit), mesh), *rows))
+    found = Offsets(*(x[:n] for x in found))
+    return found._replace(paired=found.paired & believed[:, None])
+
+
+def _forward(material: Material) -> Forward:
+    found = material.reflectors(max(FARTHEST, material.k_max))
+    return Forward(found.g, found.inverse_extinction)
+
+
+def learned_distortion(
+    source: DiskSource,
+    model: Model,
+    config: InferConfig,
+    mesh: Mesh,
+    predict_for: PredictFor | None = None,
+) -> Learned | None:
+    """What the disks of a scan say of its calibration; None where they are too few to say it.
+
+    `predict_for` as in `stream_answers`. The scale is not corrected where the pixel size was given
+    or calibrated. Raises InputError as `source.read` does.
+    """
+    few, total = spread_over(source), undistorted()
+    if math.prod(few.scan_shape) < ENOUGH:
+        return None
+    if config.refine in BY_BLOCH_WAVES:  # which move no disk
+        config, predict_for = replace(config, refine="fast", score=None), None
+    predict_for = predict_for or make_predict_for(model, config, mesh)
+    for _ in range(ROUNDS):
+        seen = corrected(few, total)
+        answer, _ = predict_scan(
+            model, seen, config, mesh=mesh, progress=False, predict_for=predict_for
+        )
+        if (answer.phase >= 0).sum() < ENOUGH:
+            return None
+        offsets = offsets_of(seen, answer, model, config, mesh)
+        enough = offsets.paired.sum(axis=1) >= LEAST_PAIRS
+        grain = grains_of(answer.orientation[enough], answer.phase[enough], model)
+        n_grains = len(np.unique(grain))
+        if n_grains < ENOUGH:
+            return None
+        more, covariance, scatter = fitted(Offsets(*(x[enough] for x in offsets)), grain)
+        total = total.after(more)
+        if more.most < SETTLED or total.most < FAULT:
+            break
+    free = source.instrument.pixel_size_from == BY_FILE
+    moved, errors = to_correct(total, covariance, free), standard_errors(covariance)
+    return Learned(total, errors, moved, n_grains, scatter)
+
+
+def grains_of(
+    orientation: Float[np.ndarray, "P 3 3"], phase: Int[np.ndarray, " P"], model: Model
+) -> Int[np.ndarray, " P"]:
+    """The same number for patterns whose orientations are alike, modulo 180° about the beam, be it
+    by way of others.
+    """
+    alike = np.zeros((len(phase),) * 2, bool)
+    for index, material in enumerate(model.materials):
+        of = np.flatnonzero(phase == index)
+        alike[np.ix_(of, of)] = alike_mod_180(orientation[of], material.operations, OF_ONE_GRAIN)
+    grain = np.arange(len(phase))
+    while True:
+        lowest = np.where(alike, grain, len(phase)).min(axis=1, initial=len(phase))
+        if (lowest == grain).all():
+            return grain
+        grain = lowest
+
+
+# scale, the two numbers of the ellipse, shift, of the numbers of a distortion
+_PARTS = (
+    np.array([[0.5, 0.0, 0.5, 0.0, 0.0]]),
+    np.array([[0.5, 0.0, -0.5, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]]),
+    np.array([[0.0, 0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]]),
+)
+
+
+def standard_errors(covariance: Float[np.ndarray, "5 5"]) -> tuple[float, float, float]:
+    """Of scale, ellipse and shift, along an axis on average."""
+    squares = (np.trace(part @ covariance @ part.T) / len(part) for part in _PARTS)
+    return tuple(float(np.sqrt(square)) for square in squares)
+
+
+def to_correct(
+    found: Distortion, covariance: Float[np.ndarray, "5 5"], scale_is_free: bool
+) -> Distortion:
+    """What of a distortion is corrected, by the covariance of its numbers: scale, ellipse, shift,
+    each where it is too large for chance; the scale where it is free and off by `LARGEST` at most.
+    """
+    moved = undistorted()
+    for number, (part, which) in enumerate(zip(found.parts, _PARTS, strict=True)):
+        values = which @ found.numbers
+        squared = values @ np.linalg.solve(which @ covariance @ which.T, values)
+        is_free = number > 0 or (scale_is_free and part.most <= LARGEST)
+        if is_free and squared > len(which) * SIGMAS**2:
+            moved = Distortion(*(x + y for x, y in zip(moved, part, strict=True)))
+    return moved if moved.most > FAULT else undistorted()
+
+
+def self_calibrated(
+    source: DiskSource,
+    model: Model,
+    config: InferConfig,
+    mesh: Mesh,
+    predict_for: PredictFor | None = None,
+) -> tuple[DiskSource, Distortion, str]:
+    """The scan with its disks where its own disks say that they belong, by how much they were
+    moved, and what was learned in a line; the same in each process.
+
+    Arguments as in `learned_distortion`. Warns where the scale is off by more than is corrected.
+    """
+
+    def learn() -> list | None:
+        learned = learned_distortion(source, model, config, mesh, predict_for)
+        plain = lambda x: list(map(float, x.numbers)) if isinstance(x, Distortion) else x  # noqa: E731
+        return learned and [plain(x) for x in learned]
+
+    said = parallel.first_says(learn)
+    if said is None:
+        return source, undistorted(), "as given, for too few grains tell it"
+    found, errors, moved, grains, scatter = said
+    learned = Learned(from_numbers(found), tuple(errors), from_numbers(moved), grains, scatter)
+    excess = learned.distortion.scale - 1.0
+    if abs(excess) > LARGEST and parallel.is_first():
+        warnings.warn(
+            f"{source.source}: disks lie {100 * abs(excess):.1f} % "
+            f"{'farther from' if excess > 0 else 'nearer to'} the beam than the crystals' do, more "
+            "than is corrected; check --pixel-size and the unit cells.",
+            stacklevel=2,
+        )
+    if learned.corrected.most > 0.0:
+        source = corrected(source, learned.corrected)
+    return source, learned.corrected, told(learned)
+
+
+def told(learned: Learned) -> str:
+    """What was learned, in a line."""
+    found, done, errors = learned.distortion, learned.corrected, learned.errors
+    share, angle = found.ellipse
+    x, y = found.shift
+    parts = (
+        f"distances {100 * (found.scale - 1.0):+.2f} ± {100 * errors[0]:.2f} %",
+        f"ellipse {100 * share:.2f} ± {200 * errors[1]:.2f} % at {angle:.0f}°",
+        f"centre ({x:+.4f}, {y:+.4f}) ± {errors[2]:.4f} 1/Å",
+    )
+    are_done = [part.most > 0.0 for part in done.parts]
+    said = [
+        f"{part}{' (corrected)' if is_done else ''}"
+        for part, is_done in zip(parts, are_done, strict=True)
+    ]
+    return f"{', '.join(said)}, by {learned.grains} grains"
