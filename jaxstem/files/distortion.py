@@ -77,7 +77,7 @@ def undistorted() -> Distortion:
     return Distortion(np.zeros((2, 2)), np.zeros(2))
 
 
-def from_numbers(numbers: Sequence[float]) -> Distortion:
+def from_numbers(numbers: Sequence[float] | Float[np.ndarray, " 5"]) -> Distortion:
     """The distortion of these `numbers`."""
     xx, xy, yy, *shift = numbers
     return Distortion(np.array([[xx, xy], [xy, yy]]), np.array(shift))

@@ -102,28 +102,27 @@ class DiskSource:
         light = self.read_light and ScanLight(self.read_light(0, n_rows), self.detector)
         return replace(scan, light=light, instrument=self.instrument)
 
-    def at(self, rows: Sequence[int], columns: slice) -> DiskSource:
+    def at(self, rows: Sequence[int], columns: Sequence[int]) -> DiskSource:
         """The positions in these rows and columns, as a scan; rows are read one by one."""
-        n_columns = len(range(self.scan_shape[1])[columns])
 
         def read(start: int, stop: int) -> DiskScan:
             lines = []
             for row in rows[start:stop]:
                 line = self.read(row, row + 1)
                 each = source_of(replace(line, scan_shape=(line.scan_shape[1], 1)))
-                chosen = [each.read(j, j + 1) for j in range(self.scan_shape[1])[columns]]
-                lines.append(replace(joined(chosen), scan_shape=(1, n_columns)))
+                chosen = [each.read(j, j + 1) for j in columns]
+                lines.append(replace(joined(chosen), scan_shape=(1, len(columns))))
             return joined(lines)
 
         def read_light(start: int, stop: int) -> Light:
             lines = [self.read_light(row, row + 1) for row in rows[start:stop]]
             return Light(
-                *(np.concatenate([x[columns] for x in of]) for of in zip(*lines, strict=True))
+                *(np.concatenate([x[list(columns)] for x in of]) for of in zip(*lines, strict=True))
             )
 
         return replace(
             self,
-            scan_shape=(len(rows), n_columns),
+            scan_shape=(len(rows), len(columns)),
             read=read,
             read_light=self.read_light and read_light,
         )

@@ -122,24 +122,32 @@ def fitted(
     target = np.stack([offsets.dx, offsets.dy]).astype(np.float64)
     _, grain, size = np.unique(grain, return_inverse=True, return_counts=True)
     paired = paired / size[grain, None]
-    weight = paired
-    for _ in range(_REWEIGHTED):
+
+    def equations(weight):
+        """Normal matrix and right side of each pattern without its turn, and what that leaves."""
         normal = np.einsum("capk,pk,cbpk->pab", columns, weight, columns)
         right = np.einsum("capk,pk,cpk->pa", columns, weight, target)
         turned, stiff = normal[:, :5, 5], normal[:, 5, 5, None] + 1e-9
-        # without the turn, which each pattern chooses for itself
         own = normal[:, :5, :5] - turned[:, :, None] * turned[:, None] / stiff[..., None]
         pull = right[:, :5] - turned * right[:, 5:] / stiff
-        inverse = np.linalg.inv(own.sum(axis=0) + 1e-9 * np.eye(5))
-        best = inverse @ pull.sum(axis=0)
-        turn = (right[:, 5:] - turned @ best[:, None]) / stiff
-        model = np.einsum("capk,a->cpk", columns[:, :5], best) + columns[:, 5] * turn
+        return own, pull, lambda best: (right[:, 5:] - turned @ best[:, None]) / stiff
+
+    nearly_none = 1e-9 * np.eye(5)
+    weight = paired
+    for _ in range(_REWEIGHTED):
+        own, pull, turn_of = equations(weight)
+        best = np.linalg.solve(own.sum(axis=0) + nearly_none, pull.sum(axis=0))
+        model = np.einsum("capk,a->cpk", columns[:, :5], best) + columns[:, 5] * turn_of(best)
         squared = ((target - model) ** 2).sum(axis=0)
         # the median of a squared distance is 2 ln 2 of the variance along an axis
         variance = np.median(squared[paired > 0]) / np.log(4.0) + 1e-12
-        weight = paired / (1.0 + squared / (3.0 * variance))
+        share = 1.0 / (1.0 + squared / (3.0 * variance))
+        weight = paired * share
     each = np.zeros((len(size), 5))
     np.add.at(each, grain, pull - own @ best)
+    # the curvature of Student's logarithm, over directions, is the square of its weight
+    curvature = equations(paired * share**2)[0].sum(axis=0)
+    inverse = np.linalg.inv(curvature + nearly_none)
     covariance = inverse @ (each.T @ each) @ inverse * len(size) / max(len(size) - 1, 1)
     return from_numbers(best), covariance, float(np.sqrt(variance))
 
@@ -150,12 +158,8 @@ _REWEIGHTED = 10
 
 def spread_over(source: DiskSource) -> DiskSource:
     """Positions evenly over the scan, at most `SAMPLE`."""
-    steps = [max(1, n // most) for n, most in zip(source.scan_shape, SAMPLE, strict=True)]
-    rows, columns = (
-        range(n)[step // 2 :: step][:most]
-        for n, step, most in zip(source.scan_shape, steps, SAMPLE, strict=True)
-    )
-    return source.at(rows, slice(columns.start, columns.stop, columns.step))
+    numbers = zip(source.scan_shape, map(min, source.scan_shape, SAMPLE), strict=True)
+    return source.at(*([(2 * i + 1) * n // (2 * m) for i in range(m)] for n, m in numbers))
 
 
 def offsets_of(

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A map of noise, which the tests of several files share."""
+"""A map of noise and counts of noise, which the tests of several files share."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from helpers import random_matrices
 
 from jaxstem.crystal.cell import Crystal
+from jaxstem.files.light import Detector, Light, ScanLight
 from jaxstem.files.orientation_map import OrientationMap
+from jaxstem.files.scan import Instrument
 
 
 def make_noise_map(rng, shape=(3, 5), n_phases=2):
@@ -60,3 +64,30 @@ def make_noise_map(rng, shape=(3, 5), n_phases=2):
 def noise_map():
     """Makes a map of noise from a generator, a scan shape and a number of phases."""
     return make_noise_map
+
+
+@pytest.fixture
+def with_light(rng):
+    """A scan with counts at random at places that mean something, and a pixel size."""
+
+    def lit(scan):
+        n = len(scan.offsets) - 1
+        light = Light(
+            rng.integers(0, 255, (n, 6, 6)).astype(np.uint8),
+            rng.integers(100, 150, (n, 2, 2)).astype(np.uint8),
+            rng.normal(3.0, 0.3, (n, 2)).astype(np.float32),
+        )
+        detector = Detector(
+            np.ones(5, np.float32),
+            np.float32(1.0),
+            np.ones((6, 6), bool),
+            rng.normal(size=(2, 2)).astype(np.float32) + 9 * np.eye(2, dtype=np.float32),
+            np.float32(3.0),
+            np.float32(0.07),
+            np.float32(1.0),
+        )
+        return replace(
+            scan, light=ScanLight(light, detector), instrument=Instrument(pixel_size=0.03)
+        )
+
+    return lit

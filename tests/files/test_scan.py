@@ -2,10 +2,11 @@
 """Disks of a scan: brought to one length for each position."""
 
 import numpy as np
+from helpers import random_lists, scan_of_lists
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxstem.files.scan import DiskScan, pad_disks
+from jaxstem.files.scan import DiskScan, pad_disks, source_of
 
 
 @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
@@ -43,3 +44,23 @@ def test_padding_keeps_the_strongest_disks_in_range(data, seed):
             expected[:, column] = disk
         np.testing.assert_array_equal([-intensity[row], qx[row], qy[row]], expected)
         np.testing.assert_array_equal(mask[row], np.arange(n_max) < len(here))
+
+
+def test_chosen_positions_are_a_scan(with_light, rng):
+    """With their disks and their counts, in whatever pieces they are read."""
+    lists = random_lists(rng, 35, 6)
+    scan = with_light(scan_of_lists(lists, (7, 5)))
+    few = source_of(scan).at(range(1, 7, 2), [0, 3])
+    assert few.scan_shape == (3, 2)
+    chosen = np.arange(35).reshape(7, 5)[1:7:2, 0:5:3]
+    for start, stop in ((0, 3), (1, 2), (2, 3)):
+        part, positions = few.read(start, stop), chosen[start:stop].ravel()
+        assert part.scan_shape == (stop - start, 2)
+        expected = scan_of_lists([lists[i] for i in positions])
+        np.testing.assert_array_equal(part.offsets, expected.offsets)
+        np.testing.assert_array_equal(part.qx, expected.qx)
+        np.testing.assert_array_equal(part.intensity, expected.intensity)
+        light, whole = few.read_light(start, stop), scan.light.light
+        for mine, all_of_them in zip(light, whole, strict=True):
+            np.testing.assert_array_equal(mine, all_of_them[positions])
+    assert source_of(scan_of_lists(lists, (7, 5))).at(range(2), range(5)).read_light is None

@@ -188,3 +188,19 @@ def test_fundamental_zone_holds_one_member_of_each_orbit(rng, operations, group)
     moved = own[rng.integers(len(own), size=N)] @ orientations
     again, _ = in_precision(symmetry.reduce_to_fundamental_zone, moved, cyclic(own))
     np.testing.assert_allclose(again, reduced, atol=1e-12)
+
+
+def test_alike_are_those_whose_misorientation_is_small(rng):
+    """Of all pairs, as they are measured one by one; the beam's half turn counts for nothing."""
+    operations = orix_group("m-3m").laue_proper_subgroup.to_matrix()
+    some = random_matrices(rng, 6, np.float64)
+    near = some @ turn(rng.normal(size=(6, 3)) * np.deg2rad(2.0))
+    half = some @ np.diag([-1.0, -1.0, 1.0])
+    orientation = np.concatenate([some, operations[rng.integers(24)] @ near, half])
+    n = len(orientation)
+    first, second = np.repeat(orientation, n, axis=0), np.tile(orientation, (n, 1, 1))
+    _, angle = symmetry.misorientations(first, second, operations)
+    clear = np.abs(angle - 3.0) > 1e-3
+    found = symmetry.alike_mod_180(orientation, operations, 3.0).ravel()
+    np.testing.assert_array_equal(found[clear], angle[clear] < 3.0)
+    assert found.reshape(n, n).diagonal(12).all() and not found.all()
