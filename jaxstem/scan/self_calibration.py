@@ -243,6 +243,8 @@ def learned_distortion(
     if config.refine in BY_BLOCH_WAVES:  # which move no disk
         config, predict_for = replace(config, refine="fast", score=None), None
     predict_for = predict_for or make_predict_for(model, config, mesh)
+    # programs that the whole scan needs as well
+    config = replace(config, lengths=preview_scan(source, model, config).lengths)
     for _ in range(ROUNDS):
         seen = corrected(few, total)
         answer, _ = predict_scan(
