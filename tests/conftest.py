@@ -4,6 +4,7 @@ numbers, and a copper material with a coarse grid that the tests of the network 
 """
 
 import datetime
+import gc
 import os
 import signal
 import sys
@@ -27,13 +28,16 @@ for number, usual in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+# tracing makes many objects that live on: looking for garbage among them each time takes long
+gc.set_threshold(50_000, 20, 20)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share what the first process chose
     CACHE = tempfile.TemporaryDirectory(prefix="jaxstem-tests-")
     os.environ["XDG_CACHE_HOME"] = CACHE.name
     # what one test compiled another loads, and what one run did the next where a folder is given
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE.name, "jax"))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
+    # also the single operations of set-up, of which there are thousands
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")

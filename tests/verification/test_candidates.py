@@ -116,7 +116,7 @@ def test_visible_reflections_are_the_bright_ones_nearby(copper, cells, tables, r
         assert distance.max() < 1e-4
 
 
-def test_modes_are_the_peaks(copper, cells, tables, rng):
+def test_modes_are_the_peaks(copper, tables, rng):
     """Two separate peaks come out first, each between the cells where it was put.
 
     Now and then a peak between cells has two summits, so that the other one comes out third.
@@ -124,7 +124,7 @@ def test_modes_are_the_peaks(copper, cells, tables, rng):
     truth = random_matrices(rng, 64).reshape(32, 2, 3, 3)
     apart = angle_deg(truth[:, 0], truth[:, 1], copper.operations)
     truth = truth[np.argsort(apart)[-16:]]
-    at = jax.jit(jax.vmap(jax.vmap(lambda r: log_probability_around(r, copper, cells))))
+    at = jax.jit(jax.vmap(jax.vmap(lambda r: log_probability_around(r, copper))))
     peaks = at(truth)
     mixture = jax.nn.logsumexp(peaks + np.log([[0.6], [0.4]]), axis=1)
     cell, orientation, mass = jax.jit(jax.vmap(lambda p: modes(p, tables, 4)))(mixture)
