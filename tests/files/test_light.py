@@ -22,7 +22,6 @@ from jaxstem.files.light import (
     light_everywhere,
 )
 
-
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
