@@ -103,6 +103,35 @@ def quick_compile():
 
 
 @pytest.fixture(scope="module")
+def compiled_once():
+    """What is compiled for one scan serves a module's others, of the same model and phases."""
+    from jaxstem.inference import stream
+    from jaxstem.scan import posterior
+
+    made = {}
+    make_predict, make_programs = stream.make_predict, posterior.make_programs
+
+    def predict(model, config, mesh, detector):
+        kind = id(model), config, mesh
+        if detector is not None:
+            return make_predict(model, config, mesh, detector)
+        if kind not in made:
+            made[kind] = model, make_predict(model, config, mesh, None)
+        return made[kind][1]
+
+    def of_tiles(operations, config, tiling, mesh, cache):
+        kind = np.asarray(operations).tobytes(), config, tiling.side, tiling.margin, mesh
+        if kind not in made:
+            made[kind] = make_programs(operations, config, tiling, mesh, cache)
+        return made[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "make_predict", predict)
+        patch.setattr(posterior, "make_programs", of_tiles)
+        yield
+
+
+@pytest.fixture(scope="module")
 def light_acquisition():
     """Training patterns with jitter and cropping only, for programs that compile sooner."""
     from jaxstem.training import patterns

@@ -37,7 +37,7 @@ from jaxstem.network.model import Model, build_network
 from jaxstem.network.transformer import ModelConfig, init_params
 from jaxstem.runtime import parallel
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
 CONFIG = InferConfig(refine="none", lengths=(12,), batch=8, lot=4)
 SHAPE = (9, 5)
