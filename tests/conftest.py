@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+# a worker has one core: threads of BLAS would wait for those of the others, for seconds at a time
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # before any of it is imported
 install_import_hook("jaxstem", "shapes.checked")
 
