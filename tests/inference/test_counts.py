@@ -3,7 +3,6 @@
 
 from dataclasses import replace
 
-import jax
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -14,7 +13,6 @@ from jaxstem.files.packed import packed_source, write_packed
 from jaxstem.files.scan import source_of
 from jaxstem.inference.batching import judged_source, preview_scan
 from jaxstem.mapping import map_scan
-from jaxstem.runtime import parallel
 from jaxstem.verification.config import CountsConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -24,23 +22,17 @@ COUNTS = CountsConfig(n_candidates=(12,), n_final=4, n_thicknesses=8, steps=(0.2
 
 
 @pytest.fixture(scope="module")
-def one_device():
-    return parallel.make_mesh(jax.devices()[:1])
-
-
-@pytest.fixture(scope="module")
 def found():
     """The disks of 20 raw patterns of copper, and their counts."""
     patterns = read_cube(DATA / "cu_random_cube.h5").rows(0, 2)
     return jaxstem.detect_disks(patterns, pixel_size=0.0328, voltage_kv=300.0)
 
 
-def test_counts_judge_where_patterns_are_at_hand(model, found, config, one_device, tmp_path):
+def test_counts_judge_where_patterns_are_at_hand(model, found, config, tmp_path):
     """Whatever the batch; a file of disks has none."""
     score = replace(config.score, counts=COUNTS)
     config = replace(config, score=score, lengths=(24,), counts_chance=-1e6)
-    given = {"context": "none", "mesh": one_device, "progress": False}
-    answer = map_scan(found, model, config, **given)
+    answer = map_scan(found, model, config, context="none", progress=False)
     assert answer.attributes["judge"] == "counts"
     assigned = answer.phase >= 0
     share = answer.explained_light[assigned]
@@ -48,7 +40,7 @@ def test_counts_judge_where_patterns_are_at_hand(model, found, config, one_devic
     assert ((share >= 0) & (share <= 1)).all()
     assert np.isnan(answer.log_evidence[~assigned]).all()
     half = replace(config, batch=4)
-    half = map_scan(source_of(found), model, half, **given)
+    half = map_scan(source_of(found), model, half, context="none", progress=False)
     for name in ("phase", "orientation", "log_evidence", "confidence"):
         np.testing.assert_array_equal(getattr(half, name), getattr(answer, name))
     write_packed(tmp_path / "disks.h5", source_of(found))
