@@ -4,6 +4,7 @@ numbers, and a copper material with a coarse grid that the tests of the network 
 """
 
 import datetime
+import gc
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+# a worker has one core: threads of BLAS would wait for those of the others, for seconds at a time
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # before any of it is imported
 install_import_hook("jaxstem", "shapes.checked")
 
@@ -27,13 +30,16 @@ for number, usual in (
 ):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
+# tracing makes many objects that live on: looking for garbage among them each time takes long
+gc.set_threshold(50_000, 20, 20)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers share what the first process chose
     CACHE = tempfile.TemporaryDirectory(prefix="jaxstem-tests-")
     os.environ["XDG_CACHE_HOME"] = CACHE.name
     # what one test compiled another loads, and what one run did the next where a folder is given
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(CACHE.name, "jax"))
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.02"
+    # also the single operations of set-up, of which there are thousands
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
@@ -95,6 +101,35 @@ def pytest_collection_modifyitems(config, items):
 def quick_compile():
     """Compile without optimisation: these tests run each program for milliseconds."""
     with without_optimisation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """What is compiled for one scan serves a module's others, of the same model and phases."""
+    from jaxstem.inference import stream
+    from jaxstem.scan import posterior
+
+    made = {}
+    make_predict, make_programs = stream.make_predict, posterior.make_programs
+
+    def predict(model, config, mesh, detector):
+        kind = id(model), config, mesh
+        if detector is not None:
+            return make_predict(model, config, mesh, detector)
+        if kind not in made:
+            made[kind] = model, make_predict(model, config, mesh, None)
+        return made[kind][1]
+
+    def of_tiles(operations, config, tiling, mesh, cache):
+        kind = np.asarray(operations).tobytes(), config, tiling.side, tiling.margin, mesh
+        if kind not in made:
+            made[kind] = make_programs(operations, config, tiling, mesh, cache)
+        return made[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "make_predict", predict)
+        patch.setattr(posterior, "make_programs", of_tiles)
         yield
 
 

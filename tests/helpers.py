@@ -45,44 +45,96 @@ def turn_deg(vector):
     return Rotation.from_rotvec(np.deg2rad(vector)).as_matrix().astype(np.float32)
 
 
-def angle_deg(a, b, operations):
-    """Misorientation of orientations in degrees."""
+@cache
+def _misorientation():
+    import jax
+
     from jaxstem.orientation.symmetry import misorientation
 
+    return jax.jit(misorientation)
+
+
+def angle_deg(a, b, operations):
+    """Misorientation of orientations in degrees."""
     a, b, operations = (np.asarray(x, np.float32) for x in (a, b, operations))
-    return np.rad2deg(misorientation(a, b, operations))
+    return np.rad2deg(_misorientation()(a, b, operations))
 
 
-def log_probability_around(orientation, material, cells=None):
-    """Log-probabilities of a material's cells as a good network gives them: a peak as wide as the
-    training labels.
-    """
+@cache
+def _log_probability(material):
     import jax
     import jax.numpy as jnp
 
     from jaxstem.orientation.rotations import quaternion_to_matrix
     from jaxstem.orientation.symmetry import misorientation
 
-    cells = quaternion_to_matrix(jnp.asarray(material.grid)) if cells is None else cells
-    operations = jnp.asarray(material.operations, jnp.float32)
-    angle = misorientation(jnp.asarray(orientation), jnp.asarray(cells), operations)
-    return jax.nn.log_softmax(-0.5 * (angle / (0.55 * material.spacing)) ** 2)
+    @jax.jit
+    def log_probability(orientation):
+        cells = quaternion_to_matrix(jnp.asarray(material.grid))
+        operations = jnp.asarray(material.operations, jnp.float32)
+        angle = misorientation(orientation, cells, operations)
+        return jax.nn.log_softmax(-0.5 * (angle / (0.55 * material.spacing)) ** 2)
+
+    return log_probability
 
 
-def thick_foil_disks(orientation, material, n_disks=16, cutoff=1e-3):
-    """The strongest disks of the model that verification assumes: averaged over thickness."""
+def log_probability_around(orientation, material):
+    """Log-probabilities of a material's cells as a good network gives them: a peak as wide as the
+    training labels.
+    """
+    return _log_probability(material)(orientation)
+
+
+@cache
+def _thick_foil(material, n_disks, cutoff):
+    import jax
+
     from jaxstem.diffraction.geometry import excitation_error, strongest
     from jaxstem.diffraction.two_beam import expected_intensity
     from jaxstem.verification.config import ScoreConfig
 
-    reflectors = material.reflectors()
-    g_lab = reflectors.g @ orientation
-    intensity = expected_intensity(
-        excitation_error(g_lab, material.wavelength),
-        reflectors.inverse_extinction,
-        ScoreConfig().levels[-1].floor,
-    )
-    return strongest(g_lab[:, 0], g_lab[:, 1], intensity, n_disks, cutoff)
+    @jax.jit
+    def disks(orientation):
+        reflectors = material.reflectors()
+        g_lab = reflectors.g @ orientation
+        intensity = expected_intensity(
+            excitation_error(g_lab, material.wavelength),
+            reflectors.inverse_extinction,
+            ScoreConfig().levels[-1].floor,
+        )
+        return strongest(g_lab[:, 0], g_lab[:, 1], intensity, n_disks, cutoff)
+
+    return disks
+
+
+def thick_foil_disks(orientation, material, n_disks=16, cutoff=1e-3):
+    """The strongest disks of the model that verification assumes: averaged over thickness."""
+    return _thick_foil(material, n_disks, cutoff)(orientation)
+
+
+@cache
+def _foil(material, n_disks):
+    import jax
+
+    from jaxstem.diffraction.geometry import strongest
+    from jaxstem.diffraction.two_beam import two_beam_pattern
+
+    @jax.jit
+    def disks(orientation):
+        reflectors = material.reflectors()
+        beams = two_beam_pattern(orientation, reflectors, material.wavelength, 100.0)
+        return strongest(*beams, n_disks, 1e-3)
+
+    return disks
+
+
+def foil_lists(orientations, material, n_disks, direct):
+    """For each orientation the (n, 3) qx, qy [1/Å] and intensity of a foil of 100 Å by two-beam
+    theory: the direct beam, of intensity `direct`, and the strongest disks.
+    """
+    disks = zip(*(np.asarray(x) for x in _foil(material, n_disks)(orientations)), strict=True)
+    listed = [np.stack([qx, qy, direct * light], axis=-1)[mask] for qx, qy, light, mask in disks]
+    return [np.concatenate([[[0.0, 0.0, direct]], one]) for one in listed]
 
 
 def prepared_pattern(disks, power=0.25, limit=1e-3, incident_sigma=0.1):

@@ -13,7 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import matplotlib
 import numpy as np
 import pytest
@@ -32,8 +31,7 @@ from jaxstem.files.scan import source_of
 from jaxstem.files.truth import read_truth
 from jaxstem.inference.config import InferConfig
 from jaxstem.maps.metrics import evaluate
-from jaxstem.network.model import Model, build_network, load_model
-from jaxstem.network.transformer import init_params
+from jaxstem.network.model import load_model
 from jaxstem.training import config, loop
 
 CUBE = ROOT / "experiments/data/cu_random_cube.h5"
@@ -41,7 +39,7 @@ NOTEBOOKS = ROOT / "experiments/notebooks"
 SHAPE = (2, 5)
 PIXEL = 0.0328
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +54,11 @@ def found(patterns):
     return jaxstem.detect_disks(patterns, pixel_size=PIXEL, voltage_kv=300.0, scan_step=2.0)
 
 
-@pytest.fixture(scope="module")
-def small(copper, tiny):
-    """A model of copper that has learnt nothing and compiles fast."""
-    network = build_network(tiny.model, [copper])
-    params = jax.jit(lambda key: init_params(network, key))(jax.random.key(0))
-    return Model(tiny.model, (copper,), params)
-
-
 @pytest.fixture
-def hasty(small, monkeypatch):
+def hasty(model, monkeypatch):
     """Maps by the small network alone, whatever is asked for."""
     monkeypatch.setattr(api, "infer_config", lambda *_: InferConfig(refine="none"))
-    monkeypatch.setattr(api, "load_model", lambda name: small)
+    monkeypatch.setattr(api, "load_model", lambda name: model)
 
 
 def test_importing_jaxstem_imports_little_and_still_names_all():
@@ -109,15 +99,15 @@ def test_disks_of_an_array_are_those_of_its_file(patterns, found, tmp_path):
     np.testing.assert_allclose(twice.qy, 2 * found.qy, rtol=1e-5, atol=1e-6)
 
 
-def test_files_disks_and_arrays_give_one_map(small, hasty, patterns, found, tmp_path):
+def test_files_disks_and_arrays_give_one_map(model, hasty, patterns, found, tmp_path):
     write_packed(tmp_path / "disks.h5", source_of(found))
     single = functools.partial(jaxstem.map_orientations, context="none")
-    answer = single(found, small)
+    answer = single(found, model)
     assert isinstance(answer, jaxstem.OrientationMap) and answer.orientation.shape == (*SHAPE, 3, 3)
     listed = single(tmp_path / "disks.h5", "cu")
     same = [
-        (answer, single(source_of(found), small, voltage_kv=300)),
-        (answer, single(patterns, small, pixel_size=PIXEL)),
+        (answer, single(source_of(found), model, voltage_kv=300)),
+        (answer, single(patterns, model, pixel_size=PIXEL)),
         (answer, listed),
     ]
     for one, other in same:
@@ -201,13 +191,13 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
 
 
 @pytest.fixture
-def no_training(small, monkeypatch):
+def no_training(model, monkeypatch):
     """Training that gives the packaged model at once, and what it was asked for."""
     asked = []
 
     def remember(materials, config, out, **rest):
         asked.append((materials, config, Path(out)))
-        return small
+        return model
 
     monkeypatch.setattr(loop, "train", remember)
     return asked

@@ -37,19 +37,19 @@ from jaxstem.network.model import Model, build_network
 from jaxstem.network.transformer import ModelConfig, init_params
 from jaxstem.runtime import parallel
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
 CONFIG = InferConfig(refine="none", lengths=(12,), batch=8, lot=4)
 SHAPE = (9, 5)
 
 
 def tiny_model():
-    """An untrained network, the same in every process."""
+    """An untrained network without attention, the same in every process."""
     copper = make_material(
         read_cif(FIXTURES / "Cu.cif"), Microscope(300.0, k_max=1.5), Specimen(u_iso=0.0), 16.0
     )
     config = ModelConfig(
-        width=16, blocks=1, heads=2, feedforward=32, n_disks=12, spacing_deg=16.0, templates=False
+        width=16, blocks=0, heads=2, feedforward=32, n_disks=12, spacing_deg=16.0, templates=False
     )
     network = build_network(config, [copper])
     params = jax.jit(lambda key: init_params(network, key))(jax.random.key(1))

@@ -19,7 +19,7 @@ from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model, build_network, save_model
 from jaxstem.network.transformer import ModelConfig, init_params
 
-SMALL = ModelConfig(width=16, blocks=1, heads=2, feedforward=16, n_disks=8, templates=False)
+SMALL = ModelConfig(width=16, blocks=0, heads=2, feedforward=16, n_disks=8, templates=False)
 
 
 @pytest.fixture(autouse=True)

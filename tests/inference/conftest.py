@@ -4,10 +4,8 @@
 import jax
 import numpy as np
 import pytest
-from helpers import random_matrices, scan_of_lists, without_optimisation
+from helpers import foil_lists, random_matrices, scan_of_lists, without_optimisation
 
-from jaxstem.diffraction.geometry import strongest
-from jaxstem.diffraction.two_beam import two_beam_pattern
 from jaxstem.inference import step
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS
@@ -47,12 +45,7 @@ def scan(copper):
     """
     orientation = random_matrices(np.random.default_rng(7), 13)
     with without_optimisation():
-        beams = two_beam_pattern(orientation, copper.reflectors(), copper.wavelength, 100.0)
-        disks = strongest(*beams, 14, 1e-3)
-    lists = []
-    for qx, qy, intensity, mask in zip(*(np.asarray(x) for x in disks), strict=True):
-        found = np.stack([qx, qy, DIRECT * intensity], axis=-1)[mask]
-        lists.append(np.concatenate([[[0.0, 0.0, DIRECT]], found]))
+        lists = foil_lists(orientation, copper, 14, DIRECT)
     lists[3] = lists[3][:2]
     lists[7] = lists[7][:0]
     lists[11] = lists[11][1:]

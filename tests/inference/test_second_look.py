@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT, random_lists, random_matrices, scan_of_lists, turn_deg
+from helpers import ROOT, foil_lists, random_lists, random_matrices, scan_of_lists, turn_deg
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -17,8 +17,6 @@ from scipy.spatial.transform import Rotation
 from scipy.special import softmax
 
 import jaxstem
-from jaxstem.diffraction.geometry import strongest
-from jaxstem.diffraction.two_beam import two_beam_pattern
 from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.files.scan import source_of
@@ -90,10 +88,7 @@ def look(model, settings, one_device, tabulated_once):
 
 def foil(copper, orientation):
     """A scan of one row of two-beam patterns of these orientations, with the direct beam."""
-    beams = two_beam_pattern(orientation, copper.reflectors(), copper.wavelength, 100.0)
-    disks = zip(*(np.asarray(x) for x in strongest(*beams, 14, 1e-3)), strict=True)
-    listed = [np.stack([qx, qy, 10 * light], axis=-1)[mask] for qx, qy, light, mask in disks]
-    return scan_of_lists([np.concatenate([[[0.0, 0.0, 10.0]], one]) for one in listed])
+    return scan_of_lists(foil_lists(orientation, copper, 14, 10.0))
 
 
 def assert_judged_alike(first, again):

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import angle_deg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -16,7 +17,6 @@ from jaxstem.inference.verdict import summarise
 from jaxstem.network.model import NEVER
 from jaxstem.orientation import rotations
 from jaxstem.orientation.space import joint_space, orientation_space
-from jaxstem.orientation.symmetry import misorientation
 from jaxstem.verification.ranking import Ranked
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -103,15 +103,14 @@ def test_summary_holds_its_promises(summary, copper, seed, spread):
     assert 0 <= answer.confidence <= answer.confidence_mod180 + 1e-6 <= 1 + 2e-6
     config = InferConfig()
     log_odds = config.log_odds(ranked.log_likelihood, ranked.prior)
-    best = ranked.orientation[np.argmax(log_odds)]
+    best = np.asarray(ranked.orientation)[np.argmax(log_odds)]
     np.testing.assert_allclose(answer.orientation, best, atol=1e-6)  # by way of a quaternion
-    operations = jnp.asarray(copper.operations, jnp.float32)
-    away = np.rad2deg(misorientation(answer.orientation, ranked.orientation, operations))
+    away = angle_deg(answer.orientation, ranked.orientation, copper.operations)
     if np.isnan(answer.second_score):
         assert away.max() < 5.01
     else:
-        second = misorientation(answer.orientation, answer.second_orientation, operations)
-        assert np.rad2deg(second) > 4.99
+        second = angle_deg(answer.orientation, answer.second_orientation, copper.operations)
+        assert second > 4.99
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.files.map_file import write_map
 from jaxstem.files.map_schema import SINGLE
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
+from jaxstem.maps import report
 from jaxstem.maps.overruling import overruled, single_answers
 from jaxstem.maps.payload import ABSENT
 from jaxstem.maps.predicted import ReportConfig, predict
@@ -132,8 +133,10 @@ def test_pictures_of_either_answer(doubted):
 
 
 @pytest.mark.usefixtures("quick_compile")
-def test_a_page_of_either_answer_is_that_of_the_scan_and_more(doubted, tmp_path):
-    without = page_of(dataclasses.replace(doubted, **dict.fromkeys(SINGLE)), tmp_path)
+def test_a_page_of_either_answer_is_that_of_the_scan_and_more(doubted, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "_figures", lambda *_: [])
+        without = page_of(dataclasses.replace(doubted, **dict.fromkeys(SINGLE)), tmp_path)
     data = page_of(doubted, tmp_path)
     assert without["overruled"] is None and data["overruled"] == told_overruled(overruled(doubted))
     assert without["maps"] == [
@@ -159,7 +162,8 @@ def test_a_page_of_either_answer_is_that_of_the_scan_and_more(doubted, tmp_path)
 
 
 @pytest.mark.usefixtures("quick_compile")
-def test_a_thinned_page_counts_all_positions(doubted, tmp_path):
+def test_a_thinned_page_counts_all_positions(doubted, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "_figures", lambda *_: [])
     data = page_of(doubted, tmp_path, most_drawn=4)
     assert data["shape"] == [1, 4]
     assert data["overruled"] == told_overruled(overruled(doubted))

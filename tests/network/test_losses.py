@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_matrices
+from helpers import angle_deg, random_matrices
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from orix.quaternion import Misorientation, symmetry
@@ -20,7 +20,6 @@ from jaxstem.network import heads, losses
 from jaxstem.network.model import build_network
 from jaxstem.orientation import grids, rotations
 from jaxstem.orientation.space import Label, joint_space, orientation_space, soft_labels
-from jaxstem.orientation.symmetry import misorientation
 from jaxstem.runtime import parallel
 from jaxstem.training.patterns import make_sources
 from jaxstem.training.step import init_state, make_optimiser, make_train_step
@@ -29,6 +28,8 @@ pytestmark = pytest.mark.usefixtures("quick_compile", "light_acquisition")
 
 ROWS = 24
 """Patterns at once, for all losses one number to compile: the cube's operations."""
+
+nearest_rotation = jax.jit(rotations.nearest_rotation)
 
 NO_SYMMETRY = orientation_space(np.eye(3)[None], np.zeros((0, 4)), 0.1)
 
@@ -76,8 +77,8 @@ def test_geodesic_is_orix_misorientation_angle(lot, space, rng):
     theirs = Misorientation(between.as_quat()[:, [3, 0, 1, 2]], symmetry=(symmetry.O, symmetry.O))
     np.testing.assert_allclose(ours, theirs.reduce().angle, atol=2e-4)
     # the nearest rotation of any nine numbers, not only of rotations
-    nearest = np.asarray(rotations.nearest_rotation(jnp.asarray(stretch)))
-    angle = misorientation(nearest, jnp.asarray(label), space.operations[0])
+    nearest = np.asarray(nearest_rotation(stretch))
+    angle = np.deg2rad(angle_deg(nearest, label, space.operations[0]))
     np.testing.assert_allclose(
         values("geodesic", stretch.reshape(ROWS, 9), label, space), angle, atol=1e-4
     )

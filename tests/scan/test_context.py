@@ -17,7 +17,6 @@ from jaxstem.files.map_file import read_map
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.files.scan import source_of
 from jaxstem.files.truth import read_truth
-from jaxstem.inference import stream
 from jaxstem.inference.batching import Piece, no_labels, unseen
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS
@@ -27,13 +26,13 @@ from jaxstem.mapping import map_scan, map_to_file, usable_context
 from jaxstem.network.model import load_model
 from jaxstem.orientation import rotations
 from jaxstem.runtime import parallel
-from jaxstem.scan import context, posterior
+from jaxstem.scan import context
 from jaxstem.scan.context import PROPOSED, in_context, proposed, second_looks
 from jaxstem.scan.proposals import Proposed, propose
 from jaxstem.scan.tiles import tiled
 from jaxstem.verification.config import ScoreConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
 CONFIG = InferConfig(
     refine="none",
@@ -48,29 +47,6 @@ SINGLE = ("orientation", "phase", "confidence")
 @pytest.fixture(scope="module")
 def mesh():
     return parallel.make_mesh(jax.devices()[:1])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once():
-    """What is compiled for one scan serves the others here, of the same model."""
-    predicts, programs = {}, {}
-    make_predict, make_programs = stream.make_predict, posterior.make_programs
-
-    def predict(model, config, mesh, detector):
-        if config not in predicts:
-            predicts[config] = make_predict(model, config, mesh, detector)
-        return predicts[config]
-
-    def of_tiles(operations, config, tiling, mesh, cache):
-        kind = config, tiling.side, tiling.margin
-        if kind not in programs:
-            programs[kind] = make_programs(operations, config, tiling, mesh, cache)
-        return programs[kind]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "make_predict", predict)
-        patch.setattr(posterior, "make_programs", of_tiles)
-        yield
 
 
 @pytest.fixture

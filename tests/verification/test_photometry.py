@@ -2,6 +2,7 @@
 """Counts at predicted places: the formula, what is not seen, and the truth above its half turn."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,15 @@ WAVELENGTH = float(electron_wavelength(300e3))
 SIDE, PIXEL, DISK = 128, 0.0328, 0.076
 BEAM, BASE, SEMI_ANGLE, REACH = 1e5, 40.0, 1.5, 2.0
 THICKNESS = jnp.linspace(30.0, 300.0, 24)
+N_PATTERNS = 24
+
+ratios = jax.jit(lambda places, tilt, t: log_ratios(places, tilt, t, SEMI_ANGLE, CONFIG))
+two_beam = jax.jit(two_beam_intensity)
+
+
+@partial(jax.jit, static_argnames="config")
+def reflections_of(orientation, forward, reach=REACH, disk=DISK, config=CONFIG):
+    return likeliest_reflections(orientation, forward, WAVELENGTH, reach, disk, config)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +88,8 @@ def shine(cu):
         x, y = g_lab[:, 0], g_lab[:, 1]
         s = excitation_error(g_lab, WAVELENGTH)
         share = two_beam_intensity(s, strength, jnp.hypot(x, y), thickness, SEMI_ANGLE)
-        counts = BEAM * jnp.where(jnp.hypot(x, y) < REACH, share, 0.0)
+        share, bright = jax.lax.top_k(jnp.where(jnp.hypot(x, y) < REACH, share, 0.0), 100)
+        counts, x, y = BEAM * share, x[bright], y[bright]
         row, column = SIDE / 2 + x / PIXEL, SIDE / 2 + y / PIXEL
         apart = jnp.hypot(places[:, None, None] - row, places[:, None] - column) * PIXEL
         near = jnp.maximum(1 - apart / (2 * DISK), 0.0)
@@ -92,18 +103,38 @@ def shine(cu):
 
 
 @pytest.fixture(scope="module")
-def judge(copper_forward, detector):
-    """(orientation, light) to places, tilt [rad] and ln of the evidence [nat] after the climb."""
+def judge(copper_forward):
+    """(orientation, light, detector) to places, tilt [rad] and ln of the evidence [nat] after the
+    climb.
+    """
 
     @jax.jit
-    def judged(orientation, light, detector=detector):
-        found = likeliest_reflections(orientation, copper_forward, WAVELENGTH, REACH, DISK, CONFIG)
+    def judged(orientation, light, detector):
+        found = reflections_of(orientation, copper_forward)
         sums = light_everywhere(light.sums, detector.seen.shape)
         places = measured(found, sums, light, detector, BEAM, REACH, CONFIG)
         at = climb_by_counts(places, THICKNESS, SEMI_ANGLE, CONFIG)
         return places, at, over_thickness(at.log_ratio)
 
     return judged
+
+
+@pytest.fixture(scope="module")
+def judge_many(judge):
+    """`judge` of `N_PATTERNS` at once."""
+    return jax.jit(jax.vmap(judge, in_axes=(0, 0, None)))
+
+
+@pytest.fixture(scope="module")
+def shine_many(shine):
+    """Light of so many orientations, of foils of 60 to 200 Å."""
+    many = jax.jit(jax.vmap(shine))
+
+    def shine(truth, rng):
+        keys = jax.random.split(jax.random.key(int(rng.integers(1 << 30))), N_PATTERNS)
+        return many(truth, jnp.asarray(rng.uniform(60, 200, N_PATTERNS), jnp.float32), keys)
+
+    return shine
 
 
 def places_of(rng, n=16):
@@ -132,17 +163,13 @@ def places_of(rng, n=16):
 def test_ratio_is_that_of_two_mixtures_with_students_tails(rng):
     """Against scipy's densities in double precision, reflection by reflection."""
     places, tilt = places_of(rng), rng.normal(0, 0.003, (3, 2))
-    found = log_ratios(places, jnp.asarray(tilt, jnp.float32), THICKNESS, SEMI_ANGLE, CONFIG)
+    found = ratios(places, np.float32(tilt), THICKNESS)
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), places)
     of = p.reflections
     s = of.s + tilt[:, 1:] * of.x - tilt[:, :1] * of.y
-    single = lambda x: jnp.asarray(x, jnp.float32)[..., None]  # noqa: E731
-    expected = BEAM * np.asarray(
-        two_beam_intensity(
-            single(s), single(of.inverse_extinction), single(of.q), THICKNESS, SEMI_ANGLE
-        ),
-        np.float64,
-    )
+    single = lambda x: np.float32(x)[..., None]  # noqa: E731
+    shares = two_beam(single(s), single(of.inverse_extinction), single(of.q), THICKNESS, SEMI_ANGLE)
+    expected = BEAM * np.asarray(shares, np.float64)
     eps, a = CONFIG.outliers, p.excess[:, None]
     anything = eps / (9.7 * np.maximum(a, 10))
     sigma = np.sqrt(p.variance[:, None] + (CONFIG.scatter * expected) ** 2)
@@ -156,22 +183,23 @@ def test_ratio_is_that_of_two_mixtures_with_students_tails(rng):
 def test_candidates_that_expect_the_same_are_judged_as_each_alone(rng):
     alike = [places_of(rng)]
     alike.append(places_of(rng)._replace(reflections=alike[0].reflections.turned_about_beam()))
-    together = log_ratios_of_alike(alike, THICKNESS, SEMI_ANGLE, CONFIG)
-    still = jnp.zeros((1, 2))
+    together = jax.jit(lambda x: log_ratios_of_alike(x, THICKNESS, SEMI_ANGLE, CONFIG))(alike)
+    still = np.zeros((1, 2), np.float32)
     for found, places in zip(together, alike, strict=True):
-        alone = log_ratios(places, still, THICKNESS, SEMI_ANGLE, CONFIG)[0]
+        alone = ratios(places, still, THICKNESS)[0]
         np.testing.assert_allclose(found, alone, rtol=1e-4, atol=1e-3)
 
 
 def test_an_account_is_the_ratio_place_by_place(rng):
     """It sums to the ratio; deviations are those of the counts, their errors without the theory."""
     places, thickness = places_of(rng), THICKNESS[7]
-    of = account(places, thickness, SEMI_ANGLE, BEAM, CONFIG)
-    still = jnp.zeros((1, 2))
-    whole = log_ratios(places, still, THICKNESS[7:8], SEMI_ANGLE, CONFIG)[0, 0]
+    of = jax.jit(lambda p, t: account(p, t, SEMI_ANGLE, BEAM, CONFIG))(places, thickness)
+    of = jax.tree.map(np.asarray, of)
+    whole = np.asarray(ratios(places, np.zeros((1, 2), np.float32), THICKNESS))[0, 7]
     np.testing.assert_allclose(of.log_ratio.sum(), whole, rtol=1e-4, atol=1e-3)
+    places = jax.tree.map(np.asarray, places)
     at = places.reflections
-    share = two_beam_intensity(at.s, at.inverse_extinction, at.q, thickness, SEMI_ANGLE)
+    share = two_beam(at.s, at.inverse_extinction, at.q, thickness, SEMI_ANGLE)
     expected, excess = BEAM * np.asarray(share), np.asarray(places.excess)
     np.testing.assert_allclose(of.expected, expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(of.error, np.sqrt(np.maximum(excess, 0) + 60), rtol=1e-3)
@@ -194,28 +222,25 @@ def test_what_is_not_seen_is_no_evidence(shine, judge, detector):
     assert (np.asarray(places.reflections.q)[there] < REACH).all()
 
 
-def test_truth_is_likelier_than_its_half_turn_and_than_nothing(shine, judge, rng):
+def test_truth_is_likelier_than_its_half_turn_and_than_nothing(
+    shine_many, judge_many, detector, rng
+):
     """Of 24 patterns; on background alone no candidate gains, as a rule."""
-    truth = jnp.asarray(random_matrices(rng, 24), jnp.float32)
-    keys = jax.random.split(jax.random.key(int(rng.integers(1 << 30))), len(truth))
-    lights = jax.vmap(shine)(truth, jnp.asarray(rng.uniform(60, 200, 24), jnp.float32), keys)
-    many = jax.jit(jax.vmap(judge))
-    evidence = np.asarray(many(truth, lights)[2])
-    turned = np.asarray(many(truth @ jnp.asarray(HALF_TURN_ABOUT_BEAM, jnp.float32), lights)[2])
+    truth = random_matrices(rng, N_PATTERNS)
+    lights = shine_many(truth, rng)
+    evidence = np.asarray(judge_many(truth, lights, detector)[2])
+    turned = np.asarray(judge_many(truth @ np.float32(HALF_TURN_ABOUT_BEAM), lights, detector)[2])
     assert (evidence > turned).sum() >= 22
     assert (evidence > 5).sum() >= 22
-    background = jnp.broadcast_to(encoded(jnp.asarray(BASE)), lights.sums.shape)
-    nothing = np.asarray(many(truth, lights._replace(sums=background))[2])
+    background = np.broadcast_to(np.asarray(encoded(BASE)), lights.sums.shape)
+    nothing = np.asarray(judge_many(truth, lights._replace(sums=background), detector)[2])
     assert (nothing < 1).sum() >= 22
 
 
-def test_climb_returns_to_the_truth(shine, judge, rng):
-    truth = random_matrices(rng, 16)
-    keys = jax.random.split(jax.random.key(1), 16)
-    lights = jax.vmap(shine)(
-        jnp.asarray(truth, jnp.float32), jnp.asarray(rng.uniform(60, 200, 16), jnp.float32), keys
-    )
-    angle = rng.uniform(0, 2 * np.pi, 16)
+def test_climb_returns_to_the_truth(shine_many, judge_many, detector, rng):
+    truth = random_matrices(rng, N_PATTERNS)
+    lights = shine_many(truth, rng)
+    angle = rng.uniform(0, 2 * np.pi, N_PATTERNS)
     start = np.deg2rad(0.6) * np.stack([np.cos(angle), np.sin(angle)], -1)
     moved = np.stack(
         [
@@ -223,32 +248,29 @@ def test_climb_returns_to_the_truth(shine, judge, rng):
             for r, t in zip(truth, np.pad(start, ((0, 0), (0, 1))), strict=True)
         ]
     )
-    tilt = np.asarray(jax.jit(jax.vmap(judge))(jnp.asarray(moved, jnp.float32), lights)[1].tilt)
+    tilt = np.asarray(judge_many(moved, lights, detector)[1].tilt)
     left = np.rad2deg(np.linalg.norm(tilt + start, axis=1))
     assert np.median(left) < 0.25
 
 
-def test_turns_of_the_crystal_change_nothing(shine, judge, cu, rng):
+def test_turns_of_the_crystal_change_nothing(shine, judge, detector, cu, rng):
     """An operation of copper's symmetry gives the same places in another order."""
     truth = random_matrices(rng, 1)[0].astype(np.float32)
     light = shine(truth, 100.0, jax.random.key(2))
-    one = judge(jnp.asarray(truth), light)[2]
-    other = judge(jnp.asarray(cu[2][7] @ truth), light)[2]
+    one = judge(truth, light, detector)[2]
+    other = judge(cu[2][7] @ truth, light, detector)[2]
     assert float(one) == pytest.approx(float(other), abs=0.05)
 
 
-def test_explained_light(shine, judge, prepared):
+def test_explained_light(shine, judge, detector, prepared):
     """All of a pattern's own light, and next to none of another's."""
     truth = jnp.asarray(random_matrices(np.random.default_rng(5), 2), jnp.float32)
     light = shine(truth[0], THICKNESS[6], jax.random.key(3))
+    explained = jax.jit(lambda *x: explained_light(*x[:2], THICKNESS, SEMI_ANGLE, x[2], BEAM))
     share = []
     for orientation in truth:
-        places, at, _ = judge(orientation, light)
-        share.append(
-            explained_light(
-                places, at, THICKNESS, SEMI_ANGLE, prepared(truth[0]), jnp.float32(BEAM)
-            )
-        )
+        places, at, _ = judge(orientation, light, detector)
+        share.append(explained(places, at, prepared(truth[0])))
     assert 0.7 < share[0] <= 1.0
     assert 0.0 <= share[1] < 0.5
 
@@ -260,8 +282,8 @@ def prepared(observe):
 
 
 def test_thicknesses_are_equally_likely():
-    ratio = jnp.log(jnp.array([[1.0, 2.0, 6.0]]))
-    assert float(over_thickness(ratio)[0]) == pytest.approx(np.log(3.0), rel=1e-6)
+    ratio = np.log(np.array([[1.0, 2.0, 6.0]], np.float32))
+    assert float(jax.jit(over_thickness)(ratio)[0]) == pytest.approx(np.log(3.0), rel=1e-6)
 
 
 def test_only_the_likeliest_reflections_are_looked_at(copper_forward, rng):
@@ -269,22 +291,21 @@ def test_only_the_likeliest_reflections_are_looked_at(copper_forward, rng):
     orientation = jnp.asarray(random_matrices(rng, 1)[0], jnp.float32)
     some = replace(CONFIG, n_reflections=8), replace(CONFIG, n_reflections=10**6)
     few, all_ = (
-        likeliest_reflections(orientation, copper_forward, WAVELENGTH, 1.2, DISK, c) for c in some
+        jax.tree.map(np.asarray, reflections_of(orientation, copper_forward, 1.2, config=c))
+        for c in some
     )
-    value = lambda r: np.asarray(expected_intensity(r.s, r.inverse_extinction, 0.003))  # noqa: E731
+    expected = jax.jit(expected_intensity)
+    value = lambda r: np.asarray(expected(r.s, r.inverse_extinction, 0.003))  # noqa: E731
     assert len(few.x) == 8 and (few.q <= 1.2).all()
-    near = np.sort(value(all_)[np.asarray(all_.q) <= 1.2])[::-1]
+    near = np.sort(value(all_)[all_.q <= 1.2])[::-1]
     np.testing.assert_allclose(value(few), near[:8], rtol=1e-5)
 
 
 def test_a_half_turn_is_that_of_the_crystal(copper_forward, rng):
     """The same reflections as those of the turned orientation, in the same order."""
-    orientation = jnp.asarray(random_matrices(rng, 1)[0], jnp.float32)
-    turned = orientation @ jnp.asarray(HALF_TURN_ABOUT_BEAM, jnp.float32)
-    of = [
-        likeliest_reflections(r, copper_forward, WAVELENGTH, REACH, DISK, CONFIG)
-        for r in (orientation, turned)
-    ]
+    orientation = random_matrices(rng, 1)[0]
+    turned = orientation @ np.float32(HALF_TURN_ABOUT_BEAM)
+    of = [reflections_of(r, copper_forward) for r in (orientation, turned)]
     for one, other in zip(of[0].turned_about_beam(), of[1], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
@@ -293,9 +314,7 @@ def test_overlapping_disks_share_their_light(copper_forward, rng):
     """Apart a disk's light is its own; wider disks take of each other's."""
     orientation = jnp.asarray(random_matrices(rng, 1)[0], jnp.float32)
     share = [
-        np.asarray(
-            likeliest_reflections(orientation, copper_forward, WAVELENGTH, REACH, d, CONFIG).share
-        )
+        np.asarray(reflections_of(orientation, copper_forward, disk=d).share)
         for d in (1e-3, 0.076, 0.3)
     ]
     np.testing.assert_allclose(share[0], 1.0, rtol=1e-5)

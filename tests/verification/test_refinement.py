@@ -21,7 +21,6 @@ from jaxstem.diffraction.geometry import Disks
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import joint_operations
 from jaxstem.orientation import rotations
-from jaxstem.orientation.symmetry import misorientation
 from jaxstem.verification.config import ScoreConfig
 from jaxstem.verification.ranking import Candidates, Forward
 from jaxstem.verification.refinement import Proposals, hopeful, verify
@@ -66,12 +65,12 @@ def check(two, judge):
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.slow
-def test_verify_is_invariant(copper, cells, check, seed):
+def test_verify_is_invariant(copper, check, seed):
     """Order and padding of the disks, in-plane turns and symmetry do not change the answer."""
     rng = np.random.default_rng(seed)
     truth = jnp.asarray(random_matrices(rng, 1)[0])
     disks = thick_foil_disks(truth, copper, 22)
-    around = partial(log_probability_around, material=copper, cells=cells)
+    around = partial(log_probability_around, material=copper)
     spin = jnp.asarray(turn_deg([0, 0, rng.uniform(0, 360)]))
     operation = jnp.asarray(copper.operations[rng.integers(24)], jnp.float32)
     longer = lambda d: Disks(*(jnp.pad(x, (0, 24 - len(x))) for x in d))  # noqa: E731
@@ -97,10 +96,10 @@ def test_verify_is_invariant(copper, cells, check, seed):
 
 
 @pytest.mark.slow
-def test_verify_does_not_see_the_padding(copper, cells, check, rng):
+def test_verify_does_not_see_the_padding(copper, check, rng):
     truth = jnp.asarray(random_matrices(rng, 4))
     disks = jax.vmap(lambda r: thick_foil_disks(r, copper, 10))(truth)
-    around = jax.vmap(lambda r: log_probability_around(r, copper, cells))(truth)
+    around = jax.vmap(lambda r: log_probability_around(r, copper))(truth)
     # one free place at least: a full pattern may have lost disks
     short, long = (
         check(Disks(*(jnp.pad(x, ((0, 0), (0, n))) for x in disks)), around)[0] for n in (1, 14)
@@ -109,15 +108,13 @@ def test_verify_does_not_see_the_padding(copper, cells, check, rng):
 
 
 @pytest.mark.slow
-def test_verify_finds_the_turn_that_the_network_missed(copper, cells, check, rng):
+def test_verify_finds_the_turn_that_the_network_missed(copper, check, rng):
     """Given only the pseudo-symmetric turn about the beam, the truth is among the verified."""
     truth = jnp.asarray(random_matrices(rng, 4))
     disks = jax.vmap(lambda r: thick_foil_disks(r, copper, 24))(truth)
     around = jnp.stack(
         [
-            log_probability_around(
-                r @ jnp.asarray(rotations.HALF_TURN_ABOUT_BEAM, jnp.float32), copper, cells
-            )
+            log_probability_around(r @ np.float32(rotations.HALF_TURN_ABOUT_BEAM), copper)
             for r in truth
         ]
     )
@@ -164,13 +161,13 @@ def test_only_the_likeliest_candidates_climb(copper, cells, rng):
 
 
 @pytest.fixture
-def pairs_in_one_place(copper, tables, cells, rng):
+def pairs_in_one_place(copper, tables, rng):
     """(least angles between candidates) to how many pairs of them are left that lie in one place,
     over twelve patterns, and to the best score of each pattern.
     """
     truth = jnp.asarray(random_matrices(rng, 12))
     patterns = jax.vmap(lambda r: prepared_pattern(thick_foil_disks(r, copper, 24)))(truth)
-    around = jax.vmap(lambda r: log_probability_around(r, copper, cells))(truth)
+    around = jax.vmap(lambda r: log_probability_around(r, copper))(truth)
     operations = joint_operations([copper])
     still = replace(CONFIG.likelihood, steps=(1e-6, 1e-6))  # they climb nowhere
 
@@ -185,8 +182,8 @@ def pairs_in_one_place(copper, tables, cells, rng):
         )(patterns, around)
         near = 0
         for orientation in np.asarray(found.orientation):
-            apart = misorientation(orientation[:, None], orientation, operations[0])
-            near += int((np.rad2deg(apart)[np.triu_indices(len(apart), 1)] < 0.3).sum())
+            apart = angle_deg(orientation[:, None], orientation, operations[0])
+            near += int((apart[np.triu_indices(len(apart), 1)] < 0.3).sum())
         return near, np.asarray(found.score).max(axis=1)
 
     return pairs
@@ -229,7 +226,7 @@ def test_verification_finds_the_phase_that_the_network_thinks_unlikely(two, judg
 
 
 @pytest.mark.slow
-def test_two_phases_find_what_one_finds(two, judge, cells, rng):
+def test_two_phases_find_what_one_finds(two, judge, rng):
     """Where the other phase is out of the question, its presence changes nothing, unless rounding
     decides between two steps of the search.
     """
@@ -237,7 +234,7 @@ def test_two_phases_find_what_one_finds(two, judge, cells, rng):
     truth = jnp.asarray(random_matrices(rng, 4))
     disks = jax.vmap(lambda r: thick_foil_disks(r, copper, 14))(truth)
     disks = Disks(*(jnp.pad(x, ((0, 0), (0, 10))) for x in disks))
-    around = jax.vmap(lambda r: log_probability_around(r, copper, cells))(truth)
+    around = jax.vmap(lambda r: log_probability_around(r, copper))(truth)
     physics = joint_operations([copper]), copper.wavelength, copper.k_max
     run = partial(verify, config=COARSE_AND_FINE, log_odds=InferConfig().log_odds, at_once=1)
     alone = jax.jit(lambda d, p: run(jax.vmap(prepared_pattern)(d), p, [tables], *physics))
