@@ -107,18 +107,17 @@ def quick_compile():
 @pytest.fixture(scope="module")
 def compiled_once():
     """What is compiled for one scan serves a module's others, of the same model and phases."""
+    from jaxstem import mapping
     from jaxstem.inference import stream
     from jaxstem.scan import posterior
 
     made = {}
-    make_predict, make_programs = stream.make_predict, posterior.make_programs
+    make_predict_for, make_programs = stream.make_predict_for, posterior.make_programs
 
-    def predict(model, config, mesh, detector):
+    def predict_for(model, config, mesh):
         kind = id(model), config, mesh
-        if detector is not None:
-            return make_predict(model, config, mesh, detector)
         if kind not in made:
-            made[kind] = model, make_predict(model, config, mesh, None)
+            made[kind] = model, make_predict_for(model, config, mesh)
         return made[kind][1]
 
     def of_tiles(operations, config, tiling, mesh, cache):
@@ -128,7 +127,8 @@ def compiled_once():
         return made[kind]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "make_predict", predict)
+        patch.setattr(stream, "make_predict_for", predict_for)
+        patch.setattr(mapping, "make_predict_for", predict_for)
         patch.setattr(posterior, "make_programs", of_tiles)
         yield
 

@@ -20,11 +20,17 @@ from helpers import FIXTURES, ROOT
 
 from jaxstem import mapping
 from jaxstem.crystal.cell import read_cif
-from jaxstem.detection.opening import disks_of, look_at, open_scan
+from jaxstem.detection.opening import disks_of, look_at, open_scan, read_scan
 from jaxstem.detection.reading import ReadOptions
 from jaxstem.diffraction.material import make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
+from jaxstem.files.distortion import (
+    corrected,
+    corrected_scan,
+    from_numbers,
+    stored_distortion,
+)
 from jaxstem.files.map_file import read_map, write_map
 from jaxstem.files.map_schema import MAP_DATASETS
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
@@ -39,7 +45,7 @@ from jaxstem.runtime import parallel
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
-CONFIG = InferConfig(refine="none", lengths=(12,), batch=8, lot=4)
+CONFIG = InferConfig(refine="none", lengths=(12,), batch=8, lot=4, geometry="given")
 SHAPE = (9, 5)
 
 
@@ -153,6 +159,27 @@ def test_doubtful_answers_are_left_out(model, in_memory, table, one_device, tmp_
     assert 0 < (doubtful & (plain.phase >= 0)).sum() < (plain.phase >= 0).sum()
     np.testing.assert_array_equal(found.phase, np.where(doubtful, UNASSIGNED, plain.phase))
     np.testing.assert_array_equal(np.isnan(found.orientation[..., 0, 0]), found.phase < 0)
+
+
+def test_disks_are_mapped_where_they_belong(model, table, one_device, rng, monkeypatch):
+    """And the map says how far from there they were measured."""
+    distortion = from_numbers(rng.normal(size=5) * 0.02)
+    moved = lambda source, *_: (corrected(source, distortion), distortion, "all wrong")  # noqa: E731
+    monkeypatch.setattr(mapping, "self_calibrated", moved)
+    scan = read_scan(table)
+    found = map_scan(scan, model, replace(CONFIG, geometry="scan"), **one_device)
+    expected = map_scan(corrected_scan(scan, distortion), model, CONFIG, **one_device)
+    as_given = map_scan(scan, model, CONFIG, **one_device)
+    np.testing.assert_array_equal(found.orientation, expected.orientation)
+    assert not np.array_equal(found.orientation, as_given.orientation, equal_nan=True)
+    assert (found.attributes["geometry"], found.attributes["about_geometry"]) == (
+        "scan",
+        "all wrong",
+    )
+    assert as_given.attributes["about_geometry"] == "as given"
+    kept = stored_distortion(found.settings["distortion"])
+    np.testing.assert_array_equal(kept.numbers, distortion.numbers)
+    assert stored_distortion(as_given.settings["distortion"]).most == 0.0
 
 
 def test_nothing_is_left_of_a_map_that_fails(model, table, one_device, tmp_path, monkeypatch):

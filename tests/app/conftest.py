@@ -13,6 +13,7 @@ from jaxstem.app.demo import sample
 from jaxstem.crystal.cell import read_cif
 from jaxstem.diffraction.material import make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
+from jaxstem.files.distortion import undistorted
 from jaxstem.files.orientation_map import UNASSIGNED
 from jaxstem.inference.batching import Piece
 from jaxstem.inference.verdict import Answer
@@ -50,6 +51,9 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_scan(tmp_path / "scan.h5")
     return tmp_path
+
+
+GEOMETRY = "nothing is known of it"
 
 
 @pytest.fixture

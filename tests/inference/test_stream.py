@@ -33,9 +33,9 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
     monkeypatch.setattr(batching, "PIECE", 7)
     shapes = []
 
-    def make_predict(model, config, mesh, detector):
+    def make_predict_for(model, config, mesh):
         def predict(params, disks, exposed, light):
-            assert detector is None and light is None
+            assert light is None
             shapes.append(disks.qx.shape)
             first = disks.qx[:, 0] + exposed.incident + 100 * exposed.is_cut
             rotation = np.tile(first[:, None, None], (1, 3, 3))
@@ -44,9 +44,13 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
             more = (2 * first, first, first)
             return Answer(rotation, n_disks, *numbers, rotation, n_disks, first, *more), None
 
-        return predict
+        def predict_for(detector):
+            assert detector is None
+            return predict
 
-    monkeypatch.setattr(stream, "make_predict", make_predict)
+        return predict_for
+
+    monkeypatch.setattr(stream, "make_predict_for", make_predict_for)
     config = replace(config, lengths=(8, 16, 24), batch=6, lot=1, least=0)
     scan = replace(scan_of_lists(lists), scan_shape=(14, 5))
     answer, counts = predict_scan(model, scan, config, progress=False)

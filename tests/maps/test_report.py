@@ -19,6 +19,7 @@ from jaxstem.crystal.cell import reciprocal_lattice, reflections
 from jaxstem.detection.scan import calibrated
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
+from jaxstem.files.distortion import from_numbers
 from jaxstem.files.light import Detector, Light, ScanLight, encoded
 from jaxstem.files.map_file import write_map
 from jaxstem.files.map_schema import SINGLE
@@ -104,10 +105,17 @@ def found(crystals):
 
 @pytest.fixture(scope="module")
 def written(found, tmp_path_factory):
-    """The map, its scan as a packed table, and the report on both."""
+    """The map, its scan as a packed table, in which disks lie where a wrong calibration puts them,
+    as the map says; and the report on both.
+    """
     folder = tmp_path_factory.mktemp("report")
-    write_map(folder / "map.h5", found)
-    write_packed(folder / "disks.h5", source_of(disk_scan(found)), progress=False)
+    wrong = from_numbers([0.02, -0.01, 0.005, 0.03, -0.02])
+    settings = {**found.settings, "distortion": wrong.stored()}
+    write_map(folder / "map.h5", dataclasses.replace(found, settings=settings))
+    scan = disk_scan(found)
+    q = np.stack([scan.qx, scan.qy], axis=1) @ (np.eye(2) + wrong.stretch) + wrong.shift
+    scan = dataclasses.replace(scan, **dict(zip(("qx", "qy"), q.T.astype(np.float32), strict=True)))
+    write_packed(folder / "disks.h5", source_of(scan), progress=False)
     write_report(folder / "map.h5", folder / "report.html", folder / "disks.h5")
     return folder / "report.html"
 

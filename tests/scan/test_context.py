@@ -40,6 +40,7 @@ CONFIG = InferConfig(
     lengths=(12,),
     batch=8,
     lot=4,
+    geometry="given",
 )
 SINGLE = ("orientation", "phase", "confidence")
 
