@@ -357,8 +357,9 @@ def test_resume_on_eight_devices(go, config, copper, tmp_path, monkeypatch):
         seen.append(state)
         return state._replace(step=state.step + 1), jnp.zeros(())
 
+    checked = "val_loss", "val_median_deg"
     monkeypatch.setattr(loop, "make_train_step", lambda *_: step)
-    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda _: {"val_median_deg": 1.0})
+    monkeypatch.setattr(loop, "make_validation", lambda *_: lambda _: dict.fromkeys(checked, 1.0))
     short = replace(config, steps=4)
     go(short, tmp_path / "run", stop_after=2)
     go(short, tmp_path / "run", mesh=parallel.make_mesh(), stop_after=3)
