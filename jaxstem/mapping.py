@@ -14,6 +14,7 @@ below `least_confidence` are unassigned.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -212,7 +213,8 @@ def _prepared(
     mesh = mesh or parallel.make_mesh(jax.local_devices())
     source = judged_source(source, model, config)
     config = replace(config, keeps_labels=context == "scan")
-    predict = make_predict_for(model, config, mesh)
+    made = functools.cache(lambda: make_predict_for(model, config, mesh))
+    predict = lambda detector: made()(detector)  # noqa: E731
     found = source, undistorted(), "as given"
     if config.geometry == "scan":
         found = self_calibrated(source, model, config, mesh, predict)

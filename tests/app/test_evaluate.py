@@ -38,7 +38,7 @@ def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypat
     piece = Piece(0, 0, answer, counts, 0)
     monkeypatch.setattr(mapping, "stream_answers", lambda *args, **kwargs: iter([piece]))
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
-    assert run(*argv, "--context", "none") == 0
+    assert run(*argv, "--context", "none", "--geometry", "given") == 0
     capsys.readouterr()
     assert run("evaluate", "map.h5", "truth.h5", "--json") == 0
     score = json.loads(capsys.readouterr().out)

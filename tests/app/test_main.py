@@ -97,9 +97,12 @@ def test_an_interruption_leaves_nothing(trained, here, monkeypatch, capsys):
 
     before = contents(here)
     monkeypatch.setattr(mapping, "stream_answers", interrupt)
-    assert run("map", "scan.h5", "--model", trained, "--out", "map.h5") == 130
-    assert capsys.readouterr().err == "jaxstem: interrupted.\n"
-    assert contents(here) == before
+    monkeypatch.setattr(mapping, "self_calibrated", interrupt)
+    for geometry in ("given", "scan"):
+        argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--geometry", geometry]
+        assert run(*argv) == 130
+        assert capsys.readouterr().err == "jaxstem: interrupted.\n"
+        assert contents(here) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -100,7 +100,9 @@ def test_sparse_labels_are_the_dense_softmax(space, rng):
     # rarely the nearest cell is looked for on the wrong side of the zone's boundary
     assert missing.mean() < 0.005 and np.quantile(missing, 0.97) < 0.03 and missing.max() < 0.2
     # the label does say where the orientation is
-    assert np.all(np.argmax(sparse[:, :-1], axis=1) == np.argmin(angle, axis=1))
+    likeliest = np.argmax(sparse[:, :-1], axis=1)[:, None]
+    nearest = np.take_along_axis(angle, likeliest, axis=1)[:, 0]
+    np.testing.assert_allclose(nearest, angle.min(axis=1), atol=1e-5)  # two may be as near
 
 
 def test_labels_are_those_of_every_equivalent(space, rng):
