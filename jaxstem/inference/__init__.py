@@ -45,6 +45,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "ranked_cells": ["likeliest_cells", "RankedCells"],
         "second_look": ["make_second_look"],
         "step": [
+            "all_reflections",
             "cells_near",
             "Found",
             "joint_operations",

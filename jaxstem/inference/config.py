@@ -41,7 +41,8 @@ class InferConfig:
     prior_weight: weights of the log-likelihood and of the network's log-probability in the log-odds
     of a candidate (below one, since neither model is exact and both saw the same disks; None for
     the prior: 0.3, or 0.05 beside Bloch waves, which leave the network little to add);
-    counts_weight, counts_prior_weight: the same where counts judge; chance:
+    unthought: log-probability by the network of orientations that it did not think of and
+    neighbours propose; counts_weight, counts_prior_weight: the same where counts judge; chance:
     log-likelihood [nat] that counts for nothing, since some orientation reaches it on false disks
     alone: a crystal must exceed it to be believed (with the matcher in place of a network, 43
     positions of vacuum reached -6 in the median and 5 at most, crystals with two disks 9);
@@ -62,6 +63,7 @@ class InferConfig:
     score: ScoreConfig | None = None
     likelihood_weight: float = 0.25
     prior_weight: float | None = None
+    unthought: float = -4.5
     counts_weight: float = 0.35
     counts_prior_weight: float = 0.0
     chance: float = 6.0

@@ -6,7 +6,6 @@ Shapes: `B` patterns, `K` disks of each, `M` orientations for each.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -18,66 +17,48 @@ from jaxstem.diffraction.geometry import Disks
 from jaxstem.files.light import Detector, Light
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import Exposure
-from jaxstem.inference.step import (
-    joint_operations,
-    known_disks,
-    phase_table,
-    predict_content,
-    scorer,
-)
+from jaxstem.inference.step import all_reflections, joint_operations, predict_content
 from jaxstem.inference.verdict import Labels, labels_of
 from jaxstem.network.model import Model
 from jaxstem.orientation import rotations
 from jaxstem.runtime import parallel
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.rows import in_lots, map_rows
-from jaxstem.verification.candidates import prior_near, within_reach
 from jaxstem.verification.climb import UNLIKELY
 from jaxstem.verification.counting import recount
 from jaxstem.verification.refinement import reverify
 from jaxstem.verification.search import pattern_of
 
-_within_reach = jax.jit(within_reach)
-
 
 def make_second_look(
     model: Model, config: InferConfig, mesh: Mesh, detector: Detector | None = None
 ) -> Callable[..., Labels]:
-    """The jitted `(params, disks (B, K), exposed, light, quaternion (B, M, 4), phase (B, M)) ->
-    Labels`, sharded over B, the phase being -1 where there is nothing to judge; the rest as in
+    """The jitted `(disks (B, K), exposed, light, quaternion (B, M, 4), phase (B, M)) -> Labels`,
+    sharded over B, the phase being -1 where there is nothing to judge; the rest as in
     `make_predict`, whose log-odds these compare with.
 
-    Where counts judge, the network is not asked: `counts_prior_weight` must be 0.
+    The network is not asked: what nobody has thought of it thinks as little of as `unthought`
+    says. Where counts judge, `counts_prior_weight` must be 0.
     """
-    scores, made = scorer(model, config.precision, config.cache)
     scoring, operations = config.scoring, joint_operations(model.materials)
-    phases = [phase_table(m, config.refine, config.cache) for m in model.materials]
     on_cpu = jax.default_backend() == "cpu"
     chunk = config.chunk if on_cpu else None
-
-    @functools.lru_cache(1)
-    def tables_within(reach: float):
-        near = [_within_reach(tables, reach) for tables in phases]
-        return parallel.replicate((near, made, jax.tree.map(jnp.asarray, detector)), mesh)
+    reflections = [all_reflections(material) for material in model.materials]
+    given = parallel.replicate((reflections, jax.tree.map(jnp.asarray, detector)), mesh)
 
     def step(given, disks, incident, incident_sigma, is_cut, light, q, phase, limit) -> Labels:
-        params, (phases, made, detector) = given
+        reflections, detector = given
         exposed = Exposure(incident, incident_sigma, is_cut, limit)
         prepare_one = lambda row: pattern_of(*row, limit, scoring.measured_power)  # noqa: E731
         patterns = jax.vmap(prepare_one)((disks, *exposed[:3]))
         orientation, exists = rotations.quaternion_to_matrix(q), phase >= 0
         asked, reach = jnp.maximum(phase, 0), limit.reach
         if detector is None:
-            output = scores(
-                params, made, known_disks(disks, model), jnp.minimum(reach, model.k_max)
-            )
-            rows = (jax.nn.log_softmax(output)[:, :-1], orientation, asked)
-            priors = lambda row: prior_near(*row, phases, operations)  # noqa: E731
-            prior = map_rows(priors, rows, chunk)
-            of_scan = (phases, model.wavelength, reach, scoring, config.log_odds, chunk)
-            ranked = reverify(patterns, orientation, asked, prior, *of_scan)
+            prior = jnp.full(asked.shape, config.unthought)
+            of_scan = (reflections, model.wavelength, reach, scoring, config.log_odds, chunk)
+            ranked = reverify(patterns, orientation, asked, exists, prior, *of_scan)
         else:
-            of_scan = (phases, model.wavelength, reach, scoring, chunk)
+            of_scan = (reflections, model.wavelength, reach, scoring, chunk)
             ranked = recount(patterns, light, incident, detector, orientation, asked, *of_scan)
 
         def labelled(row):
@@ -108,14 +89,12 @@ def make_second_look(
     program = cached_pmap(step_in_lots, mesh, specs, parallel.SHARDED, content, config.cache)
 
     def look(
-        params,
         disks: Disks,
         exposed: Exposure,
         light: Light | None,
         quaternion: Float[Array, "B M 4"],
         phase: Int[Array, "B M"],
     ) -> Labels:
-        given = params, tables_within(float(exposed.limit.reach))
         return program(given, disks, *exposed[:3], light, quaternion, phase, exposed.limit)
 
     return look

@@ -145,6 +145,12 @@ def phase_table(material: Material, refine: str, cache: Path | None) -> Candidat
     return cached(cache, "candidates", content, make, like)
 
 
+def all_reflections(material: Material) -> Forward:
+    """A crystal's reflections as far out as a scan may reach."""
+    found = material.reflectors(max(FARTHEST, material.k_max))
+    return Forward(found.g, found.inverse_extinction)
+
+
 def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
     """What decides the program of `make_predict` besides the environment and the shapes of its
     arguments; in what JSON can hold.

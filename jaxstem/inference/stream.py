@@ -87,7 +87,7 @@ def stream_second_looks(
         look = make_second_look(model, config, mesh, detector)
 
         def ask(batch: PaddedBatch) -> Found:
-            return None, look(params, batch.disks, batch.exposed, batch.light, *batch.asked)
+            return None, look(batch.disks, batch.exposed, batch.light, *batch.asked)
 
         return ask
 

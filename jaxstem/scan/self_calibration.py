@@ -29,13 +29,13 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from jaxstem.diffraction.geometry import Disks
-from jaxstem.diffraction.material import Material, grid_content
+from jaxstem.diffraction.material import grid_content
 from jaxstem.files.distortion import Distortion, corrected, from_numbers, undistorted
 from jaxstem.files.scan import BY_FILE, DiskSource, pad_disks
 from jaxstem.inference.batching import preview_scan
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.exposure import scan_exposure
-from jaxstem.inference.step import PredictFor, make_predict_for
+from jaxstem.inference.step import PredictFor, all_reflections, make_predict_for
 from jaxstem.inference.stream import predict_scan
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
@@ -44,8 +44,6 @@ from jaxstem.runtime import parallel
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.verification.candidates import padded
 from jaxstem.verification.climb import begin
-from jaxstem.verification.config import FARTHEST
-from jaxstem.verification.ranking import Forward
 from jaxstem.verification.search import pattern_of
 
 SAMPLE = (16, 16)
@@ -176,8 +174,8 @@ def offsets_of(
     exposed = scan_exposure(scan, model.k_min, reach, known.limit, known.beam)
     n = len(answer.phase)
     disks = Disks(*pad_disks(scan, np.arange(n), reach, model.k_min, DISKS))
-    forwards = [_forward(material) for material in model.materials]
-    everything = jax.tree.map(lambda *x: jnp.stack(x), *padded(forwards))
+    forwards = padded([all_reflections(material) for material in model.materials])
+    everything = jax.tree.map(lambda *x: jnp.stack(x), *forwards)
 
     def of_rows(given, disks, incident, incident_sigma, is_cut, orientation, phase):
         everything, limit = given
@@ -218,11 +216,6 @@ def offsets_of(
     found = jax.device_get(program(parallel.replicate((everything, known.limit), mesh), *rows))
     found = Offsets(*(x[:n] for x in found))
     return found._replace(paired=found.paired & believed[:, None])
-
-
-def _forward(material: Material) -> Forward:
-    found = material.reflectors(max(FARTHEST, material.k_max))
-    return Forward(found.g, found.inverse_extinction)
 
 
 def learned_distortion(

@@ -18,7 +18,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "modes",
             "near_reflections",
             "padded",
-            "prior_near",
             "propose",
             "SIBLING_REACH",
             "within_reach",

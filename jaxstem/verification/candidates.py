@@ -24,7 +24,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from jaxstem.diffraction.geometry import Reflectors, excitation_error
 from jaxstem.diffraction.two_beam import expected_intensity
 from jaxstem.orientation import rotations
-from jaxstem.orientation.space import half_angle_cosine, nearest_cells
+from jaxstem.orientation.space import nearest_cells
 from jaxstem.runtime.reductions import turned
 from jaxstem.verification.ranking import BEHIND, Candidates, Forward
 
@@ -161,30 +161,6 @@ def propose(
         forwards.append(jax.tree.map(lambda x, near=near: x[near], tables.reflections))
     join = lambda *x: jnp.concatenate(x)  # noqa: E731
     return Candidates(*jax.tree.map(join, *found), jax.tree.map(join, *padded(forwards)))
-
-
-def prior_near(
-    log_probability: Float[Array, " n_cells"],
-    orientation: Float[Array, "C 3 3"],
-    phase: Int[Array, " C"],
-    phases: Sequence[CandidateTables],
-    operations: Float[Array, "P n 3 3"],
-) -> Float[Array, " C"]:
-    """The log-probability that the network gives to where these candidates lie: the largest of the
-    cell that is nearest and of those around it.
-    """
-    q = rotations.matrix_to_quaternion(orientation)
-    turns = rotations.matrix_to_quaternion(operations)
-    ends = np.cumsum([len(tables.cells) for tables in phases])
-    found = jnp.full(phase.shape, -jnp.inf)
-    for number, tables in enumerate(phases):
-        part = log_probability[ends[number] - len(tables.cells) : ends[number]]
-        cells = rotations.matrix_to_quaternion(tables.cells)
-        cosine = jax.vmap(lambda q, n=number, c=cells: half_angle_cosine(q, c, turns[n]))(q)
-        nearest = jnp.argmax(cosine, axis=1)
-        around = jnp.maximum(part[nearest], part[tables.neighbours[nearest, :3]].max(axis=1))
-        found = jnp.where(phase == number, around, found)
-    return found
 
 
 def near_reflections(

@@ -155,17 +155,17 @@ def recount(
     detector: Detector,
     orientation: Float[Array, "B C 3 3"],
     phase: Int[Array, "B C"],
-    phases: Sequence[CandidateTables],
+    forwards: Sequence[Forward],
     wavelength: float,
     reach: Float[ArrayLike, ""],
     config: ScoreConfig,
     at_once: int | None = None,
 ) -> Ranked:
-    """Orientations that are given, polished and judged by the counts; arguments as in
-    `verify_by_counts`. They have no prior.
+    """Orientations that are given, polished and judged by the counts; `forwards` are all
+    reflections of each phase, the rest as in `verify_by_counts`. They have no prior.
     """
     config = config.by_counts
-    everything = jax.tree.map(lambda *x: jnp.stack(x), *padded([t.reflections for t in phases]))
+    everything = jax.tree.map(lambda *x: jnp.stack(x), *padded(forwards))
 
     def one(row):
         pattern, light, incident, orientation, phase = row

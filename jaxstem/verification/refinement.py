@@ -229,21 +229,22 @@ def reverify(
     patterns: Pattern,
     orientation: Float[Array, "B C 3 3"],
     phase: Int[Array, "B C"],
+    exists: Bool[Array, "B C"],
     prior: Float[Array, "B C"],
-    phases: Sequence[CandidateTables],
+    forwards: Sequence[Forward],
     wavelength: float,
     k_max: Float[ArrayLike, ""],
     config: ScoreConfig,
     log_odds: LogOdds,
     at_once: int | None = None,
 ) -> Ranked:
-    """Orientations that are given, polished and judged by the listed disks; `prior` is their
-    log-probability by the network, the rest as in `verify`. All of them climb.
+    """Orientations that are given, polished and judged by the listed disks; `exists` says which
+    are more than a filling, `prior` is their log-probability by the network, `forwards` are all
+    reflections of each phase, the rest is as in `verify`. All that exist climb.
     """
-    forwards = [tables.reflections for tables in phases]
     everything = jax.tree.map(lambda *x: jnp.stack(x), *padded(forwards))
     given = Candidates(orientation, phase, prior, None)
-    found = Proposals(given, jnp.ones(phase.shape, bool))
+    found = Proposals(given, exists)
     config = replace(config, behind=jnp.inf)
     climbs_at_once = None if at_once is None else at_once * phase.shape[1]
     best = climbed(patterns, found, forwards, wavelength, k_max, config, log_odds, climbs_at_once)

@@ -34,7 +34,6 @@ from jaxstem.inference.second_look import make_second_look
 from jaxstem.inference.stream import stream_answers, stream_second_looks
 from jaxstem.inference.verdict import Labels, answer_of
 from jaxstem.runtime import parallel
-from jaxstem.verification.candidates import prior_near
 from jaxstem.verification.config import CountsConfig
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -66,7 +65,6 @@ def look(model, settings, one_device, tabulated_once):
     a time.
     """
     judge = make_second_look(model, settings, one_device)
-    params = parallel.replicate(model.params, one_device)
 
     def look(scan, quaternion, phase):
         def asked(start, stop):
@@ -77,7 +75,7 @@ def look(model, settings, one_device, tabulated_once):
         piece, *lots = batches(source, model, settings, known, (0, 1), 8, asked)
         for lot in lots:
             ((_, index),) = lot.where
-            found = jax.device_get(judge(params, lot.disks, lot.exposed, None, *lot.asked))
+            found = jax.device_get(judge(lot.disks, lot.exposed, None, *lot.asked))
             own = slice(len(index))
             piece.put(index, None, jax.tree.map(lambda x, own=own: x[own], found))
         assert piece.left == 0
@@ -178,21 +176,24 @@ def test_what_is_not_asked_displaces_nothing(copper, look):
     np.testing.assert_array_equal(found.phase, phase)
 
 
-def test_priors_are_those_of_the_cells_around(copper, tables, key, rng):
-    """The largest of the nearest cell and of the three nearest to that."""
-    orientation = random_matrices(rng, 20)
-    log_probability = jax.nn.log_softmax(3 * jax.random.normal(key, (len(copper.grid),)))
-    operations = jnp.asarray(copper.operations, jnp.float32)[None]
-    near = jax.jit(lambda *x: prior_near(*x, [tables], operations))
-    found = near(log_probability, jnp.asarray(orientation), jnp.zeros(20, int))
-    group = Rotation.from_matrix(copper.operations)
-    cells = Rotation.from_quat(np.roll(copper.grid, -1, axis=-1))
-    for one, prior in zip(orientation, np.asarray(found), strict=True):
-        turned = group * Rotation.from_matrix(one.astype(float))
-        angles = np.min([(x * cells.inv()).magnitude() for x in turned], axis=0)
-        nearest = np.argmin(angles)
-        around = np.append(np.asarray(tables.neighbours[nearest, :3]), nearest)
-        assert prior == pytest.approx(float(log_probability[around].max()), abs=1e-5)
+@pytest.mark.slow
+def test_the_network_thinks_little_of_what_it_did_not_think_of(model, copper, settings, one_device):
+    """By as much as is set, whatever the pattern."""
+    orientation = random_matrices(np.random.default_rng(3), 4)
+    source = source_of(foil(copper, jnp.asarray(orientation)))
+    asked = quaternions_of(orientation)[:, None], np.zeros((4, 1), np.int32)
+    questions = lambda start, stop: tuple(x[start:stop] for x in asked)  # noqa: E731
+    odds = []
+    for config in (
+        settings,
+        replace(settings, prior_weight=0.5, unthought=-3.0),
+        replace(settings, prior_weight=0.5, unthought=-5.0),
+    ):
+        given = model, source, questions, config
+        (piece,) = stream_second_looks(*given, mesh=one_device, progress=False)
+        odds.append(piece.labels.log_odds)
+    np.testing.assert_allclose(odds[1], odds[0] - 1.5, atol=1e-4)
+    np.testing.assert_allclose(odds[2], odds[0] - 2.5, atol=1e-4)
 
 
 def fake_labels(quaternion, phase, number):
@@ -208,7 +209,7 @@ def test_questions_and_labels_belong_to_their_positions(model, config, monkeypat
     monkeypatch.setattr(batching, "PIECE", 10)
 
     def make(model, config, mesh, detector):
-        def look(params, disks, exposed, light, quaternion, phase):
+        def look(disks, exposed, light, quaternion, phase):
             assert detector is None and light is None
             return fake_labels(quaternion, phase, np.asarray(disks.qx[:, 0]))
 
