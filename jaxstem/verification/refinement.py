@@ -245,7 +245,8 @@ def reverify(
     everything = jax.tree.map(lambda *x: jnp.stack(x), *padded(forwards))
     given = Candidates(orientation, phase, prior, None)
     found = Proposals(given, exists)
-    config = replace(config, behind=jnp.inf)
+    statistics = replace(config.likelihood, steps=config.likelihood.steps[1:])
+    config = replace(config, behind=jnp.inf, likelihood=statistics)
     climbs_at_once = None if at_once is None else at_once * phase.shape[1]
     best = climbed(patterns, found, forwards, wavelength, k_max, config, log_odds, climbs_at_once)
 
