@@ -7,7 +7,7 @@ some positions by least squares, the turn of each pattern about the beam being f
 weights (K. L. Lange, R. J. A. Little & J. M. G. Taylor, J. Am. Stat. Assoc. 84 (1989) 881); its
 errors are those of grains that are wrong as a whole (P. J. Huber, Proc. 5th Berkeley Symp. Math.
 Stat. Prob. 1 (1967) 221), for dynamical diffraction fills disks unevenly, alike in a grain. Then
-the positions are looked at again without it, until it stays.
+the positions are looked at again without it, until what is left is within its errors.
 
 Of pixel size and unit cell only the ratio is known, and a rotation between detector and scan not at
 all, for every orientation absorbs it.
@@ -67,14 +67,11 @@ BELIEVED = 0.5
 DISKS = 32
 """Of a pattern that are compared, the strongest."""
 
-SETTLED = 5e-4
-"""Of a disk at 1 1/Å [1/Å], by which the last round may have moved it."""
-
 FAULT = 2e-3
-"""The same by which a calibration must be wrong to be corrected, a sixth of the scatter."""
+"""By how much a disk at 1 1/Å must be moved [1/Å] to be worth it: a sixth of its scatter."""
 
 SIGMAS = 3.0
-"""Standard errors by which it must be."""
+"""Standard errors by which a part of a calibration must be wrong to be corrected."""
 
 LARGEST = 0.03
 """By which share a scale is corrected; where more would be needed, something else is wrong."""
@@ -253,7 +250,8 @@ def learned_distortion(
             return None
         more, covariance, scatter = fitted(Offsets(*(x[enough] for x in offsets)), grain)
         total = total.after(more)
-        if more.most < SETTLED or total.most < FAULT:
+        is_settled = (more.numbers**2 < np.diag(covariance)).all()
+        if is_settled or to_correct(total, covariance, True).most == 0.0:
             break
     free = source.instrument.pixel_size_from == BY_FILE
     moved, errors = to_correct(total, covariance, free), standard_errors(covariance)
