@@ -64,9 +64,7 @@ Block = tuple[int, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Overview:
-    """Of a map what its summary needs, as in `OrientationMap`, and what was learned of the scan's
-    calibration, in a line.
-    """
+    """What a map's summary needs, as in `OrientationMap`, and its line about the calibration."""
 
     phase: Int[np.ndarray, "ny nx"]
     confidence: Float[np.ndarray, "ny nx"]
