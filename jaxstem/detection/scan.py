@@ -46,6 +46,7 @@ from jaxstem.files.stored_light import calibrated_light, write_light
 from jaxstem.runtime import parallel
 from jaxstem.runtime.parallel import REPLICATED, SHARDED, keep_freed_memory, pmap
 from jaxstem.runtime.paths import atomic_path
+from jaxstem.runtime.sharing import own_rows
 from jaxstem.version import __version__
 
 _STALE = ("qx0", "qy0", "_root_treepath", "_target_paths")
@@ -176,8 +177,7 @@ def find_disks(
 
 def _own_share(cube: Cube) -> tuple[Cube, int]:
     """The scan rows that this process searches, and its first position."""
-    bounds = np.linspace(0, cube.scan_shape[0], jax.process_count() + 1).astype(int)
-    first, last = bounds[jax.process_index() : jax.process_index() + 2].tolist()
+    first, last = own_rows(cube.scan_shape[0])
     if last - first == cube.scan_shape[0]:
         return cube, 0
 

@@ -137,5 +137,7 @@ def _corrected_detector(
 
 
 def _corrected_instrument(instrument: Instrument, found: Distortion) -> Instrument:
-    size = instrument.pixel_size
-    return replace(instrument, pixel_size=size and size / found.scale)
+    size, by = instrument.pixel_size, instrument.pixel_size_from
+    if size is None or found.scale == 1.0:
+        return instrument
+    return replace(instrument, pixel_size=size / found.scale, pixel_size_from=f"{by}, corrected")

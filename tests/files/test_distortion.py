@@ -55,6 +55,9 @@ def test_counts_are_looked_for_where_the_disks_were(distortion, with_light, rng)
     scale = 1 + np.trace(distortion.stretch) / 2
     assert found.light.detector.disk == pytest.approx(0.07 / scale)
     assert found.instrument.pixel_size == pytest.approx(0.03 / scale)
+    assert found.instrument.pixel_size_from == "stated by the file, corrected"
+    alone = corrected_scan(scan, distortion.parts[2])  # the shift
+    assert alone.instrument == scan.instrument
 
 
 def test_a_scan_read_in_parts_is_corrected_alike(distortion, with_light, rng):
