@@ -151,6 +151,7 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
         (lambda: jaxstem.map_orientations(found, "cu", refine="fats"), "fats"),
         (lambda: jaxstem.map_orientations(found, "cu", judge="fits"), "judge 'fits'"),
         (lambda: jaxstem.map_orientations(found, "cu", context="grain"), "context 'grain'"),
+        (lambda: jaxstem.map_orientations(found, "cu", geometry="flat"), "geometry 'flat'"),
         (lambda: jaxstem.map_orientations(found, "cu", precision="half"), "half"),
         (lambda: jaxstem.map_orientations(found, "cu", voltage_kv=200), "200 kV"),
         (lambda: jaxstem.map_orientations(found, "cu", batch=-5), "batch -5"),

@@ -92,7 +92,7 @@ def test_answers_lie_where_their_positions_do(trained, here, answers):
     ("options", "refine", "semi_angle", "batch"),
     [
         ([], "fast", 1.5, None),
-        (["--context", "none"], "fast", 1.5, None),
+        (["--context", "none", "--geometry", "given"], "fast", 1.5, None),
         (["--refine", "none", "--batch", "24"], "none", 1.5, 24),
         (["--refine", "full", "--semiangle-mrad", "2.5"], "full", 2.5, None),
     ],
@@ -112,6 +112,7 @@ def test_inference_options_reach_the_inference(
     assert config.score.likelihood.semi_angle == semi_angle
     changed = {"refine": refine, "batch": batch, "score": config.score, "cache": default_cache()}
     changed["keeps_labels"] = "--context" not in options
+    changed["geometry"] = "given" if "--geometry" in options else "scan"
     assert config == dataclasses.replace(default, **changed)
     likelihood = dataclasses.replace(default.scoring.likelihood, semi_angle=semi_angle)
     assert config.score == dataclasses.replace(default.scoring, likelihood=likelihood)
