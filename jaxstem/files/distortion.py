@@ -138,6 +138,6 @@ def _corrected_detector(
 
 def _corrected_instrument(instrument: Instrument, found: Distortion) -> Instrument:
     size, by = instrument.pixel_size, instrument.pixel_size_from
-    if size is None or found.scale == 1.0:
+    if size is None or math.isclose(found.scale, 1.0, rel_tol=1e-9):
         return instrument
     return replace(instrument, pixel_size=size / found.scale, pixel_size_from=f"{by}, corrected")

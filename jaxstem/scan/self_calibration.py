@@ -44,6 +44,7 @@ from jaxstem.runtime import parallel
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.verification.candidates import padded
 from jaxstem.verification.climb import begin
+from jaxstem.verification.config import ScoreConfig
 from jaxstem.verification.search import pattern_of
 
 SAMPLE = (16, 16)
@@ -231,7 +232,7 @@ def learned_distortion(
     if math.prod(few.scan_shape) < ENOUGH:
         return None
     if config.refine in BY_BLOCH_WAVES:  # which move no disk
-        config, predict_for = replace(config, refine="fast", score=None), None
+        config, predict_for = replace(config, refine="fast", score=_fast(config)), None
     predict_for = predict_for or make_predict_for(model, config, mesh)
     # programs that the whole scan needs as well
     config = replace(config, lengths=preview_scan(source, model, config).lengths)
@@ -256,6 +257,13 @@ def learned_distortion(
     free = source.instrument.pixel_size_from == BY_FILE
     moved, errors = to_correct(total, covariance, free), standard_errors(covariance)
     return Learned(total, errors, moved, n_grains, scatter)
+
+
+def _fast(config: InferConfig) -> ScoreConfig:
+    """The usual settings for the same probe and specimen."""
+    given, usual = config.scoring.likelihood, ScoreConfig()
+    of = {"semi_angle": given.semi_angle, "thickness": given.thickness}
+    return replace(usual, likelihood=replace(usual.likelihood, **of))
 
 
 def grains_of(
@@ -342,6 +350,10 @@ def self_calibrated(
     return source, learned.corrected, told(learned)
 
 
+_ROUNDING = 1e-9
+"""What sums of a distortion's parts leave of one that is not among them."""
+
+
 def told(learned: Learned) -> str:
     """What was learned, in a line."""
     found, done, errors = learned.distortion, learned.corrected, learned.errors
@@ -352,7 +364,7 @@ def told(learned: Learned) -> str:
         f"ellipse {100 * share:.2f} ± {200 * errors[1]:.2f} % at {angle:.0f}°",
         f"centre ({x:+.4f}, {y:+.4f}) ± {errors[2]:.4f} 1/Å",
     )
-    are_done = [part.most > 0.0 for part in done.parts]
+    are_done = [part.most > _ROUNDING for part in done.parts]
     said = [
         f"{part}{' (corrected)' if is_done else ''}"
         for part, is_done in zip(parts, are_done, strict=True)
