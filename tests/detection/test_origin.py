@@ -20,8 +20,12 @@ def test_the_origin_is_smoothed_but_not_straightened(rng):
         measured[5:9, 5:9] = np.nan
         error.append(np.abs(smooth_origin(measured) - drift))
     assert np.median(error) < 0.0195 and np.max(error) < 0.25
-    constant = np.broadcast_to([60.0, 61.0], (4, 3, 2)) + rng.normal(0, 0.05, (4, 3, 2))
-    assert np.abs(smooth_origin(constant) - [60, 61]).max() < 0.12
+    error = []
+    for _ in range(20):
+        constant = np.broadcast_to([60.0, 61.0], (4, 3, 2)) + rng.normal(0, 0.05, (4, 3, 2))
+        error.append(np.abs(smooth_origin(constant) - [60, 61]))
+    # of the noise alone the median is 0.034, and one run in a thousand exceeds four deviations
+    assert np.median(error) < 0.024 and np.max(error) < 0.2
     np.testing.assert_allclose(smooth_origin(constant[:1, :1]), constant[:1, :1], atol=1e-6)
     with pytest.raises(InputError, match="No direct beam"):
         smooth_origin(np.full((2, 2, 2), np.nan))
