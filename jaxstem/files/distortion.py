@@ -106,7 +106,7 @@ def corrected_scan(scan: DiskScan, found: Distortion) -> DiskScan:
 
 
 def corrected(source: DiskSource, found: Distortion) -> DiskSource:
-    """The same of a scan that is read when asked for."""
+    """The same of a scan that is read when asked for; raises InputError then as the scan does."""
     changed = {
         "read": lambda start, stop: corrected_scan(source.read(start, stop), found),
         "instrument": _corrected_instrument(source.instrument, found),

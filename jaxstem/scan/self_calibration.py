@@ -165,7 +165,9 @@ def offsets_of(
     config: InferConfig,
     mesh: Mesh,
 ) -> Offsets:
-    """The disks of a small scan beside the reflections of its believed answers (flat)."""
+    """The disks of a small scan, of `SAMPLE` positions at most, beside the reflections of its
+    believed answers (flat), in 1/Å. Raises InputError as `source.read` does.
+    """
     known = preview_scan(source, model, config)
     scan = source.read(0, source.scan_shape[0])
     reach, scoring = float(known.limit.reach), config.scoring
@@ -324,7 +326,8 @@ def self_calibrated(
     """The scan with its disks where its own disks say that they belong, by how much they were
     moved, and what was learned in a line; the same in each process.
 
-    Arguments as in `learned_distortion`. Warns where the scale is off by more than is corrected.
+    Arguments and errors as in `learned_distortion`; of several processes the first one learns.
+    Warns where the scale is off by more than is corrected.
     """
 
     def learn() -> list | None:
