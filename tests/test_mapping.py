@@ -163,7 +163,8 @@ def test_doubtful_answers_are_left_out(model, in_memory, table, one_device, tmp_
 
 def test_disks_are_mapped_where_they_belong(model, table, one_device, rng, monkeypatch):
     """And the map says how far from there they were measured."""
-    distortion = from_numbers(rng.normal(size=5) * 0.02)
+    drift = (rng.normal(size=(2, 3, 2)) * 0.02).astype(np.float32)
+    distortion = from_numbers(rng.normal(size=5) * 0.02)._replace(drift=drift)
     moved = lambda source, *_: (corrected(source, distortion), distortion, "all wrong")  # noqa: E731
     monkeypatch.setattr(mapping, "self_calibrated", moved)
     scan = read_scan(table)
@@ -179,6 +180,7 @@ def test_disks_are_mapped_where_they_belong(model, table, one_device, rng, monke
     assert as_given.attributes["about_geometry"] == "as given"
     kept = stored_distortion(found.settings["distortion"])
     np.testing.assert_array_equal(kept.numbers, distortion.numbers)
+    np.testing.assert_array_equal(kept.drift, drift)
     assert stored_distortion(as_given.settings["distortion"]).most == 0.0
 
 

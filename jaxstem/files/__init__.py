@@ -37,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "corrected",
             "corrected_scan",
             "Distortion",
+            "evenly",
             "from_numbers",
             "stored_distortion",
             "undistorted",

@@ -43,11 +43,11 @@ class Patterns(NamedTuple):
     side: tuple[int, int]
     frame: Float[np.ndarray, "kept 6"]
 
-    def corrected(self, found: Distortion) -> Patterns:
-        """The same patterns, lying where their disks belong."""
+    def corrected(self, found: Distortion, drift: Float[np.ndarray, "kept 2"]) -> Patterns:
+        """The same patterns, lying where their disks belong; `drift` is theirs [1/Å]."""
         matrix, offset = self.frame[:, :4].reshape(-1, 2, 2), self.frame[:, 4:]
         back = np.linalg.inv(np.eye(2) + found.stretch)
-        frame = [(back @ matrix).reshape(-1, 4), (offset - found.shift) @ back.T]
+        frame = [(back @ matrix).reshape(-1, 4), (offset - found.shift - drift) @ back.T]
         return self._replace(frame=np.concatenate(frame, axis=1))
 
 

@@ -120,7 +120,10 @@ def write_report(
             scan, whole.phase.shape, every * apart, opened, config, progress, by_counts
         )
         found = stored_distortion(whole.settings.get("distortion", {}))
-        measured, patterns = corrected_scan(measured, found), patterns and patterns.corrected(found)
+        lines = (np.arange(0, n, every * apart) for n in whole.phase.shape)
+        drift = found.drift_at(*lines, whole.phase.shape)
+        measured = corrected_scan(measured, found, drift)
+        patterns = patterns and patterns.corrected(found, drift.reshape(-1, 2))
         if measured.light is not None:
             exposed = Exposed.of(measured, whole.crystals, microscope.k_max)
             counts = [

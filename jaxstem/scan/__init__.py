@@ -35,6 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "proposals": ["different", "NEW", "propose", "Proposed", "SURE"],
         "self_calibration": [
+            "beam_drift",
             "fitted",
             "grains_of",
             "Learned",

@@ -9,6 +9,9 @@ errors are those of grains that are wrong as a whole (P. J. Huber, Proc. 5th Ber
 Stat. Prob. 1 (1967) 221), for dynamical diffraction fills disks unevenly, alike in a grain. Then
 the positions are looked at again without it, until what is left is within its errors.
 
+Before that the direct beam, where disks are listed and it is among them, says itself where the
+centre is at each position (`beam_drift`), for other programs leave some of its drift.
+
 Of pixel size and unit cell only the ratio is known, and a rotation between detector and scan not at
 all, for every orientation absorbs it.
 
@@ -28,9 +31,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
+from jaxstem.detection.origin import smooth_origin
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import grid_content
-from jaxstem.files.distortion import Distortion, corrected, from_numbers, undistorted
+from jaxstem.files.distortion import Distortion, corrected, evenly, from_numbers, undistorted
 from jaxstem.files.scan import BY_FILE, DiskSource, pad_disks
 from jaxstem.inference.batching import preview_scan
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
@@ -50,8 +54,11 @@ from jaxstem.verification.search import pattern_of
 SAMPLE = (16, 16)
 """Rows and columns at whose crossings patterns are looked at, evenly over the scan."""
 
+DRIFT = (128, 128)
+"""Rows and columns, at most, at whose crossings the beam's drift is known."""
+
 ROUNDS = 4
-"""Times that they are, at most."""
+"""Times that patterns are looked at, at most."""
 
 ENOUGH = 8
 """Grains from which a calibration can be told."""
@@ -154,8 +161,39 @@ _REWEIGHTED = 10
 
 def spread_over(source: DiskSource) -> DiskSource:
     """Positions evenly over the scan, at most `SAMPLE`."""
-    numbers = zip(source.scan_shape, map(min, source.scan_shape, SAMPLE), strict=True)
-    return source.at(*([(2 * i + 1) * n // (2 * m) for i in range(m)] for n, m in numbers))
+    return source.at(
+        *(evenly(n, min(n, m)) for n, m in zip(source.scan_shape, SAMPLE, strict=True))
+    )
+
+
+def beam_drift(source: DiskSource, k_min: float) -> Float[np.ndarray, "m n 2"] | None:
+    """Where the direct beam lies that should lie at 0, at `evenly` chosen rows and columns of a
+    scan, smoothed [1/Å]; None where it is where it should be, or not listed (a disk within `k_min`,
+    1/Å, the strongest) at half of them. Raises InputError as `source.read` does.
+    """
+    rows, columns = (evenly(n, min(n, m)) for n, m in zip(source.scan_shape, DRIFT, strict=True))
+    if len(rows) == source.scan_shape[0]:
+        pieces = [source.read(0, len(rows))]
+    else:
+        pieces = [source.read(row, row + 1) for row in rows]
+    lines = []
+    for scan in pieces:
+        place = np.full((len(scan.offsets) - 1, 2), np.nan)
+        position = np.repeat(np.arange(len(place)), np.diff(scan.offsets))
+        near = np.flatnonzero((np.hypot(scan.qx, scan.qy) <= k_min) & (scan.intensity > 0))
+        near = near[np.argsort(scan.intensity[near], kind="stable")]  # the strongest remains
+        place[position[near]] = np.stack([scan.qx[near], scan.qy[near]], axis=-1)
+        lines.append(place.reshape(*scan.scan_shape, 2)[:, columns])
+    place = np.concatenate(lines)
+    if 2 * np.isfinite(place[..., 0]).sum() < place[..., 0].size:
+        return None
+    drift = smooth_origin(place)
+    return drift if _size(drift) > FAULT else None
+
+
+def _size(drift: Float[np.ndarray, "m n 2"]) -> float:
+    """Root mean square of a drift along an axis [1/Å]."""
+    return float(np.sqrt(np.square(drift).mean()))
 
 
 def offsets_of(
@@ -312,7 +350,7 @@ def to_correct(
         squared = values @ np.linalg.solve(which @ covariance @ which.T, values)
         is_free = number > 0 or (scale_is_free and part.most <= LARGEST)
         if is_free and squared > len(which) * SIGMAS**2:
-            moved = Distortion(*(x + y for x, y in zip(moved, part, strict=True)))
+            moved = from_numbers(moved.numbers + part.numbers)
     return moved if moved.most > FAULT else undistorted()
 
 
@@ -330,27 +368,34 @@ def self_calibrated(
     Warns where the scale is off by more than is corrected.
     """
 
-    def learn() -> list | None:
-        learned = learned_distortion(source, model, config, mesh, predict_for)
+    def learn() -> tuple[list | None, list | None]:
+        drift = beam_drift(source, model.k_min) if source.detector is None else None
+        still = source if drift is None else corrected(source, undistorted()._replace(drift=drift))
+        learned = learned_distortion(still, model, config, mesh, predict_for)
         plain = lambda x: list(map(float, x.numbers)) if isinstance(x, Distortion) else x  # noqa: E731
-        return learned and [plain(x) for x in learned]
+        return drift if drift is None else drift.tolist(), learned and [plain(x) for x in learned]
 
-    said = parallel.first_says(learn)
-    if said is None:
-        return source, undistorted(), "as given, for too few grains tell it"
-    found, errors, moved, grains, scatter = said
-    learned = Learned(from_numbers(found), tuple(errors), from_numbers(moved), grains, scatter)
-    excess = learned.distortion.scale - 1.0
-    if abs(excess) > LARGEST and parallel.is_first():
-        warnings.warn(
-            f"{source.source}: disks lie {100 * abs(excess):.1f} % "
-            f"{'farther from' if excess > 0 else 'nearer to'} the beam than the crystals' do, more "
-            "than is corrected; check --pixel-size and the unit cells.",
-            stacklevel=2,
-        )
-    if learned.corrected.most > 0.0:
-        source = corrected(source, learned.corrected)
-    return source, learned.corrected, told(learned)
+    drift, said = parallel.first_says(learn)
+    moved, line = undistorted(), "as given, for too few grains tell it"
+    if said is not None:
+        found, errors, moved, grains, scatter = said
+        moved = from_numbers(moved)
+        learned = Learned(from_numbers(found), tuple(errors), moved, grains, scatter)
+        line = told(learned)
+        excess = learned.distortion.scale - 1.0
+        if abs(excess) > LARGEST and parallel.is_first():
+            warnings.warn(
+                f"{source.source}: disks lie {100 * abs(excess):.1f} % "
+                f"{'farther from' if excess > 0 else 'nearer to'} the beam than the crystals' do, "
+                "more than is corrected; check --pixel-size and the unit cells.",
+                stacklevel=2,
+            )
+    if drift is not None:
+        moved = moved._replace(drift=np.asarray(drift))
+        line = f"beam off by {_size(moved.drift):.4f} 1/Å, from place to place (corrected); {line}"
+    if moved.most > 0.0:
+        source = corrected(source, moved)
+    return source, moved, line
 
 
 _ROUNDING = 1e-9

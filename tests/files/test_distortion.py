@@ -12,6 +12,7 @@ from jaxstem.files.distortion import (
     Distortion,
     corrected,
     corrected_scan,
+    evenly,
     from_numbers,
     stored_distortion,
     undistorted,
@@ -39,6 +40,43 @@ def test_disks_come_back_to_where_they_belong(distortion, rng):
     assert found.qx.dtype == true.qx.dtype
     np.testing.assert_array_equal(found.offsets, true.offsets)
     np.testing.assert_array_equal(found.intensity, true.intensity)
+
+
+def test_a_drift_is_each_positions_own(distortion, rng):
+    """Read whole, row by row, or every second position with its own part of the drift."""
+    shape = (5, 7)
+    true = scan_of_lists(random_lists(rng, 35, 9), shape)
+    drift = rng.normal(size=(*shape, 2)) * 0.02
+    distortion = distortion._replace(drift=drift)
+    q = displaced(np.stack([true.qx, true.qy], axis=1), distortion)
+    q = (q + np.repeat(drift.reshape(-1, 2), np.diff(true.offsets), axis=0)).astype(np.float32)
+    moved = replace(true, qx=q[:, 0], qy=q[:, 1])
+    source = corrected(source_of(moved), distortion)
+    for found in (corrected_scan(moved, distortion), source.whole()):
+        np.testing.assert_allclose(found.qx, true.qx, atol=2e-6)
+        np.testing.assert_allclose(found.qy, true.qy, atol=2e-6)
+    row = source.read(3, 4)
+    np.testing.assert_allclose(row.qx, source_of(true).read(3, 4).qx, atol=2e-6)
+    lines = np.arange(0, 5, 2), np.arange(0, 7, 2)
+    thin = corrected_scan(
+        source_of(moved).at(*(x.tolist() for x in lines)).whole(),
+        distortion,
+        distortion.drift_at(*lines, shape),
+    )
+    expected = source_of(true).at(*(x.tolist() for x in lines)).whole()
+    np.testing.assert_allclose(thin.qy, expected.qy, atol=2e-6)
+
+
+def test_a_drift_is_known_between_its_places():
+    rows, columns = evenly(10, 4), evenly(3, 3)
+    assert rows == [1, 3, 6, 8] and columns == [0, 1, 2]
+    drift = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1) * 1e-3
+    found = undistorted()._replace(drift=drift).drift_at(np.arange(10), np.arange(3), (10, 3))
+    np.testing.assert_allclose(
+        found[..., 0], 1e-3 * np.clip(np.arange(10), 1, 8)[:, None] + 0 * found[..., 0]
+    )
+    np.testing.assert_allclose(found[..., 1], 1e-3 * np.arange(3)[None] + 0 * found[..., 1])
+    assert undistorted()._replace(drift=drift).most == pytest.approx(1e-3 * np.hypot(8, 2))
 
 
 def test_counts_are_looked_for_where_the_disks_were(distortion, with_light, rng):
@@ -79,7 +117,7 @@ def test_patterns_lie_where_their_disks_do(distortion, rng):
     frame = rng.normal(size=(3, 6))
     pixel = rng.uniform(0, 99, 2)
     at = lambda frame: frame[:, :4].reshape(-1, 2, 2) @ pixel + frame[:, 4:]  # noqa: E731
-    moved = Patterns([], (9, 9), frame).corrected(distortion)
+    moved = Patterns([], (9, 9), frame).corrected(distortion, np.zeros((len(frame), 2)))
     np.testing.assert_allclose(displaced(at(moved.frame), distortion), at(frame), atol=1e-9)
 
 
@@ -113,5 +151,9 @@ def test_an_ellipse_says_where_it_is_long(angle):
 
 def test_a_distortion_is_what_was_stored_of_it(distortion):
     again = stored_distortion(distortion.stored())
+    assert again.drift is None
     np.testing.assert_array_equal(again.numbers, distortion.numbers)
     assert stored_distortion({}).most == 0.0
+    drift = np.ones((2, 3, 2), np.float32)
+    drifting = stored_distortion(distortion._replace(drift=drift).stored())
+    np.testing.assert_array_equal(drifting.drift, drift)

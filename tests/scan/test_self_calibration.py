@@ -22,6 +22,7 @@ from jaxstem.scan.self_calibration import (
     ENOUGH,
     LARGEST,
     Offsets,
+    beam_drift,
     fitted,
     grains_of,
     learned_distortion,
@@ -185,9 +186,15 @@ def learnt(model, mesh, crystals_seen, monkeypatch):
     )
     monkeypatch.setattr(self_calibration, "predict_scan", lambda *_, **__: (answer, None))
 
-    def learn(numbers, instrument=UNKNOWN):
-        q = displaced(np.stack([true.qx, true.qy], axis=1), numbers).astype(np.float32)
-        scan = replace(true, qx=q[:, 0], qy=q[:, 1], instrument=instrument)
+    def learn(numbers, instrument=UNKNOWN, drift=None):
+        q = displaced(np.stack([true.qx, true.qy], axis=1), numbers)
+        n = np.diff(true.offsets)
+        if drift is None:  # no direct beam among the disks
+            strength = np.where(np.hypot(true.qx, true.qy) < 0.1, 0.0, true.intensity)
+        else:
+            strength, q = true.intensity, q + np.repeat(drift, n, axis=0)
+        scan = replace(true, qx=np.float32(q[:, 0]), qy=np.float32(q[:, 1]), intensity=strength)
+        scan = replace(scan, instrument=instrument)
         found = self_calibrated(source_of(scan), model, InferConfig(), mesh, lambda _: None)
         return found[0].whole(), *found[1:]
 
@@ -210,6 +217,46 @@ def test_what_is_right_stays_as_it_is(learnt, crystals_seen):
     found, distortion, line = learnt(np.zeros(5))
     assert distortion.most == 0.0 and "corrected" not in line
     np.testing.assert_array_equal(found.qx, true.qx)
+
+
+def test_a_listed_beam_says_where_the_centre_is(learnt, crystals_seen, rng):
+    """Of each position; what it leaves the other disks say."""
+    true, _ = crystals_seen
+    row, column = np.divmod(np.arange(48), 8)
+    drift = np.stack([0.004 * row - 0.02, 0.003 * column], axis=-1)
+    found, distortion, line = learnt(WRONG, drift=drift)
+    assert line.count("(corrected)") == 3 and line.startswith("beam off by 0.0")
+    assert np.abs(distortion.shift).max() < 2e-3  # the beam has told
+    seen = distortion.drift_at(np.arange(6), np.arange(8), (6, 8)).reshape(-1, 2)
+    np.testing.assert_allclose(seen, drift + WRONG[3:], atol=2e-3)
+    for mine, given in ((found.qx, true.qx), (found.qy, true.qy)):
+        np.testing.assert_allclose(mine, given, atol=4e-3)
+    _, distortion, line = learnt(np.zeros(5), drift=rng.normal(size=(48, 2)) * 1e-3)
+    assert distortion.most == 0.0 and "beam off" not in line
+
+
+def test_a_beam_that_is_told_twice_or_seldom(rng, monkeypatch):
+    """The strongest disk near the centre is it; one that is not listed says nothing; of a large
+    scan some positions do.
+    """
+    shape = (40, 30)
+    row, column = np.divmod(np.arange(1200), 30)
+    drift = np.stack([0.02 * np.sin(row / 15), 0.02 * np.cos(column / 12)], axis=-1)
+    noisy = drift + rng.normal(size=drift.shape) * 1e-3
+    lists = [np.array([[*q, 5.0], [-0.1, 0.02, 1.0], [0.5, 0.1, 9.0]]) for q in noisy]
+    scan = scan_of_lists(lists, shape)
+    found = beam_drift(source_of(scan), 0.15)
+    assert found.shape == (*shape, 2)
+    assert np.abs(found.reshape(-1, 2) - drift).max() < 3e-3
+    monkeypatch.setattr(self_calibration, "DRIFT", (20, 15))
+    few = beam_drift(source_of(scan), 0.15)
+    assert few.shape == (20, 15, 2)
+    over_all = from_numbers(np.zeros(5))._replace(drift=few)
+    over_all = over_all.drift_at(np.arange(40), np.arange(30), shape)
+    inside = over_all[1:-1, 1:-1] - drift.reshape(*shape, 2)[1:-1, 1:-1]
+    assert np.abs(inside).max() < 4e-3
+    without = [x if rng.random() < 0.3 else x[2:] for x in lists]
+    assert beam_drift(source_of(scan_of_lists(without, shape)), 0.15) is None
 
 
 def test_a_scale_that_was_given_is_kept(learnt):
