@@ -109,9 +109,9 @@ def _mode_tables(material: Material, n_neighbours: int = 15) -> CandidateTables:
     """What of `candidate_tables` the modes of a distribution need: cells, neighbours, offsets."""
     grid = np.asarray(material.grid, np.float32)
     operations = jnp.asarray(material.operations, jnp.float32)
-    turns = jax.jit(rotations.matrix_to_quaternion)(operations)
+    turns = rotations.matrix_to_quaternion(operations)
     neighbours, operation = nearest_cells(grid, grid, turns, n_neighbours)
-    cells = jax.jit(rotations.quaternion_to_matrix)(grid)
+    cells = rotations.quaternion_to_matrix(grid)
     neighbours = jnp.asarray(neighbours, jnp.int32)
     offsets = _offsets(cells, neighbours, operations[operation])
     return CandidateTables(cells, None, None, neighbours, offsets, None, None)

@@ -76,6 +76,7 @@ def _safe_atan2(y: Float[Array, "..."], x: Float[Array, "..."]) -> Float[Array, 
     return jnp.arctan2(jnp.where(origin, 0, y), jnp.where(origin, 1, x))
 
 
+@jax.jit
 def quaternion_multiply(
     a: Float[ArrayLike, "... 4"], b: Float[ArrayLikeLike, "... 4"]
 ) -> Float[Array, "... 4"]:
@@ -100,6 +101,7 @@ def quaternion_conjugate(q: Float[Array, "... 4"]) -> Float[Array, "... 4"]:
     return jnp.concatenate([q[..., :1], -q[..., 1:]], axis=-1)
 
 
+@jax.jit
 def quaternion_to_matrix(q: Float[Array, "... 4"]) -> Float[Array, "... 3 3"]:
     """Active rotation matrices ``[..., 3, 3]`` of quaternions ``[..., 4]`` of any length.
 
@@ -137,6 +139,7 @@ def _largest_row(projector: Float[Array, "... 4 4"]) -> Float[Array, "... 4"]:
     return jnp.where(q[..., :1] < 0, -q, q)
 
 
+@jax.jit
 def matrix_to_quaternion(matrix: Float[ArrayLike, "... 3 3"]) -> Float[ArrayLike, "... 4"]:
     """Unit quaternions ``[..., 4]``, w >= 0, of rotation matrices ``[..., 3, 3]``.
 
@@ -211,6 +214,7 @@ def rotation_vector_to_matrix(v: Float[Array, "... 3"]) -> Float[Array, "... 3 3
     return quaternion_to_matrix(jnp.concatenate([cosine, half_sinc * v], axis=-1))
 
 
+@jax.jit
 def matrix_to_rotation_vector(matrix: Float[Array, "... 3 3"]) -> Float[Array, "... 3"]:
     """Axis times angle [rad, 0 … π] of a rotation ``[..., 3, 3]``: ``[..., 3]``.
 
