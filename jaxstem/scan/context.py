@@ -26,7 +26,7 @@ from jaxstem.orientation import rotations
 from jaxstem.runtime import parallel
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.sharing import own_rows, shared
-from jaxstem.scan.posterior import ContextConfig, answers_in_context
+from jaxstem.scan.posterior import BY_COUNTS, ContextConfig, answers_in_context
 from jaxstem.scan.proposals import Proposed, propose
 from jaxstem.scan.tiles import Tile, cut, over_tiles, tiled
 
@@ -46,9 +46,11 @@ def in_context(
     """The answers of a scan, some rows (rows, nx) at a time, from the labels (ny, nx) of what each
     pattern says alone, the same ones in each process.
 
-    `mesh` and `progress` are those of `stream_answers`. Raises InputError as `source.read` does.
+    `mesh` and `progress` are those of `stream_answers`; `context` is the usual one, if None, for
+    counts or for lists. Raises InputError as `source.read` does.
     """
-    context, mesh = context or ContextConfig(), mesh or parallel.make_mesh(jax.local_devices())
+    usual = ContextConfig() if source.detector is None else BY_COUNTS
+    context, mesh = context or usual, mesh or parallel.make_mesh(jax.local_devices())
     operations = joint_operations(model.materials)
     tiling = tiled(source.scan_shape, context.rounds)
     if not (labels.phase >= 0).any():
