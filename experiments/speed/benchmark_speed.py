@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # commands share the GPU with this
 
@@ -52,6 +53,7 @@ from experiments.speed.benchmark_table import (
 from experiments.speed.runner import Runner, accuracy, patterns_of, seconds_per_pattern
 from experiments.speed.scans import CIF, SAMPLE, command, small_model, tiled, write_bragg
 from jaxstem.detection.opening import open_scan
+from jaxstem.files.distortion import undistorted
 from jaxstem.files.emd import read_disks
 from jaxstem.files.map_file import map_writer
 from jaxstem.files.packed import write_packed
@@ -136,7 +138,8 @@ def stages(scan_file: Path, runner: Runner, target: Path) -> dict[str, float]:
     found = in_neighbours(runner, within, pieces)
     clock.append(time.perf_counter())
     n_columns = scan.scan_shape[1]
-    header = map_header(source, model, config, "scan", 0.0, options=None, attributes=None)
+    as_given = SimpleNamespace(source=source, distortion=undistorted(), geometry="as given")
+    header = map_header(as_given, model, config, "scan", 0.0, options=None, attributes=None)
     with map_writer(target, header, overwrite=True) as write:
         for piece in pieces:
             arrays = {f"single_{name}": getattr(piece.answer, name) for name in SINGLE}
