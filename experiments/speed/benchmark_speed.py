@@ -182,13 +182,16 @@ def py4dstem(python: Path | None, quick: bool) -> Iterator[Callable[..., dict] |
         return
     begun = time.perf_counter()
     words, where = elsewhere(python, "speed.py4dstem_speed", [CIF, 20 if quick else 2])
-    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-    process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=nowhere, text=True, **where)
+    pipe, errors = subprocess.PIPE, tempfile.TemporaryFile("w+")
+    process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=errors, text=True, **where)
 
     def heard() -> dict:
         line = process.stdout.readline()
         if not line:
-            raise SystemExit("py4DSTEM's process ended; try its environment by hand.")
+            errors.seek(0)
+            raise SystemExit(
+                f"py4DSTEM's process ended: {(errors.read().splitlines() or ['?'])[-1]}"
+            )
         return json.loads(line)
 
     def ask(scan: Path, positions: int) -> dict:
@@ -203,6 +206,7 @@ def py4dstem(python: Path | None, quick: bool) -> Iterator[Callable[..., dict] |
     finally:
         process.stdin.close()
         process.wait()
+        errors.close()
 
 
 def growth(names: tuple[str, ...], refine: tuple[str, ...], lengths: tuple[int, ...]) -> list[dict]:
