@@ -139,7 +139,7 @@ def score(predict, model: Model, disks: Disks, truth: np.ndarray) -> dict[str, f
     scan = scan_of(disks, model.voltage_kv)
     everything = np.arange(len(truth))
     padded = Disks(*pad_disks(scan, everything, model.k_max, model.k_min, 24))
-    answer = predict(model.params, padded, scan_exposure(scan, model.k_min, model.k_max))
+    answer, _ = predict(model.params, padded, scan_exposure(scan, model.k_min, model.k_max))
     orientation = np.array(answer.orientation)
     orientation[padded.mask.sum(axis=1) < MIN_DISKS] = np.nan
     return shares(*errors(orientation, truth, material.operations), digits=2)

@@ -165,9 +165,11 @@ def to_markdown(results: dict) -> str:
     rows = []
     for side in sides:
         timed = [of.get((way, side)) for way in WAYS]
-        ratios = [ratio(row["times_py4DSTEM"]) for row in timed if row and "times_py4DSTEM" in row]
+        times = [row.get("times_py4DSTEM") for row in timed[1:] if row]
+        ratios = [ratio(x) if x else "–" for x in times]
         cells = [*(whole_seconds(row) for row in timed), " and ".join(ratios)]
-        rows.append([f"{side} × {side}", *cells, of[WAYS[1], side]["total"]["runs"]])
+        runs = max(row["total"]["runs"] for row in timed[1:] if row)
+        rows.append([f"{side} × {side}", *cells, runs])
     fast, none = (of[way, sides[-1]]["patterns_per_second"] for way in WAYS[1:])
     floor = results["floor"]
     figure = "[figure](experiments/results/benchmark_speed.png)"
