@@ -154,9 +154,9 @@ def to_markdown(results: dict) -> str:
         return f"{100 * s['within_5']:.0f} % ({low:.0f}–{high:.0f})"
 
     return (
-        f"{ours['n']} further patterns of Cu, simulated in the same way with a beam that does not "
-        f"move (`experiments/accuracy/multislice.py`): {within(ours)} within 5°, py4DSTEM "
-        f"{within(theirs)}."
+        f"{ours['n']} further patterns of Cu (seed {results['settings']['seed']}), simulated in "
+        "the same way with a beam that does not move (`experiments/accuracy/multislice.py`): "
+        f"{within(ours)} within 5°, py4DSTEM {within(theirs)}."
     )
 
 
