@@ -33,30 +33,20 @@ from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
 from jaxstem.errors import InputError, require_between
 from jaxstem.files.distortion import Distortion, undistorted
 from jaxstem.files.map_file import MapHeader, map_writer
-from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED, OrientationMap, ambiguous_by_180
+from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
 from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all, source_of
-from jaxstem.inference.batching import (
-    PIECE,
-    judged_source,
-    likeliest_labels,
-    no_labels,
-    unseen,
-)
+from jaxstem.inference.batching import PIECE, judged_source
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import PredictFor, make_predict_for
-from jaxstem.inference.stream import stream_answers
-from jaxstem.inference.verdict import Answer, Labels
+from jaxstem.inference.verdict import Answer
 from jaxstem.network.heads import HEADS
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
-from jaxstem.runtime.sharing import own_rows, shared
+from jaxstem.scan.alone import labels_alone, room_for_labels, single_blocks
 from jaxstem.scan.context import in_context
+from jaxstem.scan.pooling import patterns_needed
 from jaxstem.scan.self_calibration import self_calibrated
-from jaxstem.verification.ranking import keep_size
-
-KEPT = 6
-"""Labels of a position, at most, that its neighbours hear of."""
 
 Block = tuple[int, dict[str, np.ndarray]]
 """Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""
@@ -107,9 +97,8 @@ def map_scan(
         raise no_disk_at_all(source)
     context = usable_context(context, model, config)
     given = _prepared(source, model, config, context, mesh)
-    source, *_, mesh, predict = given
     header = map_header(given, model, config, context, least_confidence, options, attributes)
-    said = model, config, least_confidence, mesh, progress, context, predict
+    source, said = given.source, given.said(model, config, least_confidence, progress, context)
     found = list(map_blocks(source, *said))
     found.sort(key=lambda block: block[0])
     names = {name for _, block in found for name in block}
@@ -154,7 +143,7 @@ def map_to_file(
     parallel.first_says(lambda: check_target(path, overwrite))
     context = usable_context(context, model, config)
     given = _prepared(source, model, config, context, mesh)
-    source, *_, mesh, predict = given
+    source = given.source
     header = map_header(given, model, config, context, least_confidence, options, attributes)
     were_empty: set[bool] = set()
 
@@ -176,7 +165,7 @@ def map_to_file(
     target = map_writer(path, header, overwrite) if parallel.is_first() else nullcontext()
     with target as write:
         counted = replace(source, read=read)
-        said = model, config, least_confidence, mesh, progress, context, predict
+        said = given.said(model, config, least_confidence, progress, context)
         for row, block in map_blocks(counted, *said):
             if write is not None:
                 write(row, block)
@@ -194,14 +183,20 @@ def map_to_file(
 
 class _Prepared(NamedTuple):
     """A scan without what its own disks say is wrong with its calibration, that, the same told in a
-    line, and by which devices and program it is mapped.
+    line, how many of its patterns are added up, and by which devices and program it is mapped.
     """
 
     source: DiskSource
     distortion: Distortion
     geometry: str
+    n_together: int
     mesh: Mesh
     predict: PredictFor
+
+    def said(self, model, config, least_confidence, progress, context) -> tuple:
+        """What `map_blocks` takes after the scan."""
+        how = self.predict, self.n_together
+        return model, config, least_confidence, self.mesh, progress, context, *how
 
 
 def _prepared(
@@ -216,7 +211,8 @@ def _prepared(
     found = source, undistorted(), "as given"
     if config.geometry == "scan":
         found = self_calibrated(source, model, config, mesh, predict)
-    return _Prepared(*found, mesh, predict)
+    n_together = patterns_needed(found[0], model, config) if context == "scan" else 1
+    return _Prepared(*found, n_together, mesh, predict)
 
 
 def map_header(
@@ -251,6 +247,7 @@ def map_header(
             "symmetry_groups": ", ".join(crystal.laue_group for crystal in crystals),
             **understood(source, model, config),
             "about_geometry": given.geometry,
+            "about_context": told_of_context(context, given.n_together),
             **(attributes or {}),
         },
         settings={
@@ -269,6 +266,15 @@ def usable_context(context: str, model: Model, config: InferConfig) -> str:
     """
     numbers = HEADS[model.config.head].numbers
     return "none" if config.refine == "none" and numbers is not None else context
+
+
+def told_of_context(context: str, n_together: int) -> str:
+    """By what a pattern is judged besides itself, in a line."""
+    if context == "none":
+        return "each pattern alone"
+    if n_together == 1:
+        return "neighbours"
+    return f"neighbours, and sums of up to {n_together} patterns of a grain, for one alone is weak"
 
 
 def understood(
@@ -321,12 +327,14 @@ def map_blocks(
     progress: bool | None = None,
     context: str = "none",
     predict_for: PredictFor | None = None,
+    n_together: int = 1,
 ) -> Iterator[Block]:
     """The rows of a map, some at a time and not always in order, the same ones in each process.
 
     Process p of P works on the p-th of P ranges of rows. In the `context` of the scan each row
     comes twice: what its patterns say alone, by the names of `SINGLE` and with the number of disks,
-    and when all are there what the scan says. `predict_for` as in `stream_answers`.
+    and when all are there what the scan says. `predict_for` as in `stream_answers`, `n_together` as
+    in `in_context`.
     """
     with_labels = context == "scan"
     blocks = single_blocks(source, model, config, mesh, progress, with_labels, predict_for)
@@ -334,10 +342,7 @@ def map_blocks(
         for row, (answer, n_disks, _) in blocks:
             yield row, left_out(answer, least_confidence)._asdict() | {"n_disks": n_disks}
         return
-    scan = jax.tree.map(
-        lambda x: np.empty((*source.scan_shape, *x.shape[1:]), x.dtype),
-        no_labels(np.full(1, UNASSIGNED), n_labels(source, model, config)),
-    )
+    scan = room_for_labels(source, model, config)
     for row, (answer, n_disks, labels) in blocks:
         for into, values in zip(scan, labels, strict=True):
             into[row : row + len(values)] = values
@@ -346,64 +351,18 @@ def map_blocks(
             for name in ("orientation", "phase", "confidence")
         }
         yield row, alone | {"n_disks": n_disks}
-    for row, answer in in_context(scan, source, model, config, mesh, progress):
+    found = in_context(
+        scan,
+        source,
+        model,
+        config,
+        mesh,
+        progress,
+        n_together=n_together,
+        alone=lambda sums: labels_alone(sums, model, config, mesh, progress, predict_for),
+    )
+    for row, answer in found:
         yield row, left_out(answer, least_confidence)._asdict()
-
-
-Found = tuple[Answer, Int[np.ndarray, "rows nx"], Labels | None]
-"""Of some rows what their patterns say alone, their numbers of disks, and their labels."""
-
-
-def single_blocks(
-    source: DiskSource,
-    model: Model,
-    config: InferConfig,
-    mesh: Mesh | None = None,
-    progress: bool | None = None,
-    with_labels: bool = False,
-    predict_for: PredictFor | None = None,
-) -> Iterator[tuple[int, Found]]:
-    """What patterns say alone, some rows (rows, nx) at a time and not always in order, the same
-    ones in each process; with the likeliest labels (`n_labels`) of each where these are asked for.
-    """
-    n_columns, rows = source.scan_shape[1], own_rows(source.scan_shape[0])
-    if mesh is None:
-        mesh = parallel.make_mesh(jax.local_devices())
-    if not parallel.is_first():
-        progress = False
-    config = replace(config, keeps_labels=with_labels)
-    kept = n_labels(source, model, config)
-
-    def over_rows(x):
-        return x.reshape(-1, n_columns, *x.shape[1:])
-
-    def own() -> Iterator[tuple[int, Found]]:
-        pieces = stream_answers(
-            model, source, config, rows=rows, mesh=mesh, progress=progress, predict_for=predict_for
-        )
-        for piece in pieces:
-            labels = None
-            if with_labels:
-                labels = piece.labels or no_labels(piece.answer.phase, kept)
-                labels = likeliest_labels(labels, kept)
-            found = jax.tree.map(over_rows, (piece.answer, piece.counts, labels))
-            yield rows[0] + piece.first // n_columns, found
-
-    most = int(np.diff(source.pieces(PIECE), axis=1).max()) * n_columns
-    none = np.full(most, UNASSIGNED)
-    labels = no_labels(none, kept) if with_labels else None
-    like = (unseen(none == NO_CRYSTAL), none.astype(np.int32), labels)
-    yield from shared(own(), jax.tree.map(over_rows, like))
-
-
-def n_labels(source: DiskSource, model: Model, config: InferConfig) -> int:
-    """How many labels of each position of this scan its neighbours hear of."""
-    if config.refine != "fast":
-        return KEPT
-    scoring = config.scoring
-    by_counts = config.by_counts(source)
-    climbing = scoring.counts.n_polished if by_counts else scoring.n_climbing
-    return min(KEPT, keep_size(climbing, len(model.materials)))
 
 
 def left_out(answer: Answer, least_confidence: float) -> Answer:

@@ -42,6 +42,7 @@ from jaxstem.mapping import map_scan, map_to_file
 from jaxstem.network.model import Model, build_network
 from jaxstem.network.transformer import ModelConfig, init_params
 from jaxstem.runtime import parallel
+from jaxstem.scan import alone
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
@@ -65,7 +66,7 @@ def tiny_model():
 def work(scan, out):
     """What this file does as a script."""
     parallel.start_cluster()
-    batching.PIECE = mapping.PIECE = 10
+    batching.PIECE = mapping.PIECE = alone.PIECE = 10
     try:
         source = disks_of(look_at(scan, ReadOptions()), False, across=True)
         map_to_file(out, source, tiny_model(), CONFIG, progress=False)

@@ -71,11 +71,12 @@ from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import scorer
 from jaxstem.inference.stream import workers
 from jaxstem.inference.verdict import Answer
-from jaxstem.mapping import map_header, map_scan, n_labels
+from jaxstem.mapping import map_header, map_scan
 from jaxstem.network.model import Model, load_model
 from jaxstem.network.transformer import ModelConfig, init_params
 from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import default_cache
+from jaxstem.scan.alone import n_labels
 from jaxstem.scan.context import in_context
 
 PACKED_FROM = 1024
@@ -138,7 +139,9 @@ def stages(scan_file: Path, runner: Runner, target: Path) -> dict[str, float]:
     found = in_neighbours(runner, within, pieces)
     clock.append(time.perf_counter())
     n_columns = scan.scan_shape[1]
-    as_given = SimpleNamespace(source=source, distortion=undistorted(), geometry="as given")
+    as_given = SimpleNamespace(
+        source=source, distortion=undistorted(), geometry="as given", n_together=1
+    )
     header = map_header(as_given, model, config, "scan", 0.0, options=None, attributes=None)
     with map_writer(target, header, overwrite=True) as write:
         for piece in pieces:

@@ -74,6 +74,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "opening": ["disks_of", "look_at", "open_cube", "open_disks", "open_scan", "read_scan"],
         "origin": ["smooth_origin"],
         "plan": ["make_plan"],
+        "pooling": ["COLUMNS", "KEPT_BYTES", "pooled_cube", "STEADY", "where_steady"],
         "reading": ["OF_PATTERNS", "OF_PIXELS", "option", "ReadOptions", "stored"],
         "ring_fit": [
             "Calibration",

@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Bool
 
 from jaxstem.detection.config import DEFAULT, DetectConfig
+from jaxstem.detection.pooling import pooled_cube, where_steady
 from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions, option
-from jaxstem.detection.scan import PlannedSearch, detect_in_cube, plan_search, progress_bar
+from jaxstem.detection.scan import (
+    Detections,
+    PlannedSearch,
+    calibrated,
+    find_disks,
+    plan_search,
+    progress_bar,
+)
 from jaxstem.errors import InputError, NotStated
 from jaxstem.files.calibration import missing_scale
 from jaxstem.files.csv import read_csv
@@ -85,15 +95,33 @@ def disks_of(
     keep_light: bool = True,
 ) -> DiskSource:
     """The disks of what `look_at` opened, found by all devices of this process where they are not
-    listed; `across` processes and with `keep_light` as in `find_disks`.
+    listed; `across` processes and with `keep_light` as in `find_disks`. Where the counts are kept,
+    patterns can be added up as well (`DiskSource.pooled`).
     """
     if isinstance(opened, DiskSource):
         return opened
     mesh = parallel.make_mesh(jax.local_devices()) if jax.local_device_count() > 1 else None
-    with progress_bar(opened.cube, progress) as advance:
-        return source_of(
-            detect_in_cube(opened.cube, opened.config, mesh, advance, opened, across, keep_light)
-        )
+
+    def found(search: PlannedSearch, what: str) -> Detections:
+        with progress_bar(search.cube, progress, what) as advance:
+            given = search.config, mesh, advance, search, across, keep_light
+            return find_disks(search.cube, *given)
+
+    first = found(opened, "disks")
+    source = source_of(calibrated(first, opened.config.pixel_size))
+    if source.detector is None:
+        return source
+    # of the detector nothing is learned anew
+    known = {"gain": float(opened.plan.gain), "mask": np.asarray(opened.plan.good)}
+    config = replace(opened.config, **known)
+
+    def pooled(members: Bool[np.ndarray, "ny nx n n"]) -> DiskSource:
+        sums = pooled_cube(opened.cube, where_steady(members, first.origin))
+        again = found(plan_search(sums, config), "disks of sums")
+        scan = calibrated(again, opened.config.pixel_size)
+        return replace(source_of(scan), instrument=source.instrument)
+
+    return replace(source, pooled=pooled)
 
 
 def _credited(instrument: Instrument, options: ReadOptions) -> Instrument:

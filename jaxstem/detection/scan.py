@@ -300,11 +300,13 @@ def detect_in_cube(
 
 
 @contextmanager
-def progress_bar(cube: Cube, progress: bool | None = None):
-    """A bar over the patterns of a scan, as the `progress(done, total)` that `find_disks` takes."""
+def progress_bar(cube: Cube, progress: bool | None = None, what: str = "disks"):
+    """A bar over the patterns of a scan, as the `progress(done, total)` that `find_disks` takes;
+    `what` is found.
+    """
     disable = None if progress is None else not progress
     total = math.prod(cube.scan_shape)
-    with tqdm(total=total, unit="pattern", desc="disks", disable=disable) as bar:
+    with tqdm(total=total, unit="pattern", desc=what, disable=disable) as bar:
         yield lambda done, _: bar.update(done - bar.n)
 
 

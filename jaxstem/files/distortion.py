@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy import ndimage
 
 from jaxstem.files.light import Detector, Light, ScanLight
 from jaxstem.files.scan import DiskScan, DiskSource, Instrument
@@ -79,6 +78,8 @@ class Distortion(NamedTuple):
         """The drift [1/Å] in these rows and columns of a scan, bilinear between those chosen."""
         if self.drift is None:
             return np.zeros((len(rows), len(columns), 2))
+        from scipy import ndimage
+
         chosen = [evenly(n, m) for n, m in zip(scan_shape, self.drift.shape, strict=False)]
         place = [
             np.interp(x, of, np.arange(len(of)))
@@ -165,6 +166,8 @@ def corrected(source: DiskSource, found: Distortion) -> DiskSource:
             return light._replace(centre=light.centre + moved)
 
         changed |= {"detector": detector, "read_light": read_light}
+    if source.pooled is not None:
+        changed["pooled"] = lambda members: corrected(source.pooled(members), found)
     return replace(source, **changed)
 
 

@@ -80,7 +80,8 @@ class DiskSource:
     read: `read(start, stop)` gives the scan rows `start` to `stop - 1` as a `DiskScan` of their
     own, without its `light`, and raises InputError for disks that cannot be used; read_light: the
     counts of these rows, and detector: what they share, both None where there are none. Nothing is
-    kept. The rest is as in `DiskScan`.
+    kept. pooled: `pooled(members)` gives the disks of patterns added up (`detection.pooled_cube`),
+    None where the patterns are not at hand. The rest is as in `DiskScan`.
     """
 
     scan_shape: tuple[int, int]
@@ -92,6 +93,7 @@ class DiskSource:
     instrument: Instrument = Instrument()
     detector: Detector | None = None
     read_light: Callable[[int, int], Light] | None = None
+    pooled: Callable[[Bool[np.ndarray, "ny nx n n"]], DiskSource] | None = None
 
     def whole(self) -> DiskScan:
         """All of it in memory. Raises InputError as `read` does, and where there is no disk."""
@@ -125,6 +127,7 @@ class DiskSource:
             scan_shape=(len(rows), len(columns)),
             read=read,
             read_light=self.read_light and read_light,
+            pooled=None,
         )
 
     def pieces(self, n_positions: int) -> list[tuple[int, int]]:

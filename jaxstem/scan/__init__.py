@@ -6,7 +6,16 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "context": ["in_context", "PROPOSED", "proposed", "second_looks"],
+        "alone": ["Found", "KEPT", "labels_alone", "n_labels", "room_for_labels", "single_blocks"],
+        "context": [
+            "Alone",
+            "in_context",
+            "PROPOSED",
+            "proposed",
+            "PROPOSED_BY_SUMS",
+            "second_looks",
+            "whole",
+        ],
         "neighbours": [
             "beliefs",
             "beside",
@@ -21,6 +30,21 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "squared_angles",
             "squared_misorientations",
             "STEPS",
+        ],
+        "pooling": [
+            "as_labels",
+            "BELIEVED",
+            "at_the_sums_place",
+            "members",
+            "MOST",
+            "of_one_grain",
+            "patterns_needed",
+            "RADIUS",
+            "seen_by",
+            "SEEN",
+            "window",
+            "with_belief",
+            "WORTHWHILE",
         ],
         "posterior": [
             "answers_in_context",
@@ -52,6 +76,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "tiles": [
             "cut",
             "inside",
+            "OfTile",
             "over_tiles",
             "SIDES",
             "stacked",

@@ -2,14 +2,15 @@
 """From what each pattern says alone to what the scan says.
 
 Neighbours propose orientations that a position has not thought of (`proposals`), its pattern judges
-them (`stream_second_looks`), and the posterior over the scan chooses (`posterior`).
+them (`stream_second_looks`), and the posterior over the scan chooses (`posterior`). Where patterns
+are weak, those of a grain are added up, and their sums propose as well (`pooling`).
 
 Shapes: a scan of `ny` × `nx` positions, `C` candidates of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -26,12 +27,19 @@ from jaxstem.orientation import rotations
 from jaxstem.runtime import parallel
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.sharing import own_rows, shared
+from jaxstem.scan.pooling import as_labels, at_the_sums_place, members, seen_by, with_belief
 from jaxstem.scan.posterior import BY_COUNTS, ContextConfig, answers_in_context
 from jaxstem.scan.proposals import Proposed, propose
 from jaxstem.scan.tiles import Tile, cut, over_tiles, tiled
 
 PROPOSED = 2
 """Orientations of its neighbours that are judged on a pattern which has not thought of them."""
+
+PROPOSED_BY_SUMS = 4
+"""The same of what sums of patterns found."""
+
+Alone = Callable[[DiskSource], Labels]
+"""What each pattern of a scan says alone: labels (ny, nx), the same ones in each process."""
 
 
 def in_context(
@@ -42,27 +50,60 @@ def in_context(
     mesh: Mesh | None = None,
     progress: bool | None = None,
     context: ContextConfig | None = None,
+    n_together: int = 1,
+    alone: Alone | None = None,
 ) -> Iterator[tuple[int, Answer]]:
     """The answers of a scan, some rows (rows, nx) at a time, from the labels (ny, nx) of what each
     pattern says alone, the same ones in each process.
 
     `mesh` and `progress` are those of `stream_answers`; `context` is the usual one, if None, for
-    counts or for lists. Raises InputError as `source.read` does.
+    counts or for lists. With `n_together` above 1 (`patterns_needed`) as many patterns of a grain
+    are added up and searched again, `alone` says what their sums say alone, and these propose, too
+    (`pooling`). Raises InputError as `source.read` does.
     """
     usual = ContextConfig() if source.detector is None else BY_COUNTS
     context, mesh = context or usual, mesh or parallel.make_mesh(jax.local_devices())
-    operations = joint_operations(model.materials)
-    tiling = tiled(source.scan_shape, context.rounds)
-    if not (labels.phase >= 0).any():
-        yield 0, _alone(labels)
-        return
+    given = model, config, mesh
+
+    def concluded(parts: list[Labels]) -> Iterator[tuple[int, Answer]]:
+        if not (parts[0].phase >= 0).any():
+            return iter([(0, _alone(parts[0]))])
+        return _concluded(parts, context, *given)
+
     parts = [labels]
-    if config.refine == "fast":
-        parts.append(second_looks(labels, source, model, config, mesh, progress))
+    if config.refine == "fast" and (labels.phase >= 0).any():
+        asked = proposed(labels, *given)
+        parts.append(second_looks(asked, source, *given, progress))
+    if n_together == 1 or alone is None:
+        yield from concluded(parts)
+        return
+
+    sums = source.pooled(members(whole(concluded(parts)), n_together, *given))
+    of_sums = alone(sums)
+    by_sums = whole(in_context(of_sums, sums, *given, progress, context))
+    found = as_labels(by_sums)
+    asked = proposed(labels, *given, found)
+    looks = second_looks(asked, source, *given, progress)
+    parts = [seen_by(labels, of_sums), *parts[1:], with_belief(looks, found)]
+    yield 0, at_the_sums_place(whole(concluded(parts)), by_sums, model)
+
+
+def whole(rows: Iterator[tuple[int, Answer]]) -> Answer:
+    """The answers (ny, nx) of a scan from those of some rows at a time, in any order."""
+    parts = [answer for _, answer in sorted(rows, key=lambda found: found[0])]
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _concluded(
+    parts: list[Labels], context: ContextConfig, model: Model, config: InferConfig, mesh: Mesh
+) -> Iterator[tuple[int, Answer]]:
+    """The answers from labels (ny, nx), those of the first of which say what was looked at."""
+    labels, operations = parts[0], joint_operations(model.materials)
+    tiling = tiled(labels.phase.shape[:2], context.rounds)
 
     def of_tile(tile: Tile) -> Labels:
         own, *more = (cut(part, tile, tiling.side) for part in parts)
-        join = lambda x, y: x if x.ndim == 2 else np.concatenate([x, y], axis=2)  # noqa: E731
+        join = lambda *x: x[0] if x[0].ndim == 2 else np.concatenate(x, axis=2)  # noqa: E731
         return Labels(*map(join, own, *more)) if more else own
 
     for row, answer in answers_in_context(of_tile, tiling, operations, context, mesh, config.cache):
@@ -80,39 +121,45 @@ def _alone(labels: Labels) -> Answer:
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), answer)
 
 
-def proposed(labels: Labels, model: Model, config: InferConfig, mesh: Mesh) -> Proposed:
-    """What is proposed to each position of a scan, from labels (ny, nx)."""
+def proposed(
+    labels: Labels, model: Model, config: InferConfig, mesh: Mesh, others: Labels | None = None
+) -> Proposed:
+    """What is proposed to each position of a scan, from labels (ny, nx), or from the likeliest of
+    `others`.
+    """
     matrices = joint_operations(model.materials)
     tiling = tiled(labels.phase.shape[:2], 1)
     margin = slice(tiling.margin, tiling.side - tiling.margin)
+    n_proposals = PROPOSED if others is None else PROPOSED_BY_SUMS
 
     def of_tiles(matrices, labels) -> Proposed:
         operations = rotations.matrix_to_quaternion(matrices)
-        found = jax.lax.map(lambda tile: propose(tile, operations, PROPOSED), labels)
+        of_tile = lambda tile: propose(tile[0], operations, n_proposals, *tile[1:])  # noqa: E731
+        found = jax.lax.map(of_tile, labels)
         return jax.tree.map(lambda x: x[:, margin, margin], found)
 
     specs = parallel.REPLICATED, parallel.SHARDED
-    content = {"proposals": PROPOSED, "margin": tiling.margin}
+    content = {"proposals": n_proposals, "margin": tiling.margin, "others": others is not None}
     program = cached_pmap(of_tiles, mesh, specs, parallel.SHARDED, content, config.cache)
     given = parallel.replicate(matrices, mesh)
-    of_tile = lambda tile: cut(labels, tile, tiling.side)  # noqa: E731
+    scans = [labels] if others is None else [labels, others]
+    of_tile = lambda tile: tuple(cut(scan, tile, tiling.side) for scan in scans)  # noqa: E731
     bands = over_tiles(lambda lot: program(given, lot), of_tile, tiling, mesh)
     return jax.tree.map(lambda *x: np.concatenate(x), *(band for _, band in bands))
 
 
 def second_looks(
-    labels: Labels,
+    asked: Proposed,
     source: DiskSource,
     model: Model,
     config: InferConfig,
     mesh: Mesh,
     progress: bool | None = None,
 ) -> Labels:
-    """What neighbours propose, judged on each pattern of a scan: labels (ny, nx), the same ones in
-    each process; each looks at some rows.
+    """What is proposed to the positions (ny, nx) of a scan, judged on each pattern: labels (ny,
+    nx), the same ones in each process; each looks at some rows.
     """
-    n_columns = source.scan_shape[1]
-    asked = proposed(labels, model, config, mesh)
+    n_columns, n_proposals = source.scan_shape[1], asked.phase.shape[-1]
     first, last = own_rows(source.scan_shape[0])
     flat = [x[first:last].reshape(-1, *x.shape[2:]) for x in asked]
     over_rows = lambda x: x.reshape(-1, n_columns, *x.shape[1:])  # noqa: E731
@@ -128,11 +175,11 @@ def second_looks(
             progress=progress,
         )
         for piece in pieces:
-            found = piece.labels or no_labels(piece.answer.phase, PROPOSED)
+            found = piece.labels or no_labels(piece.answer.phase, n_proposals)
             yield first + piece.first // n_columns, jax.tree.map(over_rows, found)
 
     most = int(np.diff(source.pieces(PIECE), axis=1).max()) * n_columns
-    like = jax.tree.map(over_rows, no_labels(np.full(most, -1), PROPOSED))
+    like = jax.tree.map(over_rows, no_labels(np.full(most, -1), n_proposals))
     scan = jax.tree.map(lambda x: np.empty((*source.scan_shape, *x.shape[2:]), x.dtype), like)
     for row, found in shared(own(), like):
         for into, values in zip(scan, found, strict=True):

@@ -36,18 +36,28 @@ class Proposed(NamedTuple):
     phase: Int[Array, "ny nx M"]
 
 
-def propose(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: int) -> Proposed:
+def propose(
+    labels: Labels,
+    operations: Float[Array, "P n 4"],
+    n_proposals: int,
+    others: Labels | None = None,
+) -> Proposed:
     """For each position (ny, nx) the likeliest labels of its neighbours but for those that it has
     itself, first what the most of them are the surest of; none where it is `SURE` of its own.
     `operations`: the symmetry of each phase, as quaternions.
+
+    Where `others` are given, what is proposed are their likeliest labels, first that of the
+    position itself, whatever it has thought of.
     """
-    own, own_phase = (jnp.moveaxis(x, (0, 1), (-2, -1)) for x in (labels.quaternion, labels.phase))
-    odds = jnp.append(labels.log_odds, labels.no_crystal[..., None], axis=-1)
-    sure = jnp.nan_to_num(jax.nn.softmax(odds)[..., 0])
+    own, own_phase, sure = _by_label(labels)
     around = [*STEPS, *((-down, -right) for down, right in STEPS)]
+    best, best_phase, sureness = own, own_phase, sure
+    if others is not None:
+        around = [(0, 0), *around]
+        best, best_phase, sureness = _by_label(others)
     theirs, phase, their_sureness = (
         jnp.stack([moved(x, step, outside) for step in around])
-        for x, outside in ((own[0], 0.0), (own_phase[0], -1), (sure, 0.0))
+        for x, outside in ((best[0], 0.0), (best_phase[0], -1), (sureness, 0.0))
     )
 
     def near(q, of_phase):
@@ -57,7 +67,11 @@ def propose(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: int)
     alike = near(theirs, phase)
     support = jnp.where(alike, their_sureness, 0.0).sum(axis=1)
     asks = (own_phase[0] >= 0) & (sure < SURE)
-    left = asks & (phase >= 0) & ~near(own, own_phase).any(axis=1)
+    left = asks & (phase >= 0)
+    if others is None:
+        left &= ~near(own, own_phase).any(axis=1)
+    else:
+        support = support.at[0].set(jnp.inf)
     taken = []
     for _ in range(n_proposals):
         best = jnp.argmax(jnp.where(left, support, -1.0), axis=0)
@@ -69,6 +83,13 @@ def propose(labels: Labels, operations: Float[Array, "P n 4"], n_proposals: int)
     return Proposed(
         jnp.moveaxis(quaternion, (-2, -1), (0, 1)), jnp.moveaxis(phase, (-2, -1), (0, 1))
     )
+
+
+def _by_label(labels: Labels):
+    """Quaternions (C, 4, ny, nx), phases (C, ny, nx) and what is believed of the first (ny, nx)."""
+    q, phase = (jnp.moveaxis(x, (0, 1), (-2, -1)) for x in (labels.quaternion, labels.phase))
+    odds = jnp.append(labels.log_odds, labels.no_crystal[..., None], axis=-1)
+    return q, phase, jnp.nan_to_num(jax.nn.softmax(odds)[..., 0])
 
 
 def different(labels: Labels, operations: Float[Array, "P n 4"]) -> Labels:

@@ -93,7 +93,11 @@ def _overlap(scan_shape: tuple[int, int], tile: Tile, side: int) -> tuple[slice,
     )
 
 
-def stacked(labels: Callable[[Tile], Labels], tiles: Sequence[Tile], n: int) -> Labels:
+OfTile = Labels | tuple[Labels, ...]
+"""The labels of a tile, of one scan of its positions or of several."""
+
+
+def stacked(labels: Callable[[Tile], OfTile], tiles: Sequence[Tile], n: int) -> OfTile:
     """The labels (n, side, side) of tiles, the last repeated."""
     of_each = [labels(tile) for tile in tiles]
     of_each += of_each[-1:] * (n - len(tiles))
@@ -101,8 +105,8 @@ def stacked(labels: Callable[[Tile], Labels], tiles: Sequence[Tile], n: int) -> 
 
 
 def over_tiles(
-    program: Callable[[Labels], Any],
-    labels: Callable[[Tile], Labels],
+    program: Callable[[OfTile], Any],
+    labels: Callable[[Tile], OfTile],
     tiling: Tiling,
     mesh: Mesh,
 ) -> Iterator[tuple[int, Any]]:

@@ -17,7 +17,6 @@ from helpers import (
     write_truth,
 )
 
-from jaxstem import mapping
 from jaxstem.app.demo import sample
 from jaxstem.crystal.cell import symmetry_operations
 from jaxstem.files.map_file import write_map
@@ -25,6 +24,7 @@ from jaxstem.files.truth import read_truth
 from jaxstem.inference.batching import Piece
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import load_model
+from jaxstem.scan import alone
 
 
 def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypatch, capsys):
@@ -36,7 +36,7 @@ def test_the_map_of_a_perfect_network_scores_full_marks(trained, here, monkeypat
     phase = np.zeros(len(right), int)
     answer = Answer(right, phase, ones, ones, ones, ones, right, phase, ones, ones, ones, ones)
     piece = Piece(0, 0, answer, counts, 0)
-    monkeypatch.setattr(mapping, "stream_answers", lambda *args, **kwargs: iter([piece]))
+    monkeypatch.setattr(alone, "stream_answers", lambda *args, **kwargs: iter([piece]))
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
     assert run(*argv, "--context", "none", "--geometry", "given") == 0
     capsys.readouterr()

@@ -25,6 +25,7 @@ from jaxstem import __version__, mapping
 from jaxstem.app.demo import sample
 from jaxstem.app.main import COMMANDS, CUT_OFF
 from jaxstem.files.emd import read_disks
+from jaxstem.scan import alone
 
 
 def test_help_fits_a_screen_and_starts_with_an_example(capsys, monkeypatch):
@@ -96,7 +97,7 @@ def test_an_interruption_leaves_nothing(trained, here, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     before = contents(here)
-    monkeypatch.setattr(mapping, "stream_answers", interrupt)
+    monkeypatch.setattr(alone, "stream_answers", interrupt)
     monkeypatch.setattr(mapping, "self_calibrated", interrupt)
     for geometry in ("given", "scan"):
         argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--geometry", geometry]

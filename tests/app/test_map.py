@@ -18,7 +18,7 @@ from helpers import (
     write_scan,
 )
 
-from jaxstem import __version__, api, mapping
+from jaxstem import __version__, api
 from jaxstem.app import painter
 from jaxstem.app.demo import sample
 from jaxstem.files.emd import read_disks
@@ -30,6 +30,7 @@ from jaxstem.maps import drawing
 from jaxstem.network.choice import keep_model
 from jaxstem.network.model import load_model
 from jaxstem.runtime.cache import default_cache
+from jaxstem.scan import alone
 
 
 def test_a_map_is_written_with_all_that_its_reader_needs(trained, here, capsys):
@@ -101,9 +102,9 @@ def test_inference_options_reach_the_inference(
     options, refine, semi_angle, batch, trained, here, answers, monkeypatch
 ):
     asked = []
-    reply = mapping.stream_answers
+    reply = alone.stream_answers
     monkeypatch.setattr(
-        mapping, "stream_answers", lambda *args, **rest: (asked.append(args[2]), reply())[1]
+        alone, "stream_answers", lambda *args, **rest: (asked.append(args[2]), reply())[1]
     )
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure", *options]
     assert run(*argv) == 0
@@ -149,7 +150,7 @@ def test_maps_are_replaced_only_when_asked(trained, here, answers, capsys):
 
 
 def test_a_picture_in_the_way_stops_the_map_before_the_work(trained, here, monkeypatch, capsys):
-    monkeypatch.setattr(mapping, "stream_answers", lambda *args, **kwargs: pytest.fail("worked"))
+    monkeypatch.setattr(alone, "stream_answers", lambda *args, **kwargs: pytest.fail("worked"))
     (here / "map.png").write_bytes(b"a picture")
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5"]
     assert_command_refused(argv, here, capsys, "map.png", "exists")

@@ -267,7 +267,6 @@ def test_second_looks_lie_where_they_belong(own, model, source, grain, mesh, mon
     q = rng.normal(size=(*shape, 4)).astype(np.float32)
     phase = rng.integers(-1, 1, shape).astype(np.int32)
     phase[3] = -1  # a piece of which nothing is asked
-    monkeypatch.setattr(context, "proposed", lambda *_: Proposed(q, phase))
     monkeypatch.setattr(context, "own_rows", lambda n_rows: own)
 
     def looks(model, source, asked, config, *, rows, mesh, progress):
@@ -292,7 +291,7 @@ def test_second_looks_lie_where_they_belong(own, model, source, grain, mesh, mon
 
     monkeypatch.setattr(context, "stream_second_looks", looks)
     monkeypatch.setattr(context, "shared", shared)
-    found = second_looks(grain[2], source, model, CONFIG, mesh, False)
+    found = second_looks(Proposed(q, phase), source, model, CONFIG, mesh, False)
     np.testing.assert_array_equal(found.phase[mine], phase[mine])
     asked = [row for row in range(*own) if row != 3]
     np.testing.assert_array_equal(found.quaternion[asked], q[asked])
@@ -320,3 +319,56 @@ def test_neighbours_help_in_the_sample(symmetry):
 
     assert share_right(found.single_orientation) > 0.5
     assert share_right(found.orientation) > share_right(found.single_orientation)
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+def test_sums_propose_and_patterns_judge(
+    rejected, model, source, grain, mesh, monkeypatch, make_labels
+):
+    """Positions take the place of their sum; a stranger stays one if its own pattern says so, and
+    who sees nothing takes the word of the sum.
+    """
+    orientation, other, labels = grain
+    looked_at = (labels.phase >= 0).any(axis=2)
+    near = Rotation.from_quat(np.roll(orientation, -1)) * Rotation.from_rotvec([0, 0, 0.01])
+    of_sums = np.roll(near.as_quat(), 1).astype(np.float32)
+    wide = np.broadcast_to(of_sums, (5, 6, 1, 4))
+    odds = np.full((5, 6, 4), -np.inf)
+    odds[..., 0] = 3.0
+    their_labels = make_labels(np.repeat(wide, 4, axis=2), odds, -5.0)
+    # nor does the sum see anything there
+    their_labels.phase[4, 2], their_labels.no_crystal[4, 2] = -1, 0.0
+    asked, chosen = [], []
+
+    def look(proposed, *_):
+        asked.append(proposed)
+        exists = proposed.phase >= 0
+        found = make_labels(proposed.quaternion, np.where(exists, 2.9, -np.inf), -5.0)
+        if rejected:
+            found.log_odds[2, 3] = -np.inf
+        return found
+
+    pooled = lambda members: (chosen.append(members), replace(source, pooled=None))[1]  # noqa: E731
+    monkeypatch.setattr(context, "second_looks", look)
+    ((row, answer),) = in_context(
+        labels,
+        replace(source, pooled=pooled),
+        model,
+        replace(CONFIG, refine="fast"),
+        mesh,
+        False,
+        n_together=9,
+        alone=lambda sums: their_labels,
+    )
+    assert row == 0 and len(asked) == 3 and [x.phase.shape[2] for x in asked] == [2, 2, 4]
+    (members,) = chosen
+    assert members[2, 3].sum() in (1, 9)  # a stranger alone, or of its grain by its neighbours
+    assert members[0, 0].sum() == 1 and members[0, 5].sum() == 9
+    assert (asked[2].phase[looked_at][:, 0] == 0).any()
+    grains = looked_at.copy()
+    grains[2, 3] = not rejected
+    assert misorientation(answer.orientation[grains], of_sums).max() < 2e-3
+    if rejected:
+        assert misorientation(answer.orientation[2, 3], other) < 0.01
+    assert answer.phase[0, 0] == 0 and misorientation(answer.orientation[0, 0], of_sums) < 2e-3
+    assert answer.phase[4, 2] == NO_CRYSTAL
