@@ -26,14 +26,13 @@ from jaxtyping import Shaped
 
 from jaxstem.crystal.cell import Crystal, read_cif
 from jaxstem.detection.config import DetectConfig
-from jaxstem.detection.opening import disks_of, look_at, open_cube
+from jaxstem.detection.opening import disks_of, look_at, searchable
 from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions
-from jaxstem.detection.scan import detect_in_cube, progress_bar
+from jaxstem.detection.scan import detect_in_cube, plan_search, progress_bar
 from jaxstem.diffraction.material import check_materials, make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError, require_between
-from jaxstem.files.calibration import stated_pixel_size
-from jaxstem.files.cube import Cube, cube_from_array
+from jaxstem.files.cube import Cube
 from jaxstem.files.orientation_map import OrientationMap
 from jaxstem.files.scan import DiskScan, DiskSource
 from jaxstem.inference.config import InferConfig
@@ -99,29 +98,7 @@ def detect_disks(
     """
     stated = _stated(pixel_size=pixel_size, voltage_kv=voltage_kv, scan_shape=scan_shape)
     options = dataclasses.replace(options or ReadOptions(), **stated)
-    config = options.detection(config or DetectConfig())
-    config = dataclasses.replace(config, **_stated(pixel_size=options.pixel_size))
-    if isinstance(patterns, str | Path | Cube) and (scan_step, scan_units) != (1.0, "pixels"):
-        raise InputError("scan_step and scan_units are an array's; leave them out for a file.")
-    if isinstance(patterns, str | Path):
-        cube = open_cube(patterns, options)
-    else:
-        options.refuse(("scan_shape",), "An array has its shape")
-        cube = patterns
-        if not isinstance(patterns, Cube):
-            array = patterns if isinstance(patterns, np.ndarray) else np.asarray(patterns)
-            cube = cube_from_array(array, options.pixel_size, scan_step, scan_units)
-        calibration = cube.calibration | options.entries()
-        size = None
-        if "Q_pixel_size" in calibration:
-            size = stated_pixel_size(calibration, cube.source)
-        cube = dataclasses.replace(
-            cube,
-            calibration=calibration,
-            **_stated(pixel_size=size, voltage_kv=options.voltage_kv),
-        )
-    if config.pixel_size is None and cube.pixel_size is None and not cube.pixel_units:
-        raise InputError(f"{cube.source} states no detector pixel size; give pixel_size in 1/Å.")
+    cube, config = searchable(patterns, options, config, scan_step, scan_units)
     with progress_bar(cube, progress) as advance:
         return detect_in_cube(cube, config, progress=advance)
 
@@ -390,7 +367,7 @@ def map_orientations(
     elif isinstance(scan, str | Path):
         source = look_at(scan, options, needs_voltage=loaded is None)
     else:
-        source = detect_disks(scan, options=options, progress=progress)
+        source = plan_search(*searchable(scan, options))
     if options.voltage_kv is not None and isinstance(source, DiskScan | DiskSource):
         source = dataclasses.replace(source, voltage_kv=options.voltage_kv)
     if loaded is None:

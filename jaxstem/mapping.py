@@ -54,7 +54,9 @@ Block = tuple[int, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Overview:
-    """What a map's summary needs, as in `OrientationMap`, and its line about the calibration."""
+    """What a map's summary needs, as in `OrientationMap`, and its lines about the calibration and
+    about what its patterns were weighed with.
+    """
 
     phase: Int[np.ndarray, "ny nx"]
     confidence: Float[np.ndarray, "ny nx"]
@@ -64,6 +66,7 @@ class Overview:
     n_disks: Int[np.ndarray, "ny nx"]
     phase_names: tuple[str, ...]
     geometry: str
+    context: str
 
 
 def map_scan(
@@ -161,6 +164,7 @@ def map_to_file(
         n_disks=np.empty(source.scan_shape, np.int32),
         phase_names=model.phase_names,
         geometry=given.geometry,
+        context=told_of_context(context, given.n_together),
     )
     target = map_writer(path, header, overwrite) if parallel.is_first() else nullcontext()
     with target as write:
@@ -310,7 +314,7 @@ def understood(
         dose = float(f"{known.dose:.3g}")
         beam.append(f"{dose:,.{0 if dose >= 100 else 2}f} electrons a pattern")
     if known.n_masked is not None:
-        beam.append(f"{known.n_masked} pixels masked")
+        beam.append(f"{known.n_masked} {'pixel' if known.n_masked == 1 else 'pixels'} masked")
     return {
         "about_crystals": "; ".join(crystal_summary(m.crystal) for m in model.materials),
         "about_microscope": ", ".join(microscope),

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.pooling import pooled_cube, where_steady
@@ -28,9 +28,9 @@ from jaxstem.detection.scan import (
     progress_bar,
 )
 from jaxstem.errors import InputError, NotStated
-from jaxstem.files.calibration import missing_scale
+from jaxstem.files.calibration import missing_scale, stated_pixel_size
 from jaxstem.files.csv import read_csv
-from jaxstem.files.cube import Cube
+from jaxstem.files.cube import Cube, cube_from_array
 from jaxstem.files.cube_readers import read_cube
 from jaxstem.files.emd import bragg_source, holds_disks
 from jaxstem.files.formats import READERS, format_of
@@ -199,6 +199,43 @@ def open_disks(path: str | Path, options: ReadOptions) -> DiskSource | None:
 def open_cube(path: str | Path, options: ReadOptions) -> Cube:
     """The raw patterns of a file. Raises InputError as `read_cube` does."""
     return read_cube(path, options.scan_shape, options.entries(), options.voltage_kv)
+
+
+def searchable(
+    patterns: str | Path | Cube | Shaped[np.ndarray, "..."],
+    options: ReadOptions,
+    config: DetectConfig | None = None,
+    scan_step: float = 1.0,
+    scan_units: str = "pixels",
+) -> tuple[Cube, DetectConfig]:
+    """The patterns of a file, a cube or an array (ny, nx, height, width) as a cube that says what
+    the options do, and how its disks are found.
+
+    `scan_step` in `scan_units`: of an array. Raises InputError as `read_cube` does, for an array
+    that is no scan, and where the size of a pixel is not known.
+    """
+    config = options.detection(config or DetectConfig())
+    if options.pixel_size is not None:
+        config = replace(config, pixel_size=options.pixel_size)
+    if isinstance(patterns, str | Path | Cube) and (scan_step, scan_units) != (1.0, "pixels"):
+        raise InputError("scan_step and scan_units are an array's; leave them out for a file.")
+    if isinstance(patterns, str | Path):
+        cube = open_cube(patterns, options)
+    else:
+        options.refuse(("scan_shape",), "An array has its shape")
+        cube = patterns
+        if not isinstance(patterns, Cube):
+            array = patterns if isinstance(patterns, np.ndarray) else np.asarray(patterns)
+            cube = cube_from_array(array, options.pixel_size, scan_step, scan_units)
+        calibration, size = cube.calibration | options.entries(), None
+        if "Q_pixel_size" in calibration:
+            size = stated_pixel_size(calibration, cube.source)
+        stated = {"pixel_size": size, "voltage_kv": options.voltage_kv}
+        stated = {name: value for name, value in stated.items() if value is not None}
+        cube = replace(cube, calibration=calibration, **stated)
+    if config.pixel_size is None and cube.pixel_size is None and not cube.pixel_units:
+        raise InputError(f"{cube.source} states no detector pixel size; give pixel_size in 1/Å.")
+    return cube, config
 
 
 def _calibrated_already(path: Path) -> Callable[[Path], DiskSource] | None:

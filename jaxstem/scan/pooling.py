@@ -86,7 +86,8 @@ def of_one_grain(
     most: Int[Array, ""],
 ) -> Bool[Array, "w w ny nx"]:
     """Which of the positions around each are of its grain by their answers, the nearest `most`;
-    for one without an answer (phase below 0) those without. `operations`: the symmetry of each
+    for one without an answer those without, for one without a crystal (both phases below 0) those
+    without. `operations`: the symmetry of each
     phase, as quaternions.
     """
     around = [(RADIUS, RADIUS)] * 2
@@ -104,7 +105,7 @@ def of_one_grain(
         )
         square = squared_angles(quaternion, theirs, phase, their_phase, operations)
         near = square < jnp.square(jnp.deg2rad(OF_ONE_GRAIN))
-        neither = (phase < 0) & (their_phase < 0) & (their_phase != OUTSIDE)
+        neither = (phase < 0) & (their_phase == phase)
         return near | neither | (step == 0).all()
 
     steps = window(RADIUS)
@@ -148,7 +149,7 @@ def members(
 
 def as_labels(answer: Answer) -> Labels:
     """The answers of a scan as the only label of each position, its log-odds those of their
-    confidence; where there is no answer, one of phase -1.
+    confidence; where there is none, its phase, below 0.
     """
     exists = np.asarray(answer.phase) >= 0
     eye = np.eye(3, dtype=np.float32)
@@ -157,7 +158,7 @@ def as_labels(answer: Answer) -> Labels:
     of_each = (answer.score, answer.thickness, answer.log_evidence, answer.explained_light)
     return Labels(
         np.asarray(rotations.matrix_to_quaternion(matrix))[..., None, :].astype(np.float32),
-        np.where(exists, answer.phase, -1)[..., None].astype(np.int32),
+        np.asarray(answer.phase, np.int32)[..., None],
         np.where(exists, np.log(sure / (1 - sure)), -np.inf)[..., None].astype(np.float32),
         np.zeros(exists.shape, np.float32),
         *(np.asarray(x, np.float32)[..., None] for x in of_each),

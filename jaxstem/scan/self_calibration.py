@@ -392,7 +392,7 @@ def self_calibrated(
             )
     if drift is not None:
         moved = moved._replace(drift=np.asarray(drift))
-        line = f"beam off by {_size(moved.drift):.4f} 1/Å, from place to place (corrected); {line}"
+        line = f"beam drifts by {_size(moved.drift):.4f} 1/Å over the scan (corrected); {line}"
     if moved.most > 0.0:
         source = corrected(source, moved)
     return source, moved, line

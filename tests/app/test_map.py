@@ -216,6 +216,7 @@ def test_the_voltage_can_be_stated(trained, here, answers, capsys):
 
 ABOUT = {
     "about_geometry": "nothing is known of it",
+    "about_context": "neighbours",
     "about_crystals": "Cu (Cu, Fm-3m, a = 3.6150 Å, 4 atoms in the cell)",
     "about_microscope": "300 kV, 0.0328 1/Å a pixel (stated by the file), semi-angle 1.5 mrad, no "
     "rotation stated",

@@ -59,7 +59,7 @@ def expected_members(q, phase, most, angle):
                 continue
             own, theirs = phase[row, column], phase[a, b]
             near = np.rad2deg(angle(q[row, column], q[a, b], own, theirs)) < OF_ONE_GRAIN
-            if (y == x == 0 or near or (own < 0 and theirs < 0)) and count < most:
+            if (y == x == 0 or near or (own < 0 and theirs == own)) and count < most:
                 chosen[y + RADIUS, x + RADIUS, row, column] = True
                 count += 1
     return chosen
@@ -71,6 +71,7 @@ def test_patterns_of_one_grain_are_added_up(most, rng, symmetry, quaternions, tu
     shape = (6, 7)
     which, phase = rng.integers(0, 2, shape), rng.integers(0, 2, shape)
     phase[rng.random(shape) < 0.2] = -1
+    phase[rng.random(shape) < 0.2] = -2
     phase[:, -1] = OUTSIDE
     grains = [apart(rng, 2, 15.0, number) for number in (0, 1)]
     small = Rotation.from_rotvec(np.deg2rad(0.05) * rng.normal(size=(*shape, 3)).reshape(-1, 3))

@@ -225,7 +225,7 @@ def test_a_listed_beam_says_where_the_centre_is(learnt, crystals_seen, rng):
     row, column = np.divmod(np.arange(48), 8)
     drift = np.stack([0.004 * row - 0.02, 0.003 * column], axis=-1)
     found, distortion, line = learnt(WRONG, drift=drift)
-    assert line.count("(corrected)") == 3 and line.startswith("beam off by 0.0")
+    assert line.count("(corrected)") == 3 and line.startswith("beam drifts by 0.0")
     assert np.abs(distortion.shift).max() < 2e-3  # the beam has told
     seen = distortion.drift_at(np.arange(6), np.arange(8), (6, 8)).reshape(-1, 2)
     np.testing.assert_allclose(seen, drift + WRONG[3:], atol=2e-3)

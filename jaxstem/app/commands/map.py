@@ -68,7 +68,8 @@ def map_command(
         judge: What decides between candidates: the counts of raw patterns at the places where each
             predicts disks, found there or not; or the list of disks, as where no patterns are.
         context: What patterns are weighed with: the scan, whose neighbours are alike within a grain
-            as the scan itself shows; or none, each pattern by itself.
+            as the scan itself shows, and sums of raw patterns where one alone is weak; or none,
+            each pattern by itself.
         geometry: Where disks lie: as the calibration says, corrected by what the scan itself shows
             to be wrong with it in all patterns alike (a scale off by 3 % at most, and not where it
             is given; ellipse; centre); or just as given.
@@ -169,10 +170,11 @@ def map_command(
 
         write_report(out, report, scan, overwrite, progress=output.progress)
         stages.end("report")
-    about |= {"about_geometry": found.geometry}
+    about |= {"about_geometry": found.geometry, "about_context": found.context}
     output.tell(
         {"files": targets, **about, **told, **map_counts(found), "stages": stages.seconds},
         f"geometry: {found.geometry}",
+        f"context: {found.context}",
         map_summary(found),
         f"wrote {', '.join(map(str, targets))} ({stages})",
     )
