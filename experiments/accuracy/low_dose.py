@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Scans of few electrons: what neighbours add, and what sums of patterns add to that.
 
-    python -m experiments.accuracy.low_dose [--doses 3000 10000 30000] [--seeds 1 2]    ten minutes
+    python -m experiments.accuracy.low_dose [--seeds 1 2] [--cubes DIR]      twenty minutes
     python -m experiments.accuracy.low_dose --quick                          does all of it run?
 
 Grains of Cu, each bent and of its own thickness, between which some positions hold a crystal of
 their own, an island of one position; their Bloch-wave patterns are drawn as images
 (`simulate/drawn.py`) of so many electrons and mapped as raw patterns are, once in the context of
-the scan without sums and once with them; the former has what each pattern says alone, too. Prints a
-table and writes experiments/results/low_dose.json.
+the scan without sums and once with them; the former has what each pattern says alone, too. With the
+folder of the raw sample scans, these as well, of whose electrons some are left out at random. Prints
+tables and writes experiments/results/low_dose.json.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 
 from experiments.accuracy.calibration import reliability
+from experiments.accuracy.sample_scans import SETS
 from experiments.common.errors import errors
 from experiments.common.markdown import flowed, line, table
 from experiments.common.results import results_file, save, settings
@@ -30,8 +33,11 @@ from experiments.simulate.drawn import Drawing, expected_counts
 from experiments.simulate.random_test_set import bloch_patterns
 from jaxstem.api import infer_config
 from jaxstem.detection.config import DetectConfig
-from jaxstem.detection.opening import disks_of, plan_search
-from jaxstem.files.cube import cube_from_array
+from jaxstem.detection.opening import disks_of, open_cube
+from jaxstem.detection.reading import ReadOptions
+from jaxstem.detection.scan import plan_search
+from jaxstem.files.cube import Cube, cube_from_array
+from jaxstem.files.truth import read_truth
 from jaxstem.mapping import map_scan
 from jaxstem.network.model import Model, load_model
 
@@ -44,8 +50,8 @@ PLACES = ("inside", "boundary", "island")
 class Arguments:
     """model: packaged or folder, of one crystal; doses: electrons a pattern; seeds: a scan each;
     side: positions along it; grains, islands: how many of each; bend: standard deviation of the
-    turn from a position to the next [degrees]; quick: a small scan, written nowhere unless `out`
-    is given.
+    turn from a position to the next [degrees]; cubes: folder of the sample scans, `samples`, which
+    are thinned to `sample_doses`; quick: a small scan, written nowhere unless `out` is given.
     """
 
     model: str = "cu"
@@ -55,6 +61,9 @@ class Arguments:
     grains: int = 10
     islands: int = 20
     bend: float = 0.08
+    cubes: Path | None = None
+    samples: tuple[str, ...] = ("cu_cu2o", "cu")
+    sample_doses: tuple[float, ...] = (3000.0, 10_000.0)
     quick: bool = False
     out: Path | None = None
 
@@ -107,39 +116,89 @@ def expected(of: Specimen, model: Model, seed: int, drawing: Drawing) -> np.ndar
     return sum(expected_counts(disks, material.wavelength, seed, drawing))
 
 
-def scores(counts: np.ndarray, of: Specimen, model: Model, size: float) -> dict:
-    """By each way of `WAYS` and in each of `PLACES`: errors [degrees], whether modulo 180° they are
-    below five, and confidences; and how many patterns make a sum.
+class Truth(NamedTuple):
+    """Of one crystal: its index among the model's, its orientations, and where it is."""
+
+    number: int
+    orientation: Float[np.ndarray, "ny nx 3 3"]
+    where: dict[str, Bool[np.ndarray, "ny nx"]]
+
+
+def scores(cube: Cube, truths: dict[str, Truth], model: Model) -> dict[str, dict]:
+    """Of each crystal by each way of `WAYS` and in each of its places: errors [degrees], those
+    modulo 180°, and confidences; and what the map says of its context.
     """
-    cube = cube_from_array(counts.astype(np.uint16), size, voltage_kv=VOLTAGE)
     source = disks_of(plan_search(cube, DetectConfig()), progress=False)
-    config, (material,) = infer_config(model), model.materials
+    config = infer_config(model)
     without = map_scan(replace(source, pooled=None), model, config, progress=False)
     with_sums = map_scan(source, model, config, progress=False)
     answers = (
-        (without.single_orientation, without.single_confidence),
-        (without.orientation, without.confidence),
-        (with_sums.orientation, with_sums.confidence),
+        (without.single_orientation, without.single_phase, without.single_confidence),
+        (without.orientation, without.phase, without.confidence),
+        (with_sums.orientation, with_sums.phase, with_sums.confidence),
     )
-    found: dict = {"about": with_sums.attributes["about_context"]}
-    for way, (orientation, confidence) in zip(WAYS, answers, strict=True):
-        found[way] = {}
-        for place, here in of.where.items():
-            plain, mod_180 = errors(orientation[here], of.orientation[here], material.operations)
-            wrong = np.where(np.isfinite(plain), plain, 180.0)
-            turned = np.where(np.isfinite(mod_180), mod_180, 180.0)
-            found[way][place] = wrong, turned, np.nan_to_num(confidence[here])
+    found: dict = {}
+    for name, truth in truths.items():
+        operations = model.materials[truth.number].operations
+        found[name] = {"about": with_sums.attributes["about_context"]}
+        for way, (orientation, phase, confidence) in zip(WAYS, answers, strict=True):
+            found[name][way] = {}
+            for place, here in truth.where.items():
+                wrong = phase[here] != truth.number
+                of_both = errors(orientation[here], truth.orientation[here], operations)
+                of_both = [np.where(wrong | np.isnan(x), 180.0, x) for x in of_both]
+                found[name][way][place] = *of_both, np.nan_to_num(confidence[here])
     return found
 
 
+def of_grains(arguments: Arguments) -> Iterator[tuple[str, float, list[dict]]]:
+    """The drawn scans: of each dose the scores of each seed."""
+    drawing, model = Drawing(), load_model(arguments.model)
+    (material,) = model.materials
+    scans = []
+    for seed in arguments.seeds:
+        of = specimen(seed, arguments)
+        scans.append((of, expected(of, model, seed, drawing) / drawing.dose))
+    for dose in arguments.doses:
+        found = []
+        for seed, (of, light) in zip(arguments.seeds, scans, strict=True):
+            counts = np.random.default_rng(seed).poisson(dose * light).astype(np.uint16)
+            counts = counts.reshape(*of.thickness.shape, *light.shape[1:])
+            cube = cube_from_array(counts, drawing.pixel_size, voltage_kv=VOLTAGE)
+            truth = Truth(0, of.orientation, of.where)
+            found.append(scores(cube, {material.crystal.name: truth}, model))
+        yield "drawn", dose, found
+
+
+def of_samples(arguments: Arguments) -> Iterator[tuple[str, float, list[dict]]]:
+    """The sample scans, each electron kept with the same probability."""
+    for name in arguments.samples if arguments.cubes else ():
+        sample = SETS[name]
+        model, truth = load_model(sample.model), read_truth(sample.truth)
+        cube = open_cube(arguments.cubes / f"{name}_cube.h5", ReadOptions())
+        counts = cube.rows(0, cube.scan_shape[0]).astype(np.int64)
+        truths = {}
+        for number, material in enumerate(model.materials):
+            own = truth.phase == material.crystal.name
+            inside = truth.boundary_weight == 0
+            places = {"inside": own & inside, "boundary": own & ~inside}
+            truths[material.crystal.name] = Truth(number, truth.orientation, places)
+        for dose in arguments.sample_doses:
+            kept = min(dose / np.median(counts.sum((2, 3))), 1.0)
+            thin = np.random.default_rng(arguments.seeds[0]).binomial(counts, kept)
+            thin = thin.astype(np.uint16)
+            read = lambda rows, columns, thin=thin: thin[rows, columns]  # noqa: E731
+            yield name, dose, [scores(replace(cube, dtype=thin.dtype, read=read), truths, model)]
+
+
 def summed_up(found: list[dict]) -> dict:
-    """Of the scans of a dose: shares within 5° [%] and modulo 180°, median [degrees], and the
-    expected calibration error.
+    """Of one crystal in the scans of a dose: shares within 5° [%] and modulo 180°, median
+    [degrees], and the expected calibration error.
     """
     told: dict = {"about": [x["about"] for x in found]}
     for way in WAYS:
         told[way] = {}
-        for place in PLACES:
+        for place in found[0][way]:
             plain, mod_180, confidence = (
                 np.concatenate(x) for x in zip(*(of[way][place] for of in found), strict=True)
             )
@@ -153,22 +212,24 @@ def summed_up(found: list[dict]) -> dict:
     return told
 
 
-def shown(dose: str, told: dict) -> list[str]:
+def shown(name: str, dose: str, told: dict) -> list[str]:
     """A row of the table."""
     inside = [told[way]["inside"] for way in WAYS]
     cells = [
         f"{x['within_5']:.1f} % ({x['within_5_mod_180']:.1f} %) {x['median']:.2f}°" for x in inside
     ]
     for place in PLACES[1:]:
-        cells.append(", ".join(f"{told[way][place]['within_5']:.0f}" for way in WAYS) + " %")
+        some = [f"{told[way][place]['within_5']:.0f}" for way in WAYS if place in told[way]]
+        cells.append(f"{', '.join(some)} %" if some else "–")
     cells.append(", ".join(f"{x['calibration']:.3f}" for x in inside))
-    return [f"{float(dose):,.0f}", *cells]
+    return [name, f"{float(dose):,.0f}", *cells]
 
 
 def to_markdown(results: dict) -> str:
-    """A row for each dose."""
+    """A row for each scan and dose."""
     told = results["settings"]
     names = (
+        "scan",
         "electrons a pattern",
         "each pattern alone",
         "neighbours, without sums",
@@ -177,38 +238,37 @@ def to_markdown(results: dict) -> str:
         "islands of one position",
         "calibration error, inside",
     )
-    rows = [shown(dose, x) for dose, x in results["doses"].items()]
-    n = {place: next(iter(results["doses"].values()))["sums"][place]["n"] for place in PLACES}
+    rows = [
+        shown(name, dose, x)
+        for name, doses in results["scans"].items()
+        for dose, x in doses.items()
+    ]
+    drawn = next(name for name in results["scans"] if name.startswith("drawn"))
+    n = {place: x["n"] for place, x in next(iter(results["scans"][drawn].values()))["sums"].items()}
     words = flowed(f"""
-Within 5°, in brackets modulo 180°, and the median error, inside of grains. Bloch-wave patterns of
-bent grains of Cu (σ = {told["bend"]:g}° from a position to the next), drawn as images:
+Within 5°, in brackets modulo 180°, and the median error, inside of grains; raw patterns. Drawn:
+Bloch-wave patterns of bent grains (σ = {told["bend"]:g}° from a position to the next):
 {n["inside"]} positions inside of grains, {n["boundary"]} beside another grain or at the edge,
-{n["island"]} that are a crystal of their own (`experiments/accuracy/low_dose.py`).
+{n["island"]} that are a crystal of their own. The others are the sample scans, of whose
+electrons so many are left out at random (`experiments/accuracy/low_dose.py`).
 """)
     return f"{table(names, rows)}\n\n{words}"
 
 
 def main(arguments: Arguments) -> None:
-    """Draw, detect, map, score, print."""
-    drawing = Drawing()
+    """Draw or thin, detect, map, score, print."""
     if arguments.quick:
         small = {"side": 6, "grains": 2, "islands": 1, "seeds": (1,), "doses": (10_000.0,)}
         arguments = dataclasses.replace(arguments, **small)
     out = results_file(arguments, "low_dose")
-    model = load_model(arguments.model)
-    scans = []
-    for seed in arguments.seeds:
-        of = specimen(seed, arguments)
-        scans.append((of, expected(of, model, seed, drawing) / drawing.dose))
-    results: dict = {"settings": settings(arguments), "doses": {}}
-    for dose in arguments.doses:
-        found = []
-        for seed, (of, light) in zip(arguments.seeds, scans, strict=True):
-            counts = np.random.default_rng(seed).poisson(dose * light)
-            side = (arguments.side, arguments.side, *counts.shape[1:])
-            found.append(scores(counts.reshape(side), of, model, drawing.pixel_size))
-        results["doses"][f"{dose:.0f}"] = summed_up(found)
-        print(line(shown(f"{dose:.0f}", results["doses"][f"{dose:.0f}"])), flush=True)
+    results: dict = {"settings": settings(arguments), "scans": {}}
+    for part in (of_grains, of_samples):
+        for name, dose, found in part(arguments):
+            for crystal in found[0]:
+                row = f"{name}, {crystal}"
+                told = summed_up([x[crystal] for x in found])
+                results["scans"].setdefault(row, {})[f"{dose:.0f}"] = told
+                print(line(shown(row, f"{dose:.0f}", told)), flush=True)
     save(out, results, to_markdown)
 
 
