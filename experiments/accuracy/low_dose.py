@@ -7,9 +7,9 @@
 Grains of Cu, each bent and of its own thickness, between which some positions hold a crystal of
 their own, an island of one position; their Bloch-wave patterns are drawn as images
 (`simulate/drawn.py`) of so many electrons and mapped as raw patterns are, once in the context of
-the scan without sums and once with them; the former has what each pattern says alone, too. With the
-folder of the raw sample scans, these as well, of whose electrons some are left out at random. Prints
-tables and writes experiments/results/low_dose.json.
+the scan without sums and once with them; the former has what each pattern says alone, too. With
+the folder of the raw sample scans, these as well, of whose electrons some are left out at random.
+Prints tables and writes experiments/results/low_dose.json.
 """
 
 import dataclasses
