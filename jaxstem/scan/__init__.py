@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "context": [
             "Alone",
             "in_context",
+            "LEAST_TOGETHER",
             "PROPOSED",
             "proposed",
             "PROPOSED_BY_SUMS",

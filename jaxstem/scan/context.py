@@ -38,6 +38,9 @@ PROPOSED = 2
 PROPOSED_BY_SUMS = 4
 """The same of what sums of patterns found."""
 
+LEAST_TOGETHER = 2.0
+"""Patterns that must be of one grain on average for sums to be made."""
+
 Alone = Callable[[DiskSource], Labels]
 """What each pattern of a scan says alone: labels (ny, nx), the same ones in each process."""
 
@@ -78,7 +81,12 @@ def in_context(
         yield from concluded(parts)
         return
 
-    sums = source.pooled(members(whole(concluded(parts)), n_together, *given))
+    answers = whole(concluded(parts))
+    chosen = members(answers, n_together, *given)
+    if chosen.sum() < LEAST_TOGETHER * answers.phase.size:  # neighbours are not alike
+        yield 0, answers
+        return
+    sums = source.pooled(chosen)
     of_sums = alone(sums)
     by_sums = whole(in_context(of_sums, sums, *given, progress, context))
     found = as_labels(by_sums)

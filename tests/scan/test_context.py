@@ -321,6 +321,20 @@ def test_neighbours_help_in_the_sample(symmetry):
     assert share_right(found.orientation) > share_right(found.single_orientation)
 
 
+def test_where_neighbours_are_not_alike_nothing_is_added_up(
+    model, source, mesh, rng, quaternions, make_labels
+):
+    """A scan of random orientations is as it would be without sums."""
+    random = Rotation.random(30, random_state=rng.integers(2**31))
+    labels = make_labels(quaternions(random, 5, 6, 1), np.full((5, 6, 1), 3.0), -5.0)
+    source = replace(source, pooled=lambda _: pytest.fail("added up"))
+    given = labels, source, model, CONFIG, mesh, False
+    ((_, one),) = in_context(*given)
+    ((_, other),) = in_context(*given, n_together=9, alone=lambda _: pytest.fail("asked"))
+    for name in Answer._fields:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
 @pytest.mark.parametrize("rejected", [False, True])
 def test_sums_propose_and_patterns_judge(
     rejected, model, source, grain, mesh, monkeypatch, make_labels
