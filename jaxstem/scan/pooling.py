@@ -42,8 +42,9 @@ MOST = (2 * RADIUS + 1) ** 2
 """Patterns that are added up, at most."""
 
 SEEN = 1e-4
-"""Share of the beam that the weakest disk seen should have: what counts judge it by, no less, is
-what two-beam theory is trusted to (`verification.config.CountsConfig`)."""
+"""Share of the beam that the weakest disk seen should have: twice the floor to which two-beam
+theory is trusted where counts judge (`verification.config.CountsConfig`), so that less noise would
+tell no more."""
 
 WORTHWHILE = 4
 """Patterns that must be needed for a sum to be made."""
@@ -85,10 +86,10 @@ def of_one_grain(
     operations: Float[Array, "P n 4"],
     most: Int[Array, ""],
 ) -> Bool[Array, "w w ny nx"]:
-    """Which of the positions around each are of its grain by their answers, the nearest `most`;
-    for one without an answer those without, for one without a crystal (both phases below 0) those
-    without. `operations`: the symmetry of each
-    phase, as quaternions.
+    """Which of the positions around each are of its grain by their answers, the nearest `most`: for
+    one without an answer (phase -1) those without, for one without a crystal (-2) those without.
+    Neither has an orientation that could tell. `operations`: the symmetry of each phase, as
+    quaternions.
     """
     around = [(RADIUS, RADIUS)] * 2
     beyond = (
@@ -119,7 +120,9 @@ def of_one_grain(
 def members(
     answer: Answer, n_patterns: int, model: Model, config: InferConfig, mesh: Mesh
 ) -> Bool[np.ndarray, "ny nx w w"]:
-    """Which patterns are added up at each position of a scan, from its answers (ny, nx)."""
+    """Which patterns are added up at each position of a scan, `n_patterns` at most, from its
+    answers (ny, nx); the same whatever tiles and devices found it.
+    """
     matrices = joint_operations(model.materials)
     tiling = tiled(answer.phase.shape, RADIUS)
     margin = slice(tiling.margin, tiling.side - tiling.margin)
@@ -166,8 +169,8 @@ def as_labels(answer: Answer) -> Labels:
 
 
 def with_belief(looks: Labels, by_sums: Labels) -> Labels:
-    """What sums proposed and patterns judged (ny, nx), the first of it, which is what the sum at
-    the position found (`by_sums`), with its belief in it.
+    """The labels (ny, nx) of what sums proposed and patterns judged; the first of each position,
+    which is what the sum there found (`by_sums`), gains by as much as that is believed.
     """
     share, most = BELIEVED
     belief = np.clip(share * by_sums.log_odds[..., 0], 0.0, most)
