@@ -43,7 +43,7 @@ from jaxstem.network.heads import HEADS
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
-from jaxstem.scan.alone import labels_alone, room_for_labels, single_blocks
+from jaxstem.scan.alone import labels_alone, put, room_for_labels, single_blocks
 from jaxstem.scan.context import in_context
 from jaxstem.scan.pooling import patterns_needed
 from jaxstem.scan.self_calibration import self_calibrated
@@ -278,7 +278,10 @@ def told_of_context(context: str, n_together: int) -> str:
         return "each pattern alone"
     if n_together == 1:
         return "neighbours"
-    return f"neighbours, and sums of up to {n_together} patterns of a grain, for one alone is weak"
+    return (
+        f"neighbours, and where these are of a grain sums of up to {n_together} patterns, for one "
+        "alone is weak"
+    )
 
 
 def understood(
@@ -348,8 +351,7 @@ def map_blocks(
         return
     scan = room_for_labels(source, model, config)
     for row, (answer, n_disks, labels) in blocks:
-        for into, values in zip(scan, labels, strict=True):
-            into[row : row + len(values)] = values
+        put(labels, row, scan)
         alone = {
             f"single_{name}": getattr(answer, name)
             for name in ("orientation", "phase", "confidence")

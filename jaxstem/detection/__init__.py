@@ -50,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "estimates": [
             "beam_centroids",
+            "BY_CHANCE",
             "estimate_gain",
             "estimate_probe",
             "false_alarm_threshold",

@@ -16,6 +16,9 @@ from jaxstem.detection.config import DetectConfig
 from jaxstem.detection.layout import FAINTEST, TABLE_STEP
 from jaxstem.errors import InputError
 
+BY_CHANCE = 15
+"""Counts of a pixel, in the smallest number stored, that may be chance where all around are few."""
+
 WIDER = 0.25
 """By how much of its edge a synthetic template is larger than the direct beam's image."""
 
@@ -85,7 +88,9 @@ def false_alarm_threshold(rate: float, kernel: Float[np.ndarray, "H W"], n_pixel
 
 
 def good_pixels(patterns, config: DetectConfig) -> Bool[np.ndarray, "H W"]:
-    """Pixels that count: not masked, not dead, stuck at the largest number or bright alone."""
+    """Pixels that count: not masked, not dead, stuck at the largest number or bright alone; what a
+    few electrons may have done by chance shows neither.
+    """
     shape = patterns.shape[1:]
     good = np.ones(shape, dtype=bool)
     if config.mask is not None:
@@ -104,6 +109,9 @@ def good_pixels(patterns, config: DetectConfig) -> Bool[np.ndarray, "H W"]:
     scatter = np.sqrt(np.maximum(around, 1e-9) * max(np.median(mean), 1e-9) / len(patterns))
     dead = (mean <= 0) & (around * len(patterns) > 30)
     hot = (mean > 5 * highest) & (mean - highest > 20 * scatter)
+    # where few electrons fall, the neighbours of one may have none at all
+    counted = patterns[patterns > 0]
+    hot &= mean * len(patterns) > BY_CHANCE * counted.min(initial=counted.max(initial=1))
     return good & ~dead & ~hot
 
 

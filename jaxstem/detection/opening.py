@@ -115,9 +115,13 @@ def disks_of(
     known = {"gain": float(opened.plan.gain), "mask": np.asarray(opened.plan.good)}
     config = replace(opened.config, **known)
 
-    def pooled(members: Bool[np.ndarray, "ny nx n n"]) -> DiskSource:
-        sums = pooled_cube(opened.cube, where_steady(members, first.origin))
-        again = found(plan_search(sums, config), "disks of sums")
+    def pooled(
+        members: Bool[np.ndarray, "ny nx n n"], usual: Bool[np.ndarray, "n n"]
+    ) -> DiskSource:
+        added = lambda chosen: pooled_cube(opened.cube, where_steady(chosen, first.origin))  # noqa: E731
+        # from sums that hang on no answer: how all of a scan is searched is no matter of rounding
+        planned = plan_search(added(np.broadcast_to(usual, members.shape)), config)
+        again = found(planned._replace(cube=added(members)), "disks of sums")
         scan = calibrated(again, opened.config.pixel_size)
         return replace(source_of(scan), instrument=source.instrument)
 

@@ -86,6 +86,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "joined",
             "no_disk_at_all",
             "pad_disks",
+            "Pooled",
             "source_of",
         ],
         "stack": ["checked_cube", "likely_scan_shape", "stack_reader"],

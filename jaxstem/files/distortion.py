@@ -167,7 +167,7 @@ def corrected(source: DiskSource, found: Distortion) -> DiskSource:
 
         changed |= {"detector": detector, "read_light": read_light}
     if source.pooled is not None:
-        changed["pooled"] = lambda members: corrected(source.pooled(members), found)
+        changed["pooled"] = lambda *of: corrected(source.pooled(*of), found)
     return replace(source, **changed)
 
 

@@ -73,6 +73,10 @@ class DiskScan:
     light: ScanLight | None = None
 
 
+Pooled = Callable[[Bool[np.ndarray, "ny nx n n"], Bool[np.ndarray, "n n"]], "DiskSource"]
+"""What gives the disks of sums of a scan's patterns."""
+
+
 @dataclass(frozen=True)
 class DiskSource:
     """A scan whose disks are read when asked for, and what is known of it before.
@@ -80,8 +84,10 @@ class DiskSource:
     read: `read(start, stop)` gives the scan rows `start` to `stop - 1` as a `DiskScan` of their
     own, without its `light`, and raises InputError for disks that cannot be used; read_light: the
     counts of these rows, and detector: what they share, both None where there are none. Nothing is
-    kept. pooled: `pooled(members)` gives the disks of patterns added up (`detection.pooled_cube`),
-    None where the patterns are not at hand. The rest is as in `DiskScan`.
+    kept. pooled: `pooled(members, usual)` gives the disks of patterns added up
+    (`detection.pooled_cube`), None where the patterns are not at hand: those of the `members` of
+    each position, searched as sums of the `usual` positions around would be. The rest is as in
+    `DiskScan`.
     """
 
     scan_shape: tuple[int, int]
@@ -93,7 +99,7 @@ class DiskSource:
     instrument: Instrument = Instrument()
     detector: Detector | None = None
     read_light: Callable[[int, int], Light] | None = None
-    pooled: Callable[[Bool[np.ndarray, "ny nx n n"]], DiskSource] | None = None
+    pooled: Pooled | None = None
 
     def whole(self) -> DiskScan:
         """All of it in memory. Raises InputError as `read` does, and where there is no disk."""

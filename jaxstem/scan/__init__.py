@@ -6,7 +6,15 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "alone": ["Found", "KEPT", "labels_alone", "n_labels", "room_for_labels", "single_blocks"],
+        "alone": [
+            "Found",
+            "KEPT",
+            "labels_alone",
+            "n_labels",
+            "put",
+            "room_for_labels",
+            "single_blocks",
+        ],
         "context": [
             "Alone",
             "in_context",
@@ -38,6 +46,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "at_the_sums_place",
             "members",
             "MOST",
+            "nearest",
             "of_one_grain",
             "patterns_needed",
             "RADIUS",

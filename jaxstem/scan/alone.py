@@ -101,9 +101,13 @@ def labels_alone(
 ) -> Labels:
     """The labels (ny, nx) of a scan, each pattern alone; arguments as in `single_blocks`."""
     scan = room_for_labels(source, model, config)
-    for row, (*_, labels) in single_blocks(
-        source, model, config, mesh, progress, True, predict_for
-    ):
-        for into, values in zip(scan, labels, strict=True):
-            into[row : row + len(values)] = values
+    given = source, model, config, mesh, progress, True, predict_for
+    for row, (*_, labels) in single_blocks(*given):
+        put(labels, row, scan)
     return scan
+
+
+def put(labels: Labels, row: int, scan: Labels) -> None:
+    """Write the labels of some rows, from `row` on, into those of a scan (ny, nx)."""
+    for into, values in zip(scan, labels, strict=True):
+        into[row : row + len(values)] = values

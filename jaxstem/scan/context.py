@@ -27,7 +27,15 @@ from jaxstem.orientation import rotations
 from jaxstem.runtime import parallel
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.sharing import own_rows, shared
-from jaxstem.scan.pooling import as_labels, at_the_sums_place, members, seen_by, with_belief
+from jaxstem.scan.alone import put
+from jaxstem.scan.pooling import (
+    as_labels,
+    at_the_sums_place,
+    members,
+    nearest,
+    seen_by,
+    with_belief,
+)
 from jaxstem.scan.posterior import BY_COUNTS, ContextConfig, answers_in_context
 from jaxstem.scan.proposals import Proposed, propose
 from jaxstem.scan.tiles import Tile, cut, over_tiles, tiled
@@ -86,7 +94,7 @@ def in_context(
     if chosen.sum() < LEAST_TOGETHER * answers.phase.size:  # neighbours are not alike
         yield 0, answers
         return
-    sums = source.pooled(chosen)
+    sums = source.pooled(chosen, nearest(n_together))
     of_sums = alone(sums)
     by_sums = whole(in_context(of_sums, sums, *given, progress, context))
     found = as_labels(by_sums)
@@ -190,6 +198,5 @@ def second_looks(
     like = jax.tree.map(over_rows, no_labels(np.full(most, -1), n_proposals))
     scan = jax.tree.map(lambda x: np.empty((*source.scan_shape, *x.shape[2:]), x.dtype), like)
     for row, found in shared(own(), like):
-        for into, values in zip(scan, found, strict=True):
-            into[row : row + len(values)] = values
+        put(found, row, scan)
     return scan

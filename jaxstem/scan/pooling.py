@@ -80,6 +80,14 @@ def window(radius: int) -> list[tuple[int, int]]:
     return sorted(((y, x) for y in line for x in line), key=lambda step: (math.hypot(*step), step))
 
 
+def nearest(most: int) -> Bool[np.ndarray, "w w"]:
+    """The `most` positions next to one: its members if all around were of its grain."""
+    chosen = np.zeros((2 * RADIUS + 1,) * 2, bool)
+    for y, x in window(RADIUS)[:most]:
+        chosen[RADIUS + y, RADIUS + x] = True
+    return chosen
+
+
 def of_one_grain(
     quaternion: Float[Array, "4 ny nx"],
     phase: Int[Array, "ny nx"],

@@ -327,7 +327,7 @@ def test_where_neighbours_are_not_alike_nothing_is_added_up(
     """A scan of random orientations is as it would be without sums."""
     random = Rotation.random(30, random_state=rng.integers(2**31))
     labels = make_labels(quaternions(random, 5, 6, 1), np.full((5, 6, 1), 3.0), -5.0)
-    source = replace(source, pooled=lambda _: pytest.fail("added up"))
+    source = replace(source, pooled=lambda *_: pytest.fail("added up"))
     given = labels, source, model, CONFIG, mesh, False
     ((_, one),) = in_context(*given)
     ((_, other),) = in_context(*given, n_together=9, alone=lambda _: pytest.fail("asked"))
@@ -362,7 +362,11 @@ def test_sums_propose_and_patterns_judge(
             found.log_odds[2, 3] = -np.inf
         return found
 
-    pooled = lambda members: (chosen.append(members), replace(source, pooled=None))[1]  # noqa: E731
+    def pooled(members, usual):
+        assert usual.sum() == 9 and usual[2:5, 2:5].all()  # the nearest, whatever the answers
+        chosen.append(members)
+        return replace(source, pooled=None)
+
     monkeypatch.setattr(context, "second_looks", look)
     ((row, answer),) = in_context(
         labels,

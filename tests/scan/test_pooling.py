@@ -148,7 +148,7 @@ def test_how_many_patterns_are_needed(model, monkeypatch):
     """The fewer electrons the more, where there is something to be added up and counts judge."""
     source = source_of(scan_of_lists([np.array([[0.0, 0, 10]])] * 4, (2, 2)))
     detector = Detector(*[None] * len(Detector._fields))
-    source = replace(source, detector=detector, pooled=lambda members: source)
+    source = replace(source, detector=detector, pooled=lambda *_: source)
 
     def needed(limit, source=source, **settings):
         limits = SimpleNamespace(log_share=np.log([3 * limit, limit, 2 * limit]))
