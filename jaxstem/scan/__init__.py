@@ -59,7 +59,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "posterior": [
             "answers_in_context",
             "AT_FIRST",
-            "BY_COUNTS",
             "ContextConfig",
             "coupling_of",
             "first_coupling",

@@ -36,7 +36,7 @@ from jaxstem.scan.pooling import (
     seen_by,
     with_belief,
 )
-from jaxstem.scan.posterior import BY_COUNTS, ContextConfig, answers_in_context
+from jaxstem.scan.posterior import ContextConfig, answers_in_context
 from jaxstem.scan.proposals import Proposed, propose
 from jaxstem.scan.tiles import Tile, cut, over_tiles, tiled
 
@@ -67,13 +67,12 @@ def in_context(
     """The answers of a scan, some rows (rows, nx) at a time, from the labels (ny, nx) of what each
     pattern says alone, the same ones in each process.
 
-    `mesh` and `progress` are those of `stream_answers`; `context` is the usual one, if None, for
-    counts or for lists. With `n_together` above 1 (`patterns_needed`) as many patterns of a grain
-    are added up and searched again, `alone` says what their sums say alone, and these propose, too
-    (`pooling`). Raises InputError as `source.read` does.
+    `mesh` and `progress` are those of `stream_answers`; `context` is the usual one, if None.
+    With `n_together` above 1 (`patterns_needed`) as many patterns of a grain are added up and
+    searched again, `alone` says what their sums say alone, and these propose, too (`pooling`).
+    Raises InputError as `source.read` does.
     """
-    usual = ContextConfig() if source.detector is None else BY_COUNTS
-    context, mesh = context or usual, mesh or parallel.make_mesh(jax.local_devices())
+    context, mesh = context or ContextConfig(), mesh or parallel.make_mesh(jax.local_devices())
     given = model, config, mesh
 
     def concluded(parts: list[Labels]) -> Iterator[tuple[int, Answer]]:

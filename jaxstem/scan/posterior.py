@@ -59,9 +59,6 @@ class ContextConfig:
     sample: int = 4
 
 
-BY_COUNTS = ContextConfig(doubt=0.5)
-"""The same where counts decide, whose mistakes patterns share less than those of lists."""
-
 AT_FIRST = 1.5, 1.0, 1.0
 """Spread [degrees] and log-odds from which the coupling is learned."""
 

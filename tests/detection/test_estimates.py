@@ -24,7 +24,7 @@ def test_thresholds_rise_with_what_they_allow():
 def test_hot_pixels_are_told_from_chance(mean, dtype, rng):
     """However few electrons fall, none of the pixels is taken for a hot one but those that are."""
     counts = rng.poisson(mean, (64, 80, 90))
-    rows, columns = np.unravel_index(rng.choice(20 * 22, 5, replace=False) * 4, (80, 88))
+    rows, columns = 4 * np.stack(np.unravel_index(rng.choice(20 * 22, 5, replace=False), (20, 22)))
     counts[:, rows, columns] += 60
     good = good_pixels(counts.astype(dtype) * (1 if dtype == "u1" else 0.25), DetectConfig())
     expected = np.ones((80, 90), bool)

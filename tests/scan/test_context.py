@@ -13,7 +13,6 @@ from scipy.spatial.transform import Rotation
 
 from jaxstem.app.demo import sample
 from jaxstem.files.emd import read_disks
-from jaxstem.files.light import Detector
 from jaxstem.files.map_file import read_map
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.files.scan import source_of
@@ -206,21 +205,6 @@ def test_what_neighbours_propose_may_win(model, source, grain, mesh, monkeypatch
     elsewhere[2, 3] = False
     for answer in found:
         assert misorientation(answer.orientation[elsewhere], orientation).max() < 0.01
-
-
-def test_neighbours_are_believed_more_where_counts_decide(model, source, grain, mesh):
-    """The same answers, surer of themselves: the grain is of one mind."""
-    *_, labels = grain
-    by_counts = replace(source, detector=Detector(*[None] * len(Detector._fields)))
-    found = [
-        next(iter(in_context(labels, of, model, CONFIG, mesh, False)))[1]
-        for of in (source, by_counts)
-    ]
-    looked_at = (labels.phase >= 0).any(axis=2)
-    looked_at[2, 3] = False  # of another mind
-    lists, counts = (answer.confidence[looked_at] for answer in found)
-    np.testing.assert_array_equal(found[0].orientation, found[1].orientation)
-    assert (counts > lists).all()
 
 
 def test_where_nothing_was_looked_at_nobody_is_asked(model, source, grain, mesh, monkeypatch):
