@@ -37,6 +37,9 @@ COLUMNS = (
     "share right",
     "mod 180°",
 )
+DRAWS = 100
+"""Draws that say what calibration error chance makes."""
+
 FEWEST = 8
 """Pixels in a bin that is drawn."""
 
@@ -55,19 +58,22 @@ def reliability(
     confidence: Float[np.ndarray, " m"], right: Bool[np.ndarray, " m"], bins: int = 10
 ) -> dict:
     """Expected calibration error, and for each bin: share of the pixels, mean confidence, share
-    right (empty bins left out).
+    right (empty bins left out). by_chance: the mean error of `DRAWS` draws of answers that are
+    right as often as their confidence says, each by itself: what so few of them show at least.
     """
     place = np.clip((confidence * bins).astype(int), 0, bins - 1)
-    rows = [
-        [
-            float(x)
-            for x in ((place == b).mean(), confidence[place == b].mean(), right[place == b].mean())
-        ]
-        for b in np.unique(place)
-    ]
+
+    def by_bin(right) -> list[list[float]]:
+        each = [(place == b) for b in np.unique(place)]
+        return [[float(x) for x in (b.mean(), confidence[b].mean(), right[b].mean())] for b in each]
+
+    error = lambda rows: sum(w * abs(c - r) for w, c, r in rows)  # noqa: E731
+    rows, rng = by_bin(right), np.random.default_rng(0)
+    drawn = [error(by_bin(rng.random(len(confidence)) < confidence)) for _ in range(DRAWS)]
     return {
         "n": len(confidence),
-        "expected_calibration_error": round(sum(w * abs(c - r) for w, c, r in rows), 4),
+        "expected_calibration_error": round(error(rows), 4),
+        "by_chance": round(float(np.mean(drawn)), 4),
         "mean_confidence": round(float(np.mean(confidence)), 4),
         "share_right": round(float(np.mean(right)), 4),
         "bins": rows,

@@ -243,6 +243,11 @@ def to_markdown(results: dict) -> str:
         )
         for way in (fast, theirs)
     }
+    random = ("cu_random", "cu2o_random")
+    chance = {
+        way: " and ".join(f"{results[k][way]['calibration']['by_chance']:.3f}" for k in random)
+        for way in (fast, theirs)
+    }
     best = "; ".join(
         f"{k} {results[k]['candidates']['own disks']['best_of_16']:.1f}" for k in TITLES
     )
@@ -271,7 +276,8 @@ From raw patterns of `cu_cu2o` the phase is right at {two[fast]["right_phase"]:.
 inside grains, and {two[fast]["vacuum"]:.1f} % of the vacuum is called vacuum; from py4DSTEM's disks
 {two[theirs]["right_phase"]:.1f} and {two[theirs]["vacuum"]:.1f} %. The expected calibration error
 of the confidence is, in the order of the table, {doubt[fast]} from raw patterns and {doubt[theirs]}
-from py4DSTEM's disks ([diagram](experiments/results/calibration.png)). {thick}
+from py4DSTEM's disks ([diagram](experiments/results/calibration.png)); of as few answers as the
+random sets have, exactly calibrated ones would show {chance[fast]}, and {chance[theirs]}. {thick}
 
 Whole grains that are wrong, patterns alone and in the context of the scan, from raw patterns and
 from py4DSTEM's disks: {wrong}.
