@@ -69,8 +69,8 @@ def in_context(
 
     `mesh` and `progress` are those of `stream_answers`; `context` is the usual one, if None.
     With `n_together` above 1 (`patterns_needed`) as many patterns of a grain are added up and
-    searched again, `alone` says what their sums say alone, and these propose, too (`pooling`).
-    Raises InputError as `source.read` does.
+    searched again, `alone` says what their sums say alone, and these propose, too (`pooling`); not
+    where neighbours are not alike. Raises InputError as `source.read` does.
     """
     context, mesh = context or ContextConfig(), mesh or parallel.make_mesh(jax.local_devices())
     given = model, config, mesh

@@ -81,7 +81,9 @@ def window(radius: int) -> list[tuple[int, int]]:
 
 
 def nearest(most: int) -> Bool[np.ndarray, "w w"]:
-    """The `most` positions next to one: its members if all around were of its grain."""
+    """The `most` positions next to one, itself among them: its members if all around were of its
+    grain.
+    """
     chosen = np.zeros((2 * RADIUS + 1,) * 2, bool)
     for y, x in window(RADIUS)[:most]:
         chosen[RADIUS + y, RADIUS + x] = True

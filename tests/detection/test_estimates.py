@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Thresholds of significance."""
+"""Thresholds of significance, and pixels that count."""
 
 import numpy as np
 import pytest
