@@ -237,13 +237,14 @@ def _improve_background(
     """The factor of `_scale_background` once more, from the blocks that are `used`.
 
     Leaves out those that exceed the present estimate by `clip` standard deviations. Where little
-    is left the factor tends to 1.
+    is left the factor tends to that of the whole pattern.
     """
     expected = factor * base
     kept = used & (counts - expected < clip * jnp.sqrt(expected + 0.25) + 0.5)
     both = jnp.concatenate([jnp.where(kept, counts, 0.0), jnp.where(kept, base, 0.0)])
     above, below = jnp.split(spread(both, plan.smooth_rows, plan.smooth_columns), 2)
-    return (above + 1.0) / (below + 1.0)
+    whole = jnp.split((jnp.sum(both, (1, 2), keepdims=True) + 1.0), 2)
+    return (above + whole[0] / whole[1]) / (below + 1.0)
 
 
 def covered(
