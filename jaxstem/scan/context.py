@@ -31,9 +31,10 @@ from jaxstem.scan.alone import put
 from jaxstem.scan.pooling import (
     as_labels,
     at_the_sums_place,
+    blind,
+    chosen_of,
     members,
     nearest,
-    seen_by,
     with_belief,
 )
 from jaxstem.scan.posterior import ContextConfig, answers_in_context
@@ -99,8 +100,9 @@ def in_context(
     found = as_labels(by_sums)
     asked = proposed(labels, *given, found)
     looks = second_looks(asked, source, *given, progress)
-    parts = [seen_by(labels, of_sums), *parts[1:], with_belief(looks, found)]
-    yield 0, at_the_sums_place(whole(concluded(parts)), by_sums, model)
+    parts = [chosen_of(blind(labels), of_sums, labels), *parts[1:], with_belief(looks, found)]
+    answers = at_the_sums_place(whole(concluded(parts)), by_sums, model)
+    yield 0, chosen_of(blind(labels), by_sums, answers)
 
 
 def whole(rows: Iterator[tuple[int, Answer]]) -> Answer:
@@ -123,10 +125,7 @@ def _concluded(
 
     for row, answer in answers_in_context(of_tile, tiling, operations, context, mesh, config.cache):
         own = jax.tree.map(lambda x: x[row : row + len(answer.phase)], labels)  # noqa: B023
-        looked_at = (own.phase >= 0).any(axis=2)
-        wide = lambda x: looked_at.reshape(x.shape[:2] + (1,) * (x.ndim - 2))  # noqa: B023, E731
-        choose = lambda x, y: np.where(wide(x), x, y)  # noqa: B023, E731
-        yield row, jax.tree.map(choose, answer, _alone(own))
+        yield row, chosen_of(blind(own), _alone(own), answer)
 
 
 def _alone(labels: Labels) -> Answer:

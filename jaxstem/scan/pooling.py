@@ -15,6 +15,7 @@ Shapes: a scan of `ny` × `nx` positions; `w` × `w` positions around each, itse
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,8 @@ BELIEVED = 0.5, 2.0
 
 OUTSIDE = -9
 """The phase of a position beyond the edge of the scan."""
+
+_Said = TypeVar("_Said", Answer, Labels)
 
 
 def patterns_needed(source: DiskSource, model: Model, config: InferConfig) -> int:
@@ -189,11 +192,15 @@ def with_belief(looks: Labels, by_sums: Labels) -> Labels:
     return looks._replace(log_odds=log_odds)
 
 
-def seen_by(labels: Labels, theirs: Labels) -> Labels:
-    """The labels of a scan, those of the sums where a pattern alone was not looked at."""
-    blind = ~(labels.phase >= 0).any(axis=2)
-    wide = lambda x: blind.reshape(blind.shape + (1,) * (x.ndim - 2))  # noqa: E731
-    return jax.tree.map(lambda own, other: np.where(wide(own), other, own), labels, theirs)
+def blind(labels: Labels) -> Bool[np.ndarray, "ny nx"]:
+    """Where a pattern alone was not looked at, by the labels of a scan."""
+    return ~(labels.phase >= 0).any(axis=2)
+
+
+def chosen_of(which: Bool[np.ndarray, "ny nx"], these: _Said, others: _Said) -> _Said:
+    """Labels or answers of a scan: `these` at some positions, the others elsewhere."""
+    wide = lambda x: which.reshape(which.shape + (1,) * (x.ndim - 2))  # noqa: E731
+    return jax.tree.map(lambda x, y: np.where(wide(x), x, y), these, others)
 
 
 def at_the_sums_place(answer: Answer, theirs: Answer, model: Model) -> Answer:

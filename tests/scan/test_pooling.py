@@ -26,10 +26,11 @@ from jaxstem.scan.pooling import (
     SEEN,
     WORTHWHILE,
     as_labels,
+    blind,
+    chosen_of,
     members,
     of_one_grain,
     patterns_needed,
-    seen_by,
     window,
     with_belief,
 )
@@ -135,9 +136,10 @@ def test_beliefs_of_sums(answer, rng):
     expected = np.clip(BELIEVED[0] * found.log_odds[..., 0], 0, BELIEVED[1])[1:]
     np.testing.assert_allclose(gained, expected, atol=1e-5)
     # a pattern that was not looked at takes the labels of its sum
-    blind = found._replace(phase=np.where(np.arange(8)[:, None] == 3, -1, found.phase))
+    unseen = found._replace(phase=np.where(np.arange(8)[:, None] == 3, -1, found.phase))
     theirs = jax.tree.map(lambda x: x + 1, found)
-    taken = seen_by(blind, theirs)
+    assert (blind(unseen) == (unseen.phase[..., 0] < 0)).all() and blind(unseen)[:, 3].all()
+    taken = chosen_of(blind(unseen), theirs, unseen)
     np.testing.assert_array_equal(taken.log_odds[:, 3], theirs.log_odds[:, 3])
     np.testing.assert_array_equal(taken.no_crystal[:, 3], 1)
     others = np.delete(np.arange(8), 3)
