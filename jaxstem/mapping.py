@@ -38,7 +38,7 @@ from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all,
 from jaxstem.inference.batching import PIECE, judged_source
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import PredictFor, make_predict_for
-from jaxstem.inference.verdict import Answer
+from jaxstem.inference.verdict import Answer, doubted
 from jaxstem.network.heads import HEADS
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
@@ -46,7 +46,7 @@ from jaxstem.runtime.paths import check_target
 from jaxstem.scan.alone import labels_alone, put, room_for_labels, single_blocks
 from jaxstem.scan.context import in_context
 from jaxstem.scan.pooling import patterns_needed
-from jaxstem.scan.self_calibration import self_calibrated
+from jaxstem.scan.premises import Doubt, Examined, examined
 
 Block = tuple[int, dict[str, np.ndarray]]
 """Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""
@@ -54,8 +54,8 @@ Block = tuple[int, dict[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Overview:
-    """What a map's summary needs, as in `OrientationMap`, and its lines about the calibration and
-    about what its patterns were weighed with.
+    """What a map's summary needs, as in `OrientationMap`, its lines about the calibration and about
+    what its patterns were weighed with, and the doubt about its premises.
     """
 
     phase: Int[np.ndarray, "ny nx"]
@@ -67,6 +67,7 @@ class Overview:
     phase_names: tuple[str, ...]
     geometry: str
     context: str
+    doubt: Doubt | None
 
 
 def map_scan(
@@ -165,6 +166,7 @@ def map_to_file(
         phase_names=model.phase_names,
         geometry=given.geometry,
         context=told_of_context(context, given.n_together),
+        doubt=given.doubt,
     )
     target = map_writer(path, header, overwrite) if parallel.is_first() else nullcontext()
     with target as write:
@@ -186,20 +188,21 @@ def map_to_file(
 
 
 class _Prepared(NamedTuple):
-    """A scan without what its own disks say is wrong with its calibration, that, the same told in a
-    line, how many of its patterns are added up, and by which devices and program it is mapped.
+    """A scan as it was `examined`, how many of its patterns are added up, and by which devices and
+    program it is mapped.
     """
 
     source: DiskSource
     distortion: Distortion
     geometry: str
+    doubt: Doubt | None
     n_together: int
     mesh: Mesh
     predict: PredictFor
 
     def said(self, model, config, least_confidence, progress, context) -> tuple:
         """What `map_blocks` takes after the scan."""
-        how = self.predict, self.n_together
+        how = self.predict, self.n_together, self.doubt.against if self.doubt else 0.0
         return model, config, least_confidence, self.mesh, progress, context, *how
 
 
@@ -212,10 +215,10 @@ def _prepared(
     config = replace(config, keeps_labels=context == "scan")
     made = functools.cache(lambda: make_predict_for(model, config, mesh))
     predict = lambda detector: made()(detector)  # noqa: E731
-    found = source, undistorted(), "as given"
+    found = Examined(source, undistorted(), "as given", None)
     if config.geometry == "scan":
-        found = self_calibrated(source, model, config, mesh, predict)
-    n_together = patterns_needed(found[0], model, config) if context == "scan" else 1
+        found = examined(source, model, config, mesh, predict)
+    n_together = patterns_needed(found.source, model, config) if context == "scan" else 1
     return _Prepared(*found, n_together, mesh, predict)
 
 
@@ -252,6 +255,7 @@ def map_header(
             **understood(source, model, config),
             "about_geometry": given.geometry,
             "about_context": told_of_context(context, given.n_together),
+            "doubt": given.doubt.said if given.doubt else "",
             **(attributes or {}),
         },
         settings={
@@ -335,23 +339,26 @@ def map_blocks(
     context: str = "none",
     predict_for: PredictFor | None = None,
     n_together: int = 1,
+    against: float = 0.0,
 ) -> Iterator[Block]:
     """The rows of a map, some at a time and not always in order, the same ones in each process.
 
     Process p of P works on the p-th of P ranges of rows. In the `context` of the scan each row
     comes twice: what its patterns say alone, by the names of `SINGLE` and with the number of disks,
     and when all are there what the scan says. `predict_for` as in `stream_answers`, `n_together` as
-    in `in_context`.
+    in `in_context`; `against`: nat by which no crystal is likelier than patterns say.
     """
     with_labels = context == "scan"
     blocks = single_blocks(source, model, config, mesh, progress, with_labels, predict_for)
     if context == "none":
         for row, (answer, n_disks, _) in blocks:
+            answer = doubted(answer, against)
             yield row, left_out(answer, least_confidence)._asdict() | {"n_disks": n_disks}
         return
     scan = room_for_labels(source, model, config)
     for row, (answer, n_disks, labels) in blocks:
-        put(labels, row, scan)
+        put(labels._replace(no_crystal=labels.no_crystal + np.float32(against)), row, scan)
+        answer = doubted(answer, against)
         alone = {
             f"single_{name}": getattr(answer, name)
             for name in ("orientation", "phase", "confidence")

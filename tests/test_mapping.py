@@ -43,6 +43,7 @@ from jaxstem.network.model import Model, build_network
 from jaxstem.network.transformer import ModelConfig, init_params
 from jaxstem.runtime import parallel
 from jaxstem.scan import alone
+from jaxstem.scan.premises import Doubt, Examined
 
 pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
@@ -166,8 +167,12 @@ def test_disks_are_mapped_where_they_belong(model, table, one_device, rng, monke
     """And the map says how far from there they were measured."""
     drift = (rng.normal(size=(2, 3, 2)) * 0.02).astype(np.float32)
     distortion = from_numbers(rng.normal(size=5) * 0.02)._replace(drift=drift)
-    moved = lambda source, *_: (corrected(source, distortion), distortion, "all wrong")  # noqa: E731
-    monkeypatch.setattr(mapping, "self_calibrated", moved)
+    doubt = Doubt("scale", 0.03, None, 0.9, True, "nothing is right.")
+
+    def moved(source, *_):
+        return Examined(corrected(source, distortion), distortion, "all wrong", doubt)
+
+    monkeypatch.setattr(mapping, "examined", moved)
     scan = read_scan(table)
     found = map_scan(scan, model, replace(CONFIG, geometry="scan"), **one_device)
     expected = map_scan(corrected_scan(scan, distortion), model, CONFIG, **one_device)
@@ -179,6 +184,7 @@ def test_disks_are_mapped_where_they_belong(model, table, one_device, rng, monke
         "all wrong",
     )
     assert as_given.attributes["about_geometry"] == "as given"
+    assert (found.attributes["doubt"], as_given.attributes["doubt"]) == ("nothing is right.", "")
     kept = stored_distortion(found.settings["distortion"])
     np.testing.assert_array_equal(kept.numbers, distortion.numbers)
     np.testing.assert_array_equal(kept.drift, drift)

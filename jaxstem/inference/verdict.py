@@ -162,3 +162,33 @@ def summarise(
 ) -> Answer:
     """The answer of one pattern from its verified candidates: `answer_of` its `labels_of`."""
     return answer_of(labels_of(ranked, no_crystal, operations, config), operations)
+
+
+def doubted(answer: Answer, against: float) -> Answer:
+    """The same, no crystal being likelier by so many nat: of several phases the share of those that
+    are not the answer is taken for it.
+    """
+    if not against:
+        return answer
+    crystal = answer.phase >= 0
+    share = answer.phase_confidence
+    # of the answer, which may be that there is none
+    odds = np.where(crystal, 1.0, np.exp(against)), np.where(crystal, np.exp(against), 1.0)
+    left = odds[0] * share / (odds[0] * share + odds[1] * (1.0 - share) + 1e-30)
+    turns = crystal & (left < 0.5)
+    ratio = np.where(crystal, left / np.maximum(share, 1e-30), 1.0)
+
+    def again(x):
+        return np.where(turns, 1.0 - left, np.where(crystal, x * ratio, left)).astype(x.dtype)
+
+    lost = np.float32(np.nan)
+    wide = lambda x: turns.reshape(turns.shape + (1,) * (x.ndim - turns.ndim))  # noqa: E731
+    without = lambda x: np.where(wide(x), lost, x)  # noqa: E731
+    taken = ("orientation", "score", "thickness", "log_evidence", "explained_light")
+    return answer._replace(
+        phase=np.where(turns, NO_CRYSTAL, answer.phase),
+        confidence=again(answer.confidence),
+        confidence_mod180=again(answer.confidence_mod180),
+        phase_confidence=again(share),
+        **{name: without(getattr(answer, name)) for name in taken},
+    )

@@ -21,7 +21,7 @@ Shapes: `P` patterns, `K` disks of each.
 from __future__ import annotations
 
 import math
-import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,7 +35,8 @@ from jaxstem.detection.origin import smooth_origin
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import grid_content
 from jaxstem.files.distortion import Distortion, corrected, evenly, from_numbers, undistorted
-from jaxstem.files.scan import BY_FILE, DiskSource, pad_disks
+from jaxstem.files.light import ScanLight
+from jaxstem.files.scan import BY_FILE, DiskSource, pad_disks, source_of
 from jaxstem.inference.batching import preview_scan
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.exposure import scan_exposure
@@ -87,7 +88,7 @@ LARGEST = 0.03
 
 class Offsets(NamedTuple):
     """Disks beside the reflections that explain them: x, y where these lie, dx, dy how far from
-    there the disks are [1/Å]; paired: whether any does.
+    there the disks are [1/Å]; paired: whether any does; present: whether there is a disk.
     """
 
     x: Float[np.ndarray, "P K"]
@@ -95,6 +96,7 @@ class Offsets(NamedTuple):
     dx: Float[np.ndarray, "P K"]
     dy: Float[np.ndarray, "P K"]
     paired: Bool[np.ndarray, "P K"]
+    present: Bool[np.ndarray, "P K"]
 
 
 class Learned(NamedTuple):
@@ -102,7 +104,7 @@ class Learned(NamedTuple):
 
     distortion: all that they say; errors: standard errors of scale, ellipse and shift [1/Å], along
     an axis; corrected: what of it is corrected; grains: from so many it is known; scatter: of disks
-    about their places, along an axis [1/Å].
+    about their places, along an axis [1/Å]; explained: share of the disks that have a reflection.
     """
 
     distortion: Distortion
@@ -110,6 +112,7 @@ class Learned(NamedTuple):
     corrected: Distortion
     grains: int
     scatter: float
+    explained: float
 
 
 def fitted(
@@ -188,10 +191,10 @@ def beam_drift(source: DiskSource, k_min: float) -> Float[np.ndarray, "m n 2"] |
     if 2 * np.isfinite(place[..., 0]).sum() < place[..., 0].size:
         return None
     drift = smooth_origin(place)
-    return drift if _size(drift) > FAULT else None
+    return drift if drift_size(drift) > FAULT else None
 
 
-def _size(drift: Float[np.ndarray, "m n 2"]) -> float:
+def drift_size(drift: Float[np.ndarray, "m n 2"]) -> float:
     """Root mean square of a drift along an axis [1/Å]."""
     return float(np.sqrt(np.square(drift).mean()))
 
@@ -204,7 +207,7 @@ def offsets_of(
     mesh: Mesh,
 ) -> Offsets:
     """The disks of a small scan, of `SAMPLE` positions at most, beside the reflections of its
-    believed answers (flat), in 1/Å. Raises InputError as `source.read` does.
+    answers (flat), in 1/Å. Raises InputError as `source.read` does.
     """
     known = preview_scan(source, model, config)
     scan = source.read(0, source.scan_shape[0])
@@ -234,13 +237,13 @@ def offsets_of(
             )
             pairing = ascent.pairing
             place = ascent.x[pairing.reflection], ascent.y[pairing.reflection]
-            return Offsets(*place, pairing.dx, pairing.dy, pairing.paired)
+            return Offsets(*place, pairing.dx, pairing.dy, pairing.paired, disks.mask)
 
         rows = (disks, incident, incident_sigma, is_cut, orientation, phase)
         return jax.vmap(one)(rows)
 
-    believed = (answer.phase >= 0) & ~(answer.confidence_mod180 < BELIEVED)
-    orientation = np.where(believed[:, None, None], answer.orientation, np.eye(3))
+    exists = answer.phase >= 0
+    orientation = np.where(exists[:, None, None], answer.orientation, np.eye(3))
     rows = (disks, *exposed[:3], orientation.astype(np.float32), np.maximum(answer.phase, 0))
     most = -(-np.prod(SAMPLE) // mesh.size) * mesh.size
     rows = jax.tree.map(lambda x: np.resize(x, (most, *x.shape[1:])), rows)
@@ -253,7 +256,16 @@ def offsets_of(
     program = cached_pmap(of_rows, mesh, specs, sharded, content, config.cache)
     found = jax.device_get(program(parallel.replicate((everything, known.limit), mesh), *rows))
     found = Offsets(*(x[:n] for x in found))
-    return found._replace(paired=found.paired & believed[:, None])
+    return found._replace(paired=found.paired & found.present & exists[:, None])
+
+
+def explained_share(offsets: Offsets) -> float:
+    """Share of the disks that have a reflection, 1 where there are none."""
+    return (
+        float(offsets.paired.sum() / max(offsets.present.sum(), 1))
+        if offsets.present.any()
+        else 1.0
+    )
 
 
 def learned_distortion(
@@ -262,41 +274,67 @@ def learned_distortion(
     config: InferConfig,
     mesh: Mesh,
     predict_for: PredictFor | None = None,
+    start: Distortion | None = None,
+    enough: int | None = None,
 ) -> Learned | None:
     """What the disks of a scan say of its calibration; None where they are too few to say it.
 
-    `predict_for` as in `stream_answers`. The scale is not corrected where the pixel size was given
-    or calibrated. Raises InputError as `source.read` does.
+    `predict_for` as in `stream_answers`; `start`: the distortion to begin with, none if None;
+    `enough`: grains from which it can be told (None: `ENOUGH`). The scale is not corrected where
+    the pixel size was given or calibrated. Raises InputError as `source.read` does.
     """
-    few, total = spread_over(source), undistorted()
-    if math.prod(few.scan_shape) < ENOUGH:
+    total, enough = start or undistorted(), enough or ENOUGH
+    if math.prod(source.scan_shape) < enough:
         return None
-    if config.refine in BY_BLOCH_WAVES:  # which move no disk
-        config, predict_for = replace(config, refine="fast", score=_fast(config)), None
-    predict_for = predict_for or make_predict_for(model, config, mesh)
-    # programs that the whole scan needs as well
-    config = replace(config, lengths=preview_scan(source, model, config).lengths)
+    look = looker(source, model, config, mesh, predict_for)
     for _ in range(ROUNDS):
-        seen = corrected(few, total)
-        answer, _ = predict_scan(
-            model, seen, config, mesh=mesh, progress=False, predict_for=predict_for
-        )
-        if (answer.phase >= 0).sum() < ENOUGH:
-            return None
-        offsets = offsets_of(seen, answer, model, config, mesh)
-        enough = offsets.paired.sum(axis=1) >= LEAST_PAIRS
-        grain = grains_of(answer.orientation[enough], answer.phase[enough], model)
+        answer, offsets = look(total)
+        believed = (answer.phase >= 0) & ~(answer.confidence_mod180 < BELIEVED)
+        chosen = believed & (offsets.paired.sum(axis=1) >= LEAST_PAIRS)
+        grain = grains_of(answer.orientation[chosen], answer.phase[chosen], model)
         n_grains = len(np.unique(grain))
-        if n_grains < ENOUGH:
+        if n_grains < enough:
             return None
-        more, covariance, scatter = fitted(Offsets(*(x[enough] for x in offsets)), grain)
+        more, covariance, scatter = fitted(Offsets(*(x[chosen] for x in offsets)), grain)
         total = total.after(more)
         is_settled = (more.numbers**2 < np.diag(covariance)).all()
         if is_settled or to_correct(total, covariance, True).most == 0.0:
             break
     free = source.instrument.pixel_size_from == BY_FILE
     moved, errors = to_correct(total, covariance, free), standard_errors(covariance)
-    return Learned(total, errors, moved, n_grains, scatter)
+    return Learned(total, errors, moved, n_grains, scatter, explained_share(offsets))
+
+
+def looker(
+    source: DiskSource,
+    model: Model,
+    config: InferConfig,
+    mesh: Mesh,
+    predict_for: PredictFor | None = None,
+) -> Callable[[Distortion], tuple[Answer, Offsets]]:
+    """The answers (flat) of a sample of a scan (`spread_over`) and its disks beside their
+    reflections, if the scan is distorted by so much. Arguments and errors as in
+    `learned_distortion`.
+    """
+    if config.refine in BY_BLOCH_WAVES:  # which move no disk
+        config, predict_for = replace(config, refine="fast", score=_fast(config)), None
+    predict_for = predict_for or make_predict_for(model, config, mesh)
+    # programs that the whole scan needs as well
+    config = replace(config, lengths=preview_scan(source, model, config).lengths)
+    few = spread_over(source)
+    light = few.read_light and ScanLight(few.read_light(0, few.scan_shape[0]), few.detector)
+    few = replace(
+        source_of(replace(few.read(0, few.scan_shape[0]), light=light)), instrument=few.instrument
+    )
+
+    def look(distortion: Distortion) -> tuple[Answer, Offsets]:
+        seen = corrected(few, distortion)
+        answer, _ = predict_scan(
+            model, seen, config, mesh=mesh, progress=False, predict_for=predict_for
+        )
+        return answer, offsets_of(seen, answer, model, config, mesh)
+
+    return look
 
 
 def _fast(config: InferConfig) -> ScoreConfig:
@@ -352,50 +390,6 @@ def to_correct(
         if is_free and squared > len(which) * SIGMAS**2:
             moved = from_numbers(moved.numbers + part.numbers)
     return moved if moved.most > FAULT else undistorted()
-
-
-def self_calibrated(
-    source: DiskSource,
-    model: Model,
-    config: InferConfig,
-    mesh: Mesh,
-    predict_for: PredictFor | None = None,
-) -> tuple[DiskSource, Distortion, str]:
-    """The scan with its disks where its own disks say that they belong, by how much they were
-    moved, and what was learned in a line; the same in each process.
-
-    Arguments and errors as in `learned_distortion`; of several processes the first one learns.
-    Warns where the scale is off by more than is corrected.
-    """
-
-    def learn() -> tuple[list | None, list | None]:
-        drift = beam_drift(source, model.k_min) if source.detector is None else None
-        still = source if drift is None else corrected(source, undistorted()._replace(drift=drift))
-        learned = learned_distortion(still, model, config, mesh, predict_for)
-        plain = lambda x: list(map(float, x.numbers)) if isinstance(x, Distortion) else x  # noqa: E731
-        return drift if drift is None else drift.tolist(), learned and [plain(x) for x in learned]
-
-    drift, said = parallel.first_says(learn)
-    moved, line = undistorted(), "as given, for too few grains tell it"
-    if said is not None:
-        found, errors, moved, grains, scatter = said
-        moved = from_numbers(moved)
-        learned = Learned(from_numbers(found), tuple(errors), moved, grains, scatter)
-        line = told(learned)
-        excess = learned.distortion.scale - 1.0
-        if abs(excess) > LARGEST and parallel.is_first():
-            warnings.warn(
-                f"{source.source}: disks lie {100 * abs(excess):.1f} % "
-                f"{'farther from' if excess > 0 else 'nearer to'} the beam than the crystals' do, "
-                "more than is corrected; check --pixel-size and the unit cells.",
-                stacklevel=2,
-            )
-    if drift is not None:
-        moved = moved._replace(drift=np.asarray(drift))
-        line = f"beam drifts by {_size(moved.drift):.4f} 1/Å over the scan (corrected); {line}"
-    if moved.most > 0.0:
-        source = corrected(source, moved)
-    return source, moved, line
 
 
 _ROUNDING = 1e-9

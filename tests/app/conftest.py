@@ -20,6 +20,7 @@ from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model, build_network, save_model
 from jaxstem.network.transformer import ModelConfig, init_params
 from jaxstem.scan import alone
+from jaxstem.scan.premises import Examined
 
 SMALL = ModelConfig(width=16, blocks=0, heads=2, feedforward=16, n_disks=8, templates=False)
 
@@ -81,6 +82,6 @@ def answers(monkeypatch):
     counts = rng.integers(3, 9, n)
     piece = Piece(0, 0, answer, counts, 0)
     monkeypatch.setattr(alone, "stream_answers", lambda *args, **kwargs: iter([piece]))
-    as_given = lambda source, *_: (source, undistorted(), GEOMETRY)  # noqa: E731
-    monkeypatch.setattr(mapping, "self_calibrated", as_given)
+    as_given = lambda source, *_: Examined(source, undistorted(), GEOMETRY, None)  # noqa: E731
+    monkeypatch.setattr(mapping, "examined", as_given)
     return answer, counts

@@ -18,16 +18,19 @@ from jaxstem.inference.batching import unseen
 from jaxstem.inference.config import InferConfig
 from jaxstem.runtime import parallel
 from jaxstem.scan import self_calibration
+from jaxstem.scan.premises import examined
 from jaxstem.scan.self_calibration import (
+    DISKS,
     ENOUGH,
     LARGEST,
+    LEAST_PAIRS,
     Offsets,
     beam_drift,
+    explained_share,
     fitted,
     grains_of,
     learned_distortion,
     offsets_of,
-    self_calibrated,
     spread_over,
     standard_errors,
     to_correct,
@@ -58,7 +61,8 @@ def offsets(rng, numbers, n=60, k=12, scatter=0.0, turned=0.5, of_grain=None):
     q = np.einsum("pki,ijp->pkj", place, turn)
     q = displaced(q, numbers) if of_grain is None else np.stack(list(map(displaced, q, of_grain)))
     dx, dy = np.moveaxis(q + rng.normal(size=q.shape) * scatter - place, -1, 0)
-    return Offsets(place[..., 0], place[..., 1], dx, dy, np.ones((n, k), bool))
+    every = np.ones((n, k), bool)
+    return Offsets(place[..., 0], place[..., 1], dx, dy, every, every)
 
 
 def test_a_planted_fault_is_found_whatever_the_turns(rng):
@@ -195,8 +199,9 @@ def learnt(model, mesh, crystals_seen, monkeypatch):
             strength, q = true.intensity, q + np.repeat(drift, n, axis=0)
         scan = replace(true, qx=np.float32(q[:, 0]), qy=np.float32(q[:, 1]), intensity=strength)
         scan = replace(scan, instrument=instrument)
-        found = self_calibrated(source_of(scan), model, InferConfig(), mesh, lambda _: None)
-        return found[0].whole(), *found[1:]
+        found = examined(source_of(scan), model, InferConfig(), mesh, lambda _: None)
+        assert (found.doubt is None) or numbers is not WRONG
+        return found.source.whole(), found.distortion, found.geometry
 
     return learn
 
@@ -272,7 +277,7 @@ def test_a_scale_too_far_off_is_said_and_kept(learnt):
     assert distortion.scale == pytest.approx(1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        learnt([0.02, 0, 0.02, 0, 0])
+        learnt([0.015, 0, 0.015, 0, 0])
 
 
 def test_few_grains_say_nothing(model, mesh, learnt, monkeypatch):
@@ -280,8 +285,10 @@ def test_few_grains_say_nothing(model, mesh, learnt, monkeypatch):
     found, distortion, line = learnt(WRONG)
     assert distortion.most == 0.0 and line == "as given, for too few grains tell it"
     tiny = scan_of_lists([np.array([[0.5, 0.0, 1.0]])] * (ENOUGH - 1))
-    same = self_calibrated(source_of(tiny), model, InferConfig(), mesh)
-    np.testing.assert_array_equal(same[0].whole().qx, tiny.qx)
+    nothing = unseen(np.zeros(ENOUGH - 1, bool))
+    monkeypatch.setattr(self_calibration, "predict_scan", lambda *_, **__: (nothing, None))
+    same = examined(source_of(tiny), model, InferConfig(), mesh)
+    np.testing.assert_array_equal(same.source.whole().qx, tiny.qx)
 
 
 def test_bloch_waves_are_not_asked(model, mesh, crystals_seen, monkeypatch):
@@ -302,7 +309,8 @@ def test_bloch_waves_are_not_asked(model, mesh, crystals_seen, monkeypatch):
     assert (used.refine, used.score) == ("fast", replace(ScoreConfig(), likelihood=usual))
 
 
-def test_doubtful_answers_are_left_out(model, mesh, crystals_seen):
+def test_doubtful_answers_are_left_out(model, mesh, crystals_seen, monkeypatch):
+    """Disks of all answers are paired; from those that are believed the calibration is learned."""
     scan, orientation = crystals_seen
     answer = unseen(np.zeros(48, bool))
     confidence = np.where(np.arange(48) % 3, 0.9, 0.1).astype(np.float32)
@@ -310,15 +318,25 @@ def test_doubtful_answers_are_left_out(model, mesh, crystals_seen):
     phase = np.where(np.arange(48) == 7, -1, 0).astype(np.int16)
     answer = answer._replace(orientation=orientation, phase=phase, confidence_mod180=confidence)
     found = offsets_of(source_of(scan), answer, model, InferConfig(), mesh)
-    used = found.paired.any(axis=1)
-    np.testing.assert_array_equal(
-        used, ((np.arange(48) % 3 > 0) | (np.arange(48) == 4)) & (phase >= 0)
-    )
+    np.testing.assert_array_equal(found.paired.any(axis=1), phase >= 0)
     n_disks = np.diff(scan.offsets) - 1  # without the direct beam
-    share = found.paired.sum(axis=1)[used] / n_disks[used]
+    np.testing.assert_array_equal(found.present.sum(axis=1), np.minimum(n_disks, DISKS))
+    share = found.paired.sum(axis=1)[phase >= 0] / n_disks[phase >= 0]
     assert share.min() > 0.7
+    assert explained_share(found) == pytest.approx(found.paired.sum() / found.present.sum())
     distance = np.hypot(found.dx, found.dy)[found.paired]
     assert np.median(distance) < 2e-3
+    taken = []
+
+    def fitting(offsets, grain):
+        taken.append(len(grain))
+        return fitted(offsets, grain)
+
+    monkeypatch.setattr(self_calibration, "predict_scan", lambda *_, **__: (answer, None))
+    monkeypatch.setattr(self_calibration, "fitted", fitting)
+    assert learned_distortion(source_of(scan), model, InferConfig(), mesh, lambda _: None)
+    is_used = ((np.arange(48) % 3 > 0) | (np.arange(48) == 4)) & (phase >= 0)
+    assert taken[0] == (is_used & (found.paired.sum(axis=1) >= LEAST_PAIRS)).sum()
 
 
 def test_grains_are_chains_of_those_alike(model, rng):

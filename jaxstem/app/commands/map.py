@@ -171,6 +171,7 @@ def map_command(
         write_report(out, report, scan, overwrite, progress=output.progress)
         stages.end("report")
     about |= {"about_geometry": found.geometry, "about_context": found.context}
+    told["doubt"] = found.doubt and found.doubt.summary()
     output.tell(
         {"files": targets, **about, **told, **map_counts(found), "stages": stages.seconds},
         f"geometry: {found.geometry}",
