@@ -32,7 +32,7 @@ class Reading:
         calibration: Pixel size and ellipse that `jaxstem calibrate` found.
         rotation_deg: From detector to scan axes, turning qx towards qy.
         transpose: Exchange the detector's rows and columns (qx and qy) before it is turned.
-        no_transpose: Do not, though the file states it.
+        untransposed: Leave them as they are, though the file states a transposition.
         flip: Reverse the detector's rows (upside down) or columns (left to right) before it is
             transposed and turned; for both turn by 180°.
         ellipse: Rings are RATIO times longer along DEG, from rows (qx) towards columns (qy), than
@@ -59,7 +59,7 @@ class Reading:
         float | None, tyro.conf.arg(metavar="DEG", help_behavior_hint=OF_FILE)
     ] = None
     transpose: Annotated[Flag, tyro.conf.arg(help_behavior_hint=OF_FILE)] = False
-    no_transpose: Annotated[Flag, tyro.conf.arg(help_behavior_hint="")] = False
+    untransposed: Annotated[Flag, tyro.conf.arg(help_behavior_hint="")] = False
     flip: Annotated[
         Literal["rows", "columns", "none", ""],
         tyro.conf.arg(metavar="rows|columns|none", help_behavior_hint=OF_FILE),
@@ -106,9 +106,9 @@ class Reading:
         from jaxstem.detection.reading import ReadOptions
 
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if values.pop("no_transpose"):
+        if values.pop("untransposed"):
             if self.transpose:
-                raise InputError("Give either --transpose or --no-transpose.")
+                raise InputError("Give either --transpose or --untransposed.")
             values["transpose"] = False
         else:
             values["transpose"] = self.transpose or None

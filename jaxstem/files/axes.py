@@ -65,8 +65,11 @@ def with_flip_folded(calibration: Mapping[str, Any]) -> dict[str, Any]:
     if flip not in FLIPS[1:] or not is_number(turn):
         return dict(calibration)
     transposed = "QR_rotation" in calibration and bool(calibration.get("QR_flip"))
-    quarter = math.copysign(math.pi / 2, 1 if (flip == "rows") != transposed else -1)
-    return {**calibration, "QR_flip": not transposed, "QR_rotation": turn + quarter}
+    turn += math.copysign(math.pi / 2, 1 if (flip == "rows") != transposed else -1)
+    folded = {**calibration, "QR_flip": not transposed, "QR_rotation": turn}
+    if transposed and abs(turn) < 1e-9:  # neither, so that none is stated
+        del folded["QR_flip"], folded["QR_rotation"]
+    return folded
 
 
 def changed(stated: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

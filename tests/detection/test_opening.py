@@ -168,6 +168,7 @@ def test_a_mirrored_copy_with_its_option_is_the_scan(crowd, searched, tmp_path, 
         options.get("flip", "none"),
         options.get("transpose", False),
     )
+    assert ("no rotation stated" in told_axes(known)) == (how in ("rows", "columns"))
     # told of the lists alone
     plain = tmp_path / "plain.h5"
     write_bragg(plain, searched(np.ascontiguousarray(mirrored(crowd[0]))))
