@@ -47,11 +47,17 @@ def turned(
         qy = -qy
     if "QR_rotation" in calibration:
         angle = float(calibration["QR_rotation"])
-        if calibration.get("QR_flip"):
+        if _exchanged(calibration):
             qx, qy = qy, qx
         cos, sin = np.cos(angle), np.sin(angle)
         qx, qy = cos * qx - sin * qy, sin * qx + cos * qy
     return qx, qy
+
+
+def _exchanged(calibration: Mapping[str, Any]) -> bool:
+    """Whether qx and qy are exchanged."""
+    stated = np.ravel(calibration.get("QR_flip"))
+    return "QR_rotation" in calibration and len(stated) == 1 and bool(stated[0])
 
 
 def with_flip_folded(calibration: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def with_flip_folded(calibration: Mapping[str, Any]) -> dict[str, Any]:
     flip, turn = str(calibration.get("Q_flip", "none")), calibration.get("QR_rotation", 0.0)
     if flip not in FLIPS[1:] or not is_number(turn):
         return dict(calibration)
-    transposed = "QR_rotation" in calibration and bool(calibration.get("QR_flip"))
+    transposed = _exchanged(calibration)
     turn += math.copysign(math.pi / 2, 1 if (flip == "rows") != transposed else -1)
     folded = {**calibration, "QR_flip": not transposed, "QR_rotation": turn}
     if transposed and abs(turn) < 1e-9:  # neither, so that none is stated
@@ -117,7 +123,7 @@ def stated_axes(calibration: Mapping[str, Any]) -> dict[str, Any]:
         ellipse = (max(ratio, 1 / ratio), direction % 180.0)
     return {
         "rotation_deg": math.degrees(turn) if is_number(turn) else None,
-        "transposed": is_number(turn) and bool(calibration.get("QR_flip")),
+        "transposed": is_number(turn) and _exchanged(calibration),
         "flip": str(calibration.get("Q_flip", "none")),
         "ellipse": ellipse,
     }

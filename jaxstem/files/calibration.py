@@ -76,6 +76,10 @@ def calibrate_disks(
     qx, qy = qx * scale, qy * scale
     if "QR_rotation" in calibration:
         number("QR_rotation")
+    if np.size(calibration.get("QR_flip")) != 1:
+        raise InputError(
+            f"{path}: the calibration's QR_flip must be true or false; {_RECALIBRATE}."
+        )
     flip = str(calibration.get("Q_flip", "none"))
     if flip not in FLIPS:
         raise InputError(
@@ -99,7 +103,8 @@ def stated_scan_step(calibration: dict) -> tuple[float, str]:
     """Distance of neighbouring positions and its unit; (1.0, "pixels") where none is stated."""
     step = calibration.get("R_pixel_size")
     if is_number(step) and np.isfinite(step) and step > 0:
-        return float(step), str(calibration.get("R_pixel_units") or "pixels")
+        units = calibration.get("R_pixel_units")
+        return float(step), units if isinstance(units, str) and units else "pixels"
     return 1.0, "pixels"
 
 
