@@ -26,15 +26,21 @@ from jaxtyping import Shaped
 
 from jaxstem.crystal.cell import Crystal, read_cif
 from jaxstem.detection.config import DetectConfig
-from jaxstem.detection.opening import disks_of, look_at, searchable
-from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions
+from jaxstem.detection.opening import as_listed, disks_of, look_at, searchable
+from jaxstem.detection.reading import (
+    OF_AXES,
+    OF_FRAMES,
+    OF_PATTERNS,
+    OF_PIXELS,
+    ReadOptions,
+)
 from jaxstem.detection.scan import detect_in_cube, plan_search, progress_bar
 from jaxstem.diffraction.material import check_materials, make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError, require_between
 from jaxstem.files.cube import Cube
 from jaxstem.files.orientation_map import OrientationMap
-from jaxstem.files.scan import DiskScan, DiskSource
+from jaxstem.files.scan import DiskScan, DiskSource, source_of
 from jaxstem.inference.config import InferConfig
 from jaxstem.mapping import check_voltage, map_scan
 from jaxstem.network.choice import fitting_model, keep_model
@@ -362,8 +368,11 @@ def map_orientations(
     else:
         crystals = [read_crystal(cell) for cell in _cells(cif)]
     if isinstance(scan, DiskScan | DiskSource):
-        options.refuse((*OF_PATTERNS, *OF_PIXELS, "scan_shape"), f"{scan.source} is disks in 1/Å")
+        never = (*OF_PATTERNS, *OF_PIXELS, *OF_FRAMES, "scan_shape", "flyback")
+        options.refuse(never, f"{scan.source} is disks in 1/Å")
         source = scan
+        if set(OF_AXES) & options.given().keys():
+            source = as_listed(source_of(scan) if isinstance(scan, DiskScan) else scan, options)
     elif isinstance(scan, str | Path):
         source = look_at(scan, options, needs_voltage=loaded is None)
     else:

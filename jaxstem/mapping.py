@@ -31,6 +31,7 @@ from jaxstem.detection.reading import ReadOptions
 from jaxstem.detection.scan import PlannedSearch
 from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
 from jaxstem.errors import InputError, require_between
+from jaxstem.files.axes import told_axes
 from jaxstem.files.distortion import Distortion, undistorted
 from jaxstem.files.map_file import MapHeader, map_writer
 from jaxstem.files.orientation_map import UNASSIGNED, OrientationMap, ambiguous_by_180
@@ -304,11 +305,7 @@ def understood(
     else:
         microscope.append("disks in 1/Å")
     microscope.append(f"semi-angle {semi_angle:g} mrad")
-    if known.rotation_deg is None:
-        microscope.append("no rotation stated")
-    else:
-        flipped = ", flipped" if known.flip else ""
-        microscope.append(f"turned by {known.rotation_deg:.1f}°{flipped}")
+    microscope += told_axes(known)
     if known.centre is not None:
         beam.append("centre ({:.1f}, {:.1f}) px".format(*known.centre))
     if known.radius is not None:

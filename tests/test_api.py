@@ -16,12 +16,14 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
-from helpers import ROOT, scan_of_lists
+from helpers import ROOT, angle_deg, scan_of_lists
 
 import jaxstem
 from jaxstem import api
 from jaxstem.app.demo import sample
+from jaxstem.crystal.cell import symmetry_operations
 from jaxstem.detection.opening import read_scan
+from jaxstem.detection.reading import ReadOptions
 from jaxstem.errors import InputError, require_between
 from jaxstem.files.cube import cube_from_array
 from jaxstem.files.cube_readers import read_cube
@@ -114,6 +116,41 @@ def test_files_disks_and_arrays_give_one_map(model, hasty, patterns, found, tmp_
         np.testing.assert_array_equal(other.phase, one.phase)
         np.testing.assert_allclose(other.orientation, one.orientation, atol=1e-5)
     assert listed.attributes["model"] == "cu" and answer.attributes["model"] == "Cu"
+
+
+def test_disks_in_memory_are_turned_as_told(model, hasty, found):
+    """Mirrored disks with the option that says so give the map of the disks."""
+    single = functools.partial(jaxstem.map_orientations, model=model, context="none")
+    answer = single(found)
+    mirrored = dataclasses.replace(found, qx=found.qy, qy=-found.qx)
+    for scan in (mirrored, source_of(mirrored)):
+        other = single(scan, options=ReadOptions(flip="columns", transpose=True))
+        np.testing.assert_array_equal(other.phase, answer.phase)
+        np.testing.assert_allclose(other.orientation, answer.orientation, atol=1e-5)
+        told = other.attributes["about_microscope"]
+        assert "axes as listed, detector columns flipped" in told and "transposed" in told
+
+
+@pytest.mark.slow
+def test_patterns_of_a_mirrored_detector_give_the_map_of_the_others(patterns):
+    """With the option that says so, up to rounding; without it every orientation is another. By
+    the packaged network alone, which takes seconds.
+    """
+    quick = {"refine": "none", "context": "none", "geometry": "given", "progress": False}
+    stated = {"pixel_size": PIXEL, "voltage_kv": 300.0}
+    of = functools.partial(jaxstem.map_orientations, model="cu", **stated, **quick)
+    answer = of(patterns)
+    operations = symmetry_operations(answer.crystals[0])
+    for mirrored, options in (
+        (patterns[..., ::-1, :], ReadOptions(flip="rows")),
+        (np.swapaxes(patterns, -1, -2), ReadOptions(transpose=True)),
+    ):
+        mirrored = np.ascontiguousarray(mirrored)
+        told, untold = of(mirrored, options=options), of(mirrored)
+        apart, wrong = (
+            angle_deg(other.orientation, answer.orientation, operations) for other in (told, untold)
+        )
+        assert (apart < 1.0).sum() >= 9 and (wrong < 1.0).sum() <= 1
 
 
 @pytest.mark.slow

@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from jaxstem.app.console import Flag
+from jaxstem.errors import InputError
+
 if TYPE_CHECKING:
     from jaxstem.detection.config import Correlation
     from jaxstem.detection.reading import ReadOptions
 
 OF_FILE = "(default: what the file states)"
+
+OF_ALL, OF_NONE = "(default: all)", "(default: none)"
 
 OF_PRESET = "(default: the preset's)"
 
@@ -26,8 +31,16 @@ class Reading:
         pixel_size: Size of a detector pixel in 1/Å.
         calibration: Pixel size and ellipse that `jaxstem calibrate` found.
         rotation_deg: From detector to scan axes, turning qx towards qy.
-        flip: Exchange qx and qy before that; needs --rotation-deg.
-        scan_shape: Rows and columns of the scan.
+        transpose: Exchange the detector's rows and columns (qx and qy) before it is turned.
+        untransposed: Leave them as they are, though the file states a transposition.
+        flip: Reverse the detector's rows (upside down) or columns (left to right) before it is
+            transposed and turned; for both turn by 180°.
+        ellipse: Rings are RATIO times longer along DEG, from rows (qx) towards columns (qy), than
+            across; taken out before all else, the pixel size being the mean.
+        scan_shape: Rows and columns of the scan, flyback not counted.
+        frames: The file's frames that are the scan, from START, counted from 0, to STOP - 1.
+        skip_frames: Frames at the file's start that are not of the scan.
+        flyback: Frames at the end of each scan row that are not of the scan.
         mask: Detector pixels to leave out: an image or .npy in which they are not 0.
         origin: Row and column of the direct beam, where it cannot be seen.
         radius: Radius of the disks in detector pixels.
@@ -45,10 +58,25 @@ class Reading:
     rotation_deg: Annotated[
         float | None, tyro.conf.arg(metavar="DEG", help_behavior_hint=OF_FILE)
     ] = None
-    flip: Annotated[bool | None, tyro.conf.arg(help_behavior_hint=OF_FILE)] = None
+    transpose: Annotated[Flag, tyro.conf.arg(help_behavior_hint=OF_FILE)] = False
+    untransposed: Annotated[Flag, tyro.conf.arg(help_behavior_hint="")] = False
+    flip: Annotated[
+        Literal["rows", "columns", "none", ""],
+        tyro.conf.arg(metavar="rows|columns|none", help_behavior_hint=OF_FILE),
+    ] = ""
+    ellipse: Annotated[
+        tuple[float, float] | None, tyro.conf.arg(metavar="RATIO DEG", help_behavior_hint=OF_FILE)
+    ] = None
     scan_shape: Annotated[
         tuple[int, int] | None, tyro.conf.arg(metavar="ROWS COLUMNS", help_behavior_hint=OF_FILE)
     ] = None
+    frames: Annotated[
+        tuple[int, int] | None, tyro.conf.arg(metavar="START STOP", help_behavior_hint=OF_ALL)
+    ] = None
+    skip_frames: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=OF_NONE)] = (
+        None
+    )
+    flyback: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint=OF_NONE)] = None
     mask: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: dead and hot)")
     ] = None
@@ -78,6 +106,13 @@ class Reading:
         from jaxstem.detection.reading import ReadOptions
 
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if values.pop("untransposed"):
+            if self.transpose:
+                raise InputError("Give either --transpose or --untransposed.")
+            values["transpose"] = False
+        else:
+            values["transpose"] = self.transpose or None
+        values["flip"] = self.flip or None
         if self.calibration:
             values["calibration"] = read_calibration(self.calibration).entries()
         values["mask"] = read_mask(self.mask) if self.mask else None

@@ -73,6 +73,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "spread",
         ],
         "opening": [
+            "as_listed",
             "disks_of",
             "look_at",
             "open_cube",
@@ -84,7 +85,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "origin": ["smooth_origin"],
         "plan": ["make_plan"],
         "pooling": ["COLUMNS", "KEPT_BYTES", "pooled_cube", "STEADY", "where_steady"],
-        "reading": ["OF_PATTERNS", "OF_PIXELS", "option", "ReadOptions", "stored"],
+        "reading": [
+            "OF_AXES",
+            "OF_FRAMES",
+            "OF_PATTERNS",
+            "OF_PIXELS",
+            "option",
+            "ReadOptions",
+            "stored",
+        ],
         "ring_fit": [
             "Calibration",
             "fit_rings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jaxstem.detection.ring_fit import (
     to_scattering_vectors,
 )
 from jaxstem.errors import InputError
+from jaxstem.files.axes import FLIPS
 from jaxstem.files.scan import DiskScan
 from jaxstem.runtime.paths import atomic_path, check_target
 
@@ -35,6 +36,7 @@ IN_PIXELS = {
     "theta": 0.0,
     "QR_rotation": 0.0,
     "QR_flip": False,
+    "Q_flip": "none",
 }
 """A calibration with which a scan's disks stay in detector pixels, as `fit_rings` takes them."""
 
@@ -59,6 +61,7 @@ def read_calibration(path: str | Path) -> Calibration:
         found = Calibration(**content)
         numbers = [found.pixel_size, found.ellipticity, found.theta, found.rotation or 0.0]
         usable = np.isfinite(numbers).all() and found.pixel_size > 0 and found.ellipticity > -1
+        usable &= found.flip in (None, *FLIPS) and found.transpose in (None, True, False)
     except InputError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
@@ -146,12 +149,13 @@ def calibrate(
     crystals: Sequence[Crystal],
     out: str | Path,
     pixel_size: float | None = None,
-    rotation: float | None = None,
     overwrite: bool = False,
+    **handed_on: Any,
 ) -> Calibration:
     """Fit, and write `out` (JSON) with its picture beside it.
 
-    open_in_pixels: reads the scan with the calibration it is given. Raises InputError as
+    open_in_pixels: reads the scan with the calibration it is given; handed_on: rotation [rad],
+    transpose and flip, as a `Calibration` holds them. Raises InputError as
     `fit_rings` and `atomic_path` do.
     """
     out = Path(out)
@@ -160,7 +164,7 @@ def calibrate(
     check_target(out, overwrite)
     with atomic_path(out.with_suffix(".png"), overwrite) as picture:
         scan = open_in_pixels(IN_PIXELS)
-        found = fit_rings(scan, crystals, pixel_size, rotation)
+        found = replace(fit_rings(scan, crystals, pixel_size), **handed_on)
         draw_calibration(scan, crystals, found, picture)
         write_calibration(out, found, overwrite)
     return found

@@ -18,7 +18,14 @@ from jaxtyping import Bool, Shaped
 
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.pooling import pooled_cube, where_steady
-from jaxstem.detection.reading import OF_PATTERNS, OF_PIXELS, ReadOptions, option
+from jaxstem.detection.reading import (
+    OF_AXES,
+    OF_FRAMES,
+    OF_PATTERNS,
+    OF_PIXELS,
+    ReadOptions,
+    option,
+)
 from jaxstem.detection.scan import (
     Detections,
     PlannedSearch,
@@ -28,7 +35,8 @@ from jaxstem.detection.scan import (
     progress_bar,
 )
 from jaxstem.errors import InputError, NotStated
-from jaxstem.files.calibration import missing_scale, stated_pixel_size
+from jaxstem.files.axes import changed, source_turned, stated_axes
+from jaxstem.files.calibration import axes_matrix, missing_scale, stated_pixel_size
 from jaxstem.files.csv import read_csv
 from jaxstem.files.cube import Cube, cube_from_array
 from jaxstem.files.cube_readers import read_cube
@@ -37,6 +45,7 @@ from jaxstem.files.formats import READERS, format_of
 from jaxstem.files.packed import is_packed, packed_source
 from jaxstem.files.pyxem import holds_vectors, read_vectors
 from jaxstem.files.scan import DiskScan, DiskSource, Instrument, source_of
+from jaxstem.files.stack import framed
 from jaxstem.runtime import parallel
 
 _HOW = {
@@ -129,12 +138,37 @@ def disks_of(
 
 
 def _credited(instrument: Instrument, options: ReadOptions) -> Instrument:
-    """The instrument, saying who stated the size of a pixel."""
-    if options.pixel_size is not None:
-        return replace(instrument, pixel_size_from="as given")
-    if "Q_pixel_size" in (options.calibration or {}):
-        return replace(instrument, pixel_size_from="calibrated")
-    return instrument
+    """The instrument, saying who stated the size of a pixel and its axes, and which frames are the
+    scan.
+    """
+    given, calibrated = options.given(), options.calibration or {}
+    said = {name: "calibrated" for name, entry in _ENTRIES.items() if entry in calibrated}
+    said |= {name: "as given" for name in _ENTRIES if name in given}
+    frames = []
+    if "frames" in given:
+        frames.append(
+            "the scan is frames {} to {}".format(given["frames"][0], given["frames"][1] - 1)
+        )
+    if given.get("skip_frames"):
+        frames.append(f"frames skipped at the start: {given['skip_frames']}")
+    if given.get("flyback"):
+        frames.append(f"left out at the end of each row: {given['flyback']}")
+    return replace(
+        instrument,
+        pixel_size_from=said.pop("pixel_size", instrument.pixel_size_from),
+        axes_from=tuple(said.items()),
+        frames=", ".join(frames) or None,
+    )
+
+
+_ENTRIES = {
+    "pixel_size": "Q_pixel_size",
+    "rotation_deg": "QR_rotation",
+    "transpose": "QR_flip",
+    "flip": "Q_flip",
+    "ellipse": "a",
+}
+"""The entry of a calibration that says what an option does."""
 
 
 def _all_stated(path: Path, options: ReadOptions, needs_voltage: bool) -> DiskSource | Cube:
@@ -183,14 +217,16 @@ def open_disks(path: str | Path, options: ReadOptions) -> DiskSource | None:
     read = _calibrated_already(path)
     if read is None and (format_of(path) is not None or not holds_disks(path)):
         return None
-    options.refuse(OF_PATTERNS, f"{path} lists disks that were found already")
+    options.refuse((*OF_PATTERNS, *OF_FRAMES), f"{path} lists disks that were found already")
     if read is not None:
         options.refuse(OF_PIXELS, f"{path} holds disks in 1/Å already")
         source = read(path)
         if options.voltage_kv is not None:
             source = replace(source, voltage_kv=options.voltage_kv)
+        source = as_listed(source, options)
     else:
         source = bragg_source(path, options.entries(), options.voltage_kv)
+    source = _without_flyback(source, options.flyback or 0)
     if options.scan_shape not in (None, tuple(source.scan_shape)):
         (rows, columns), given = source.scan_shape, options.scan_shape
         raise InputError(
@@ -200,9 +236,33 @@ def open_disks(path: str | Path, options: ReadOptions) -> DiskSource | None:
     return source
 
 
+def as_listed(source: DiskSource, options: ReadOptions) -> DiskSource:
+    """Disks in 1/Å, flipped, transposed, turned and stretched as the options say."""
+    listed = replace(source.instrument, axes="axes as listed")
+    if not set(OF_AXES) & options.given().keys():
+        return replace(source, instrument=listed)
+    entries = changed({"Q_pixel_size": 1.0, "Q_pixel_units": "A^-1"}, options.entries())
+    source = source_turned(source, axes_matrix(entries, source.source))
+    return replace(source, instrument=replace(listed, **stated_axes(entries)))
+
+
+def _without_flyback(source: DiskSource, flyback: int) -> DiskSource:
+    """The disks of a scan without the last positions of each row."""
+    rows, columns = source.scan_shape
+    if not flyback:
+        return source
+    if flyback >= columns:
+        raise InputError(
+            f"{source.source} has {columns} positions in a row, of which --flyback {flyback} "
+            "leaves none; give fewer."
+        )
+    return source.at(range(rows), range(columns - flyback))
+
+
 def open_cube(path: str | Path, options: ReadOptions) -> Cube:
     """The raw patterns of a file. Raises InputError as `read_cube` does."""
-    return read_cube(path, options.scan_shape, options.entries(), options.voltage_kv)
+    given = options.scan_shape, options.entries(), options.voltage_kv
+    return read_cube(path, *given, options.of_file())
 
 
 def searchable(
@@ -219,8 +279,8 @@ def searchable(
     that is no scan, and where the size of a pixel is not known.
     """
     config = options.detection(config or DetectConfig())
-    if options.pixel_size is not None:
-        config = replace(config, pixel_size=options.pixel_size)
+    if options.pixel_size is not None:  # it is the cube's then
+        config = replace(config, pixel_size=None)
     if isinstance(patterns, str | Path | Cube) and (scan_step, scan_units) != (1.0, "pixels"):
         raise InputError("scan_step and scan_units are an array's; leave them out for a file.")
     if isinstance(patterns, str | Path):
@@ -231,7 +291,8 @@ def searchable(
         if not isinstance(patterns, Cube):
             array = patterns if isinstance(patterns, np.ndarray) else np.asarray(patterns)
             cube = cube_from_array(array, options.pixel_size, scan_step, scan_units)
-        calibration, size = cube.calibration | options.entries(), None
+        cube = framed(cube, cube.scan_shape, None, options.of_file())
+        calibration, size = changed(cube.calibration, options.entries()), None
         if "Q_pixel_size" in calibration:
             size = stated_pixel_size(calibration, cube.source)
         stated = {"pixel_size": size, "voltage_kv": options.voltage_kv}

@@ -64,7 +64,8 @@ class Calibration:
     a/b - 1, how much longer rings are along theta than across it; theta [rad]: direction of their
     long axis from the qx axis; n_disks: disks that were fitted; share: of all disks beyond the
     beam; spread_px: robust standard deviation of the fitted disks' distances from their rings;
-    phase: the crystals' names; rotation [rad]: from detector to scan axes, as given.
+    phase: the crystals' names; rotation [rad]: from detector to scan axes, transpose and flip: what
+    comes before it (`files.axes`), as given.
     """
 
     pixel_size: float
@@ -77,6 +78,8 @@ class Calibration:
     spread_px: float
     phase: str
     rotation: float | None = None
+    transpose: bool | None = None
+    flip: str | None = None
 
     def entries(self) -> dict[str, Any]:
         """Entries of a file's calibration as `open_scan` takes them.
@@ -94,6 +97,10 @@ class Calibration:
         }
         if self.rotation is not None:
             entries["QR_rotation"] = self.rotation
+        if self.transpose is not None:
+            entries["QR_flip"] = self.transpose
+        if self.flip is not None:
+            entries["Q_flip"] = self.flip
         return entries
 
 
@@ -127,13 +134,12 @@ def fit_rings(
     scan: DiskScan,
     crystals: Sequence[Crystal],
     pixel_size: float | None = None,
-    rotation: float | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Pixel size and ellipse from disks in detector pixels and the crystals in the scan.
 
     scan: read with the calibration `IN_PIXELS`; pixel_size [1/Å]: looked for within a quarter of
-    it, elsewhere where None; rotation [rad] is handed on. Raises InputError where there are too few
+    it, elsewhere where None. Raises InputError where there are too few
     disks, they do not lie on the crystal's rings, or with pixels of that size could not.
     """
     x, block = ring_disks(scan)
@@ -184,7 +190,6 @@ def fit_rings(
         share=float(near.mean()),
         spread_px=float(mixture.width),
         phase=phase,
-        rotation=rotation,
     )
 
 

@@ -36,7 +36,8 @@ from jaxstem.detection.likelihood import detect_patterns
 from jaxstem.detection.origin import smooth_origin
 from jaxstem.detection.plan import make_plan
 from jaxstem.errors import InputError
-from jaxstem.files.calibration import calibrate_disks
+from jaxstem.files.axes import stated_axes, with_flip_folded
+from jaxstem.files.calibration import calibrate_disks, mean_pixel_size
 from jaxstem.files.cube import Cube, chunks, sample
 from jaxstem.files.emd import create_emd_group, write_emd_entry
 from jaxstem.files.hdf5_writing import create_hdf5
@@ -112,15 +113,15 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
     good = np.asarray(plan.good)
     counts = np.sum(np.where(good, patterns, 0), axis=(1, 2), dtype=np.float64) / float(plan.gain)
     radius = config.radius or (math.sqrt(plan.area / math.pi) if isinstance(plan, Plan) else None)
-    turn = cube.calibration.get("QR_rotation")
+    size = config.pixel_size or cube.pixel_size
     instrument = Instrument(
-        pixel_size=config.pixel_size or cube.pixel_size,
-        rotation_deg=None if turn is None else math.degrees(turn),
-        flip=turn is not None and bool(cube.calibration.get("QR_flip")),
+        pixel_size=size and mean_pixel_size(size, cube.calibration),
+        axes=cube.axes,
         centre=tuple(map(float, plan.centre)),
         radius=radius,
         dose=float(np.median(counts)),
         n_masked=int((~good).sum()),
+        **stated_axes(cube.calibration),
     )
     return PlannedSearch(cube, config, plan, layout, instrument)
 
@@ -371,7 +372,7 @@ def write_bragg(
     InputError where the file exists and `overwrite` is False.
     """
     cube = detections.cube
-    calibration = _calibration(detections, pixel_size)
+    calibration = with_flip_folded(_calibration(detections, pixel_size))
     calibration.setdefault("Q_pixel_size", 1)
     calibration.setdefault("Q_pixel_units", "pixels")
     calibration |= {"R_pixel_size": cube.scan_step, "R_pixel_units": cube.scan_units}

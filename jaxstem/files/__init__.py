@@ -10,8 +10,20 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "axes": [
+            "axes_ratio",
+            "changed",
+            "FLIPS",
+            "source_turned",
+            "stated_axes",
+            "told_axes",
+            "turned",
+            "with_flip_folded",
+        ],
         "calibration": [
+            "axes_matrix",
             "calibrate_disks",
+            "mean_pixel_size",
             "missing_scale",
             "stated_instrument",
             "stated_pixel_size",
@@ -89,7 +101,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Pooled",
             "source_of",
         ],
-        "stack": ["checked_cube", "likely_scan_shape", "stack_reader"],
+        "stack": [
+            "ALL_FRAMES",
+            "checked_cube",
+            "framed",
+            "Frames",
+            "likely_scan_shape",
+            "stack_reader",
+        ],
         "stored_light": [
             "calibrated_detector",
             "calibrated_light",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxstem.errors import InputError, NotStated
+from jaxstem.files.axes import FLIPS, axes_ratio, stated_axes, turned
 from jaxstem.files.hdf5 import is_number
 from jaxstem.files.scan import Instrument
 from jaxstem.files.units import angle_in_inverse_angstroms, in_inverse_angstroms
@@ -31,7 +33,8 @@ def calibrate_disks(
     2. Ellipse `a`, `b`, `theta` (rad, from the qx axis): the component along theta times b/a.
     3. The pixel size.
     4. `QR_rotation` (rad): with `QR_flip` qx and qy are exchanged first, then the vectors are
-       turned by the angle from qx to qy. Without a rotation stored a flip has no effect.
+       turned by the angle from qx to qy. Without a rotation stored an exchange has no effect.
+       Before both, `Q_flip` "rows" or "columns", which py4DSTEM does not know, reverses qx or qy.
     """
 
     def each_disk(name):
@@ -72,19 +75,36 @@ def calibrate_disks(
         qx, qy = qx + excess * cos, qy + excess * sin
     qx, qy = qx * scale, qy * scale
     if "QR_rotation" in calibration:
-        angle = number("QR_rotation")
-        if calibration.get("QR_flip"):
-            qx, qy = qy, qx
-        cos, sin = np.cos(angle), np.sin(angle)
-        qx, qy = cos * qx - sin * qy, sin * qx + cos * qy
-    return qx, qy
+        number("QR_rotation")
+    if np.size(calibration.get("QR_flip")) != 1:
+        raise InputError(
+            f"{path}: the calibration's QR_flip must be true or false; {_RECALIBRATE}."
+        )
+    flip = str(calibration.get("Q_flip", "none"))
+    if flip not in FLIPS:
+        raise InputError(
+            f"{path}: the calibration's Q_flip is {flip!r}; set it to 'rows', 'columns' or 'none'."
+        )
+    return turned(qx, qy, calibration)
+
+
+def axes_matrix(calibration: Mapping[str, Any], path: str | Path) -> Float[np.ndarray, "2 2"]:
+    """What takes a step of one pixel along rows and columns to 1/Å in the lab's axes.
+
+    Raises InputError as `calibrate_disks` does.
+    """
+    steps = np.rec.fromarrays([np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])], names="qx,qy")
+    about = {**calibration, "qx0": 0.0, "qy0": 0.0}
+    qx, qy = calibrate_disks(steps, np.array([3]), (1, 1), about, path)
+    return np.array([qx[1:] - qx[0], qy[1:] - qy[0]])
 
 
 def stated_scan_step(calibration: dict) -> tuple[float, str]:
     """Distance of neighbouring positions and its unit; (1.0, "pixels") where none is stated."""
     step = calibration.get("R_pixel_size")
     if is_number(step) and np.isfinite(step) and step > 0:
-        return float(step), str(calibration.get("R_pixel_units") or "pixels")
+        units = calibration.get("R_pixel_units")
+        return float(step), units if isinstance(units, str) and units else "pixels"
     return 1.0, "pixels"
 
 
@@ -123,12 +143,17 @@ def stated_pixel_size(calibration: dict, path: str | Path) -> float:
 
 def stated_instrument(calibration: Mapping, path: str | Path) -> Instrument:
     """What a calibration in py4DSTEM's terms says of detector and beam."""
-    turn = calibration.get("QR_rotation")
     origin = [calibration.get(name) for name in ("qx0", "qy0")]
     known = all(value is not None for value in origin)
     return Instrument(
-        pixel_size=stated_pixel_size(calibration, path),
-        rotation_deg=float(np.rad2deg(turn)) if is_number(turn) else None,
-        flip=is_number(turn) and bool(calibration.get("QR_flip")),
+        pixel_size=mean_pixel_size(stated_pixel_size(calibration, path), calibration),
         centre=tuple(float(np.nanmean(value)) for value in origin) if known else None,
+        **stated_axes(calibration),
     )
+
+
+def mean_pixel_size(pixel_size: float, calibration: Mapping[str, Any]) -> float:
+    """Geometric mean over the directions [1/Å] of a pixel size of py4DSTEM's terms, which is that
+    across the direction in which rings are longest.
+    """
+    return pixel_size / math.sqrt(axes_ratio(calibration))

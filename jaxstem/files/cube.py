@@ -31,7 +31,8 @@ class Cube:
     pixel_size: of the detector in 1/Å, None where not stated; calibration: entries of the file as
     `read_disks` knows them (`qx0`, `qy0`, `a`, `b`, `theta`, `QR_rotation`, `QR_flip`
     and others), handed on to the disks; scan_step in scan_units; voltage_kv in kV or None;
-    pixel_units: those of a stated pixel size that cannot be used, if there is one.
+    pixel_units: those of a stated pixel size that cannot be used, if there is one; axes: in words,
+    what is known of the order in which rows and columns of the detector are given.
     """
 
     shape: tuple[int, int, int, int]
@@ -44,6 +45,7 @@ class Cube:
     voltage_kv: float | None
     source: str
     pixel_units: str | None = None
+    axes: str = "axes as stored"
 
     @property
     def scan_shape(self) -> tuple[int, int]:

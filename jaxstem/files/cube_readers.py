@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from jaxstem.errors import InputError
+from jaxstem.files.axes import changed
 from jaxstem.files.calibration import stated_pixel_size, stated_scan_step
 from jaxstem.files.cube import Cube, check_shape
 from jaxstem.files.emd import (
@@ -25,6 +26,7 @@ from jaxstem.files.emd import (
     stated_voltage_kv,
 )
 from jaxstem.files.hdf5 import open_hdf5
+from jaxstem.files.stack import ALL_FRAMES, Frames, framed
 from jaxstem.files.units import without_angles
 
 
@@ -33,54 +35,59 @@ def read_cube(
     scan_shape: tuple[int, int] | None = None,
     calibration: Mapping[str, Any] | None = None,
     voltage_kv: float | None = None,
+    frames: Frames = ALL_FRAMES,
 ) -> Cube:
     """The scan in a file, without its patterns (formats: docs/file-formats.md).
 
-    scan_shape: (rows, columns), for formats that do not state it; calibration: entries that replace
-    those of the file; voltage_kv [kV]: instead of the file's. Raises InputError for a file that is
-    missing, damaged or not known, that holds no scan or several, or whose shape or calibration
-    cannot be used; `read` raises it for patterns that cannot be read.
+    scan_shape: (rows, columns), for formats that do not state it, flyback not counted; calibration:
+    entries that replace those of the file (`files.axes.changed`); voltage_kv [kV]: instead of the
+    file's; frames: which of the file's are the scan. Raises InputError for a file that is missing,
+    damaged or not known, that holds no scan or several, or whose shape or calibration cannot be
+    used; `read` raises it for patterns that cannot be read.
     """
     from jaxstem.files.formats import format_of
     from jaxstem.files.rosetta import raw_cube  # which needs Cube
 
     if format_of(path):
-        cube = raw_cube(path, scan_shape, voltage_kv)
-        changes = dict(calibration or {})
-        together = cube.calibration | changes
+        cube = raw_cube(path, scan_shape, voltage_kv, frames)
+        together = changed(cube.calibration, calibration or {})
         size = stated_pixel_size(together, path) if "Q_pixel_size" in together else None
         return replace(cube, calibration=together, pixel_size=size)
-    cube = _emd_cube(Path(path), calibration or {}, voltage_kv)
-    if scan_shape is not None and tuple(scan_shape) != cube.scan_shape:
-        raise InputError(
-            f"{path} holds {cube.shape[0]} × {cube.shape[1]} positions, not {scan_shape[0]} × "
-            f"{scan_shape[1]}; leave out --scan-shape."
-        )
-    return cube
+    cube, stated = _emd_cube(Path(path), calibration or {}, voltage_kv, scan_shape is not None)
+    return framed(cube, stated, scan_shape, frames)
 
 
-def _emd_cube(path: Path, changes: Mapping[str, Any], voltage_kv: float | None) -> Cube:
-    """The data cube of an EMD 1.0 or py4DSTEM HDF5 file: the only four-dimensional array of
-    numbers, or the one that py4DSTEM marked as a `DataCube`.
+def _emd_cube(
+    path: Path, changes: Mapping[str, Any], voltage_kv: float | None, shaped: bool
+) -> tuple[Cube, tuple[int, int] | None]:
+    """The data cube of an EMD 1.0 or py4DSTEM HDF5 file, and its rows and columns: the only
+    four-dimensional array of numbers, or the one that py4DSTEM marked as a `DataCube`. Where the
+    scan is `shaped` by the user, an array of three axes or two does, patterns in a row.
     """
     with open_hdf5(path) as file:
-        dataset = _cube_dataset(file, path)
+        dataset = _cube_dataset(file, path, shaped)
         name, shape, dtype = dataset.name, dataset.shape, dataset.dtype
+        stacked = len(shape) < 4
+        shape = ((1,) * 4 + shape)[-4:]
+        check_shape(shape, dtype, str(path))
         root = emd_root(dataset.parent)
         calibration = emd_calibration(root)
         if not calibration and "calibration" in file:
             calibration = emd_metadata(file["calibration"])
         voltage_kv = voltage_kv or stated_voltage_kv(root, path)
-        calibration = without_angles(calibration | dict(changes), voltage_kv)
+        calibration = without_angles(changed(calibration, changes), voltage_kv)
         stated = "Q_pixel_size" in calibration and calibration.get("Q_pixel_units") != "pixels"
         pixel_size = stated_pixel_size(calibration, path) if stated else None
 
     def read(rows: slice, columns: slice) -> np.ndarray:
         with open_hdf5(path) as file:
-            return file[name][rows, columns]
+            if not stacked:
+                return file[name][rows, columns]
+            own = file[name][columns] if file[name].ndim == 3 else file[name][()][None][columns]
+            return own[None][rows]
 
     scan_step, scan_units = stated_scan_step(calibration)
-    return Cube(
+    cube = Cube(
         shape=shape,
         dtype=dtype,
         read=read,
@@ -91,10 +98,13 @@ def _emd_cube(path: Path, changes: Mapping[str, Any], voltage_kv: float | None) 
         voltage_kv=voltage_kv,
         source=str(path),
     )
+    return cube, None if stacked else cube.scan_shape
 
 
-def _cube_dataset(file: h5py.File, path: Path) -> h5py.Dataset:
-    """The data cube of an HDF5 file, whatever its name and depth."""
+def _cube_dataset(file: h5py.File, path: Path, shaped: bool) -> h5py.Dataset:
+    """The data cube of an HDF5 file, whatever its name and depth; where the scan is `shaped` by the
+    user and there is none, the only stack of patterns, or the only one.
+    """
     marked, plain, other = [], [], []
 
     def collect(_, node):
@@ -108,16 +118,18 @@ def _cube_dataset(file: h5py.File, path: Path) -> h5py.Dataset:
 
     file.visititems(collect)
     found = marked or plain
+    for rank in (3, 2) if shaped else ():
+        found = found or [node for node in other if node.ndim == rank]
     if not found:
         largest = max(other, key=lambda node: node.size, default=None)
         held = f"; its largest array has {largest.ndim} axes" if largest is not None else ""
         either = "" if holds_disks(path) else " and no Bragg vectors"
         raise InputError(
             f"{path} holds no 4D-STEM data cube{either}{held}; give a file with one array of "
-            "numbers over (scan rows, scan columns, detector rows, detector columns)."
+            "numbers over (scan rows, scan columns, detector rows, detector columns), or "
+            "--scan-shape ROWS COLUMNS for patterns in a row."
         )
     if len(found) > 1:
         names = ", ".join(node.name for node in found)
         raise InputError(f"{path} holds several data cubes ({names}); save one alone.")
-    check_shape(found[0].shape, found[0].dtype, str(path))
     return found[0]

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jaxstem.errors import InputError
+from jaxstem.files.axes import changed, with_flip_folded
 from jaxstem.files.calibration import calibrate_disks, stated_instrument, stated_scan_step
 from jaxstem.files.hdf5 import open_hdf5, plain_value
 from jaxstem.files.light import Light
@@ -84,7 +85,7 @@ def bragg_source(
         name, scan_shape, kind = lists.name, lists.shape, h5py.check_vlen_dtype(lists.dtype)
         voltage_kv = voltage_kv or stated_voltage_kv(root, path)
         apertures = read_apertures(file, scan_shape, path) if holds_light(file) else None
-    calibration = without_angles(stated | dict(calibration or {}), voltage_kv)
+    calibration = without_angles(changed(stated, calibration or {}), voltage_kv)
     scan_step, scan_units = stated_scan_step(calibration)
     # without disks this judges the calibration alone
     nothing = np.zeros(int(np.prod(scan_shape)), np.int64)
@@ -179,9 +180,11 @@ def emd_root(group: h5py.Group) -> h5py.Group:
 
 
 def emd_calibration(root: h5py.Group) -> dict:
-    """The values and arrays of the calibration of an EMD tree, {} where there is none."""
+    """The values and arrays of the calibration of an EMD tree, {} where there is none; a flip of
+    the detector apart (`files.axes`).
+    """
     group = root.get("metadatabundle/calibration")
-    return emd_metadata(group) if isinstance(group, h5py.Group) else {}
+    return with_flip_folded(emd_metadata(group)) if isinstance(group, h5py.Group) else {}
 
 
 def emd_metadata(group: h5py.Group) -> dict:

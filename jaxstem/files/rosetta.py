@@ -14,7 +14,8 @@ are lab x (`qx`). Digital Micrograph also stores scans the other way round, dete
 the tag "Data Order Swapped" tells, or the axes' units.
 
 *The scan's shape.* Cameras store one pattern after the other. Where the file does not state rows
-and columns they must be given; they are never guessed.
+and columns they must be given; they are never guessed. A file of one pattern is a scan of one
+position.
 
 *Units.* A detector axis in 1/nm, 1/Å, or mrad (with the voltage) gives the pixel size; any other
 unit (cm, pixels) does not, and the size must then be given. So must that of TVIPS files.
@@ -38,8 +39,23 @@ from jaxstem.files.cube import Cube
 from jaxstem.files.dectris import dectris_cube
 from jaxstem.files.formats import format_of
 from jaxstem.files.hdf5 import plain_value
-from jaxstem.files.stack import checked_cube, likely_scan_shape, stack_reader
+from jaxstem.files.stack import ALL_FRAMES, Frames, checked_cube, framed
 from jaxstem.files.units import VOLTAGE_KEY, angle_in_inverse_angstroms, in_inverse_angstroms, in_kv
+
+_PLAUSIBLE = 1e-6, 10.0
+"""Sizes of a detector pixel [1/Å]; others come of scales that nobody set."""
+
+_NAMES = {
+    "blockfile": "Blockfiles",
+    "digitalmicrograph": "Digital Micrograph files",
+    "emd": "Velox files",
+    "empad": "EMPAD files",
+    "hspy": "HyperSpy files",
+    "quantumdetector": "Merlin frames, their rows reversed",
+    "tvips": "TVIPS files",
+    "zspy": "HyperSpy files",
+}
+"""What each reader reads, and what is known of the detector's axes there."""
 
 _MERLIN_HEADER = 384
 
@@ -51,16 +67,18 @@ def raw_cube(
     path: str | Path,
     scan_shape: tuple[int, int] | None = None,
     voltage_kv: float | None = None,
+    frames: Frames = ALL_FRAMES,
 ) -> Cube:
     """The scan in a file that `format_of` knows, without its patterns.
 
     scan_shape: (rows, columns), for files that do not state it; voltage_kv [kV] instead of the
-    file's. Raises InputError for a file that is missing, damaged or holds no scan, and where the
-    scan's shape is not known or does not fit; `read` raises it for patterns that cannot be read.
+    file's; frames: which of the file's are the scan. Raises InputError for a file that is missing,
+    damaged or holds no scan, and where the scan's shape is not known or does not fit; `read` raises
+    it for patterns that cannot be read.
     """
     path, reader = Path(path), format_of(path)
     if reader == "dectris":
-        return dectris_cube(path, scan_shape, voltage_kv)
+        return dectris_cube(path, scan_shape, voltage_kv, frames)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the name.")
     stated, options = None, {}
@@ -85,37 +103,34 @@ def raw_cube(
         with _own_words(path):
             return np.asarray(data[index].compute(scheduler="synchronous"))
 
-    if data.ndim == 3:
-        scan_shape = likely_scan_shape(len(data), stated, scan_shape, path)
-        read = stack_reader(fetch, scan_shape)
-    elif scan_shape not in (None, data.shape[:2]):
-        rows, columns = data.shape[:2]
-        raise InputError(
-            f"{path} holds {rows} × {columns} positions, not {scan_shape[0]} × {scan_shape[1]}; "
-            "leave out --scan-shape."
-        )
+    if data.ndim == 4:
+        stated, read = data.shape[:2], fetch
     else:
-        scan_shape, read = data.shape[:2], fetch
+
+        def read(rows: slice, columns: slice) -> np.ndarray:
+            own = fetch(columns) if data.ndim == 3 else fetch()[None][columns]
+            return own[None][rows]
+
     if voltage_kv is None:
         voltage_kv = _stated_voltage(found)
     if reader == "tvips":  # its header has the pixel's width in nm, not in reciprocal space
         axes = [{key: axis[key] for key in axis if key != "units"} for axis in axes]
     pixel_size, calibration, pixel_units = _detector_scale(axes[-2:], voltage_kv)
     scan_step, scan_units = _scan_scale(axes[:-2])
-    return checked_cube(
-        Cube(
-            shape=tuple(int(n) for n in (*scan_shape, *data.shape[-2:])),
-            dtype=np.dtype(data.dtype),
-            read=read,
-            pixel_size=pixel_size,
-            calibration=calibration,
-            scan_step=scan_step,
-            scan_units=scan_units,
-            voltage_kv=voltage_kv,
-            source=str(path),
-            pixel_units=pixel_units,
-        )
+    cube = Cube(
+        shape=tuple(int(n) for n in ((1,) * 4 + data.shape)[-4:]),
+        dtype=np.dtype(data.dtype),
+        read=read,
+        pixel_size=pixel_size,
+        calibration=calibration,
+        scan_step=scan_step,
+        scan_units=scan_units,
+        voltage_kv=voltage_kv,
+        source=str(path),
+        pixel_units=pixel_units,
+        axes=f"detector axes as RosettaSciIO presents {_NAMES[reader]}",
     )
+    return checked_cube(framed(cube, stated, scan_shape, frames))
 
 
 @contextmanager
@@ -135,10 +150,17 @@ def _own_words(path: Path) -> Iterator[None]:
 
 
 def _scan_in(found: list[dict[str, Any]], path: Path) -> dict[str, Any]:
-    """The only scan among the signals of a file: four axes, or else a stack of patterns."""
+    """The only scan among the signals of a file: four axes, or else a stack of patterns, or else
+    one pattern.
+    """
     ranks = [np.ndim(signal["data"]) for signal in found]
-    for rank in (4, 3):
-        scans = [signal for signal, n in zip(found, ranks, strict=True) if n == rank]
+    images = [not any(axis.get("navigate") for axis in signal["axes"]) for signal in found]
+    for rank in (4, 3, 2):
+        scans = [
+            signal
+            for signal, n, image in zip(found, ranks, images, strict=True)
+            if n == rank and (rank > 2 or image)
+        ]
         if len(scans) > 1:
             raise InputError(f"{path} holds {len(scans)} scans; save one alone.")
         if scans:
@@ -185,14 +207,19 @@ def _merlin_scan(path: Path) -> tuple[int, tuple[int, int] | None]:
     if not about.exists():
         return number, None
     text = about.read_text(errors="replace")
-    lines = [
-        re.search(rf"{name} \(Number\):\s*(\d+)", text)
-        for name in ("Frames in Acquisition", "Frames per Trigger")
-    ]
-    frames, columns = (int(match.group(1)) if match else 0 for match in lines)
-    if columns > 1 and frames % columns == 0:
-        return number, (frames // columns, columns)
-    return number, None
+    names = (
+        r"Frames in Acquisition \(Number\)",
+        r"Frames per Trigger \(Number\)",
+        "ScanY",
+        "ScanX",
+    )
+    lines = [re.search(rf"^{name}:\s*(\d+)", text, re.MULTILINE) for name in names]
+    frames, triggered, rows, columns = (int(match.group(1)) if match else 0 for match in lines)
+    if rows > 0 and columns > 0:
+        return number, (rows, columns)
+    if frames > triggered > 1 and frames % triggered == 0:  # a trigger a row, and not one for all
+        return number, (frames // triggered, triggered)
+    return number, (frames, 1) if frames > number == 1 else None  # cut short: no single pattern
 
 
 def _empad_xml(path: Path) -> Path:
@@ -238,6 +265,8 @@ def _detector_scale(
     if not all(factors) or not usable:
         return None, {}, units[1] if units[1] else None
     row_size, column_size = (f * s for f, s in zip(factors, scales, strict=True))
+    if not all(_PLAUSIBLE[0] <= size <= _PLAUSIBLE[1] for size in (row_size, column_size)):
+        return None, {}, None
     calibration = {"Q_pixel_size": column_size, "Q_pixel_units": "A^-1"}
     if abs(row_size / column_size - 1) > 1e-6:
         calibration |= {"a": 1.0, "b": row_size / column_size, "theta": 0.0}

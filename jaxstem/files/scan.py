@@ -35,16 +35,25 @@ BY_FILE = "stated by the file"
 class Instrument:
     """What was understood of a scan's detector and beam; None: not known, or not to be told apart.
 
-    pixel_size: of the detector [1/Å]; pixel_size_from: who says so; rotation_deg: of the detector's
-    axes against the scan's, qx and qy exchanged before where `flip`; centre: mean (row, column) of
-    the direct beam [px]; radius: of the disks [px]; dose: median electrons in a pattern; n_masked:
-    detector pixels left out.
+    pixel_size: of the detector [1/Å], the geometric mean over directions; pixel_size_from: who says
+    so; rotation_deg: of the detector's axes against the scan's, qx and qy exchanged before where
+    `transposed`, and before that rows or columns reversed by `flip` (`files.axes`); ellipse: how
+    much longer rings are along one direction than across it, and which [degrees from qx towards
+    qy]; axes: what the reader knows of the detector's axes; axes_from: who says the others, by the
+    names of `ReadOptions`, the file where none is named; frames: which of a file's are the scan,
+    in words, where not all; centre: mean (row, column) of the direct beam [px]; radius: of the
+    disks [px]; dose: median electrons in a pattern; n_masked: detector pixels left out.
     """
 
     pixel_size: float | None = None
     pixel_size_from: str = BY_FILE
     rotation_deg: float | None = None
-    flip: bool = False
+    transposed: bool = False
+    flip: str = "none"
+    ellipse: tuple[float, float] | None = None
+    axes: str = "axes as stored"
+    axes_from: tuple[tuple[str, str], ...] = ()
+    frames: str | None = None
     centre: tuple[float, float] | None = None
     radius: float | None = None
     dose: float | None = None

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation
 
 from jaxstem.errors import InputError
-from jaxstem.files.calibration import calibrate_disks
+from jaxstem.files.calibration import axes_matrix
 from jaxstem.files.hdf5 import open_hdf5
 from jaxstem.files.light import Apertures, Detector, Light, ScanLight
 
@@ -65,10 +65,7 @@ def calibrated_detector(
     """The part that all patterns share; None where the ellipse differs between positions."""
     if any(np.ndim(calibration.get(name, 0)) for name in ("a", "b", "theta")):
         return None
-    steps = np.rec.fromarrays([np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])], names="qx,qy")
-    about = {**calibration, "qx0": 0.0, "qy0": 0.0}
-    qx, qy = calibrate_disks(steps, np.array([3]), (1, 1), about, source)
-    of_pixels = np.array([qx[1:] - qx[0], qy[1:] - qy[0]])
+    of_pixels = axes_matrix(calibration, source)
     return Detector(
         background=apertures.background,
         radius_step=np.float32(apertures.radius_step),

@@ -21,12 +21,16 @@ from helpers import (
 from jaxstem import __version__, api
 from jaxstem.app import painter
 from jaxstem.app.demo import sample
+from jaxstem.detection.opening import open_scan
+from jaxstem.detection.reading import ReadOptions, stored
 from jaxstem.files.emd import read_disks
 from jaxstem.files.map_file import read_map
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS, count_disks
 from jaxstem.maps import drawing
+from jaxstem.maps.measured import measured_patterns
+from jaxstem.maps.predicted import ReportConfig
 from jaxstem.network.choice import keep_model
 from jaxstem.network.model import load_model
 from jaxstem.runtime.cache import default_cache
@@ -214,12 +218,57 @@ def test_the_voltage_can_be_stated(trained, here, answers, capsys):
     assert run(*argv, "--overwrite") == 0
 
 
+def test_what_is_told_of_the_axes_is_said_kept_and_followed(trained, here, capsys):
+    """Typed or from a settings file; the report opens the scan as the map did."""
+    (here / "own.toml").write_text(
+        'flip = "columns"\ntranspose = true\nellipse = [1.02, 30.0]\nflyback = 1\n'
+    )
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
+    assert run(*argv, "--refine", "none", "--config", "own.toml", "--json") == 0
+    said = json.loads(capsys.readouterr().out)["about_microscope"]
+    for words in (
+        "axes as stored, rings 1.0200 times longer along 30.0° (as given)",
+        "detector columns flipped (as given), transposed (as given)",
+        "left out at the end of each row: 1",
+    ):
+        assert words in said
+    found = read_map("map.h5")
+    assert found.attributes["about_microscope"] == said
+    assert found.phase.shape == (CORNER[0], CORNER[1] - 1)
+    options = stored(found.settings["read_options"])
+    given = {"flip": "columns", "transpose": True, "ellipse": (1.02, 30.0), "flyback": 1}
+    assert options.given() == given
+    disks, _ = measured_patterns("scan.h5", found.phase.shape, 1, options, ReportConfig(), None)
+    np.testing.assert_array_equal(disks.qx, open_scan("scan.h5", ReadOptions(**given)).whole().qx)
+    assert run("report", "map.h5", "--scan", "scan.h5", "--out", "map.html") == 0
+    # and otherwise where it is told otherwise
+    capsys.readouterr()
+    wrong = ["report", "map.h5", "--scan", "scan.h5", "--out", "map.html", "--flyback", "0"]
+    assert run(*wrong, "--overwrite") == 2
+    assert f"has {CORNER[0]} × {CORNER[1]} positions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--transpose", "--untransposed"], ["either --transpose or --untransposed"]),
+        (["--frames", "0", "9", "--skip-frames", "2"], ["--frames and --skip-frames both"]),
+        (["--ellipse", "0.9", "10"], ["--ellipse RATIO 0.9"]),
+        (["--skip-frames", "2"], ["scan.h5 lists disks", "leave out --skip-frames"]),
+        (["--flyback", "99"], ["scan.h5", "--flyback 99"]),
+    ],
+)
+def test_unusable_axes_and_frames_are_refused(options, words, trained, here, capsys):
+    argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", *options]
+    assert_command_refused(argv, here, capsys, *words)
+
+
 ABOUT = {
     "about_geometry": "nothing is known of it",
     "about_context": "neighbours",
     "about_crystals": "Cu (Cu, Fm-3m, a = 3.6150 Å, 4 atoms in the cell)",
-    "about_microscope": "300 kV, 0.0328 1/Å a pixel (stated by the file), semi-angle 1.5 mrad, no "
-    "rotation stated",
+    "about_microscope": "300 kV, 0.0328 1/Å a pixel (stated by the file), semi-angle 1.5 mrad, "
+    "axes as stored, no rotation stated",
 }
 
 

@@ -2,6 +2,7 @@
 """Calibrations as files."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -17,8 +18,11 @@ from jaxstem.detection.calibration import (
     summary,
     write_calibration,
 )
+from jaxstem.detection.reading import ReadOptions
 from jaxstem.detection.ring_fit import Calibration
 from jaxstem.errors import InputError
+from jaxstem.files.axes import changed
+from jaxstem.files.calibration import axes_matrix
 
 
 def test_files(rng, crystals, tmp_path):
@@ -39,9 +43,42 @@ def test_files(rng, crystals, tmp_path):
         calibrate(open_in_pixels, [crystals["Cu"]], out)
 
 
+def test_flip_and_transposition_are_handed_on(rng, crystals, tmp_path):
+    scan = scan_on_rings(rng, crystals["Cu"], 0.03)
+    told = {"rotation": 0.1, "transpose": True, "flip": "rows"}
+    out = tmp_path / "calibration.json"
+    found = calibrate(lambda _: scan, [crystals["Cu"]], out, **told)
+    assert read_calibration(out) == found
+    entries = found.entries()
+    assert (entries["QR_flip"], entries["Q_flip"]) == (True, "rows")
+    # a calibration of before these were handed on
+    content = json.loads(out.read_text())
+    del content["transpose"], content["flip"]
+    out.write_text(json.dumps(content))
+    assert {"QR_flip", "Q_flip"}.isdisjoint(read_calibration(out).entries())
+
+
+def test_its_numbers_typed_are_the_calibration():
+    """--pixel-size and --ellipse as `jaxstem calibrate` reports them do what its file does."""
+    found = Calibration(0.03, 1e-5, 0.04, 1e-3, 0.7, 900, 0.8, 0.2, "Cu")
+    typed = ReadOptions(pixel_size=0.03, ellipse=(1.04, math.degrees(0.7)))
+    stated = {"Q_pixel_size": 1.0, "Q_pixel_units": "pixels", "a": 1.2, "b": 1.0, "theta": 0.1}
+    by_file, by_hand = (changed(stated, x.entries()) for x in (found, typed))
+    assert by_file == pytest.approx(by_hand)
+    np.testing.assert_allclose(axes_matrix(by_file, "x"), axes_matrix(by_hand, "x"))
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"version": 9}, {"pixel_size": -1.0}, {"theta": None}, {"other": 1}, {"pixel_size": "wide"}],
+    [
+        {"flip": "up"},
+        {"transpose": "yes"},
+        {"version": 9},
+        {"pixel_size": -1.0},
+        {"theta": None},
+        {"other": 1},
+        {"pixel_size": "wide"},
+    ],
 )
 def test_other_files_are_no_calibration(tmp_path, change):
     path = tmp_path / "calibration.json"

@@ -36,6 +36,27 @@ def pattern(orientation, reflectors):
     return excited(orientation, reflectors, WAVELENGTH, SIGMA)
 
 
+@pytest.mark.parametrize("mirror", [np.diag([-1, 1, 1]), np.eye(3)[[1, 0, 2]]])
+def test_a_mirrored_pattern_is_that_of_another_orientation(reflectors_of, rng, mirror):
+    """Of -R M, with the mirror M of the detector's axes: no pattern tells that a detector is
+    flipped or transposed, as docs/conventions.md says.
+    """
+    reflectors = reflectors_of("ZrO2")
+    orientation = random_matrices(rng, 4)
+    other = -orientation @ mirror.astype(np.float32)
+    np.testing.assert_allclose(np.linalg.det(other), 1.0, atol=1e-5)
+    one, two = (np.asarray(pattern(x, reflectors)) for x in (orientation, other))
+    for (qx, qy, intensity), (again_x, again_y, again) in zip(
+        one.swapaxes(0, 1), two.swapaxes(0, 1), strict=True
+    ):
+        shown, strong = intensity > 1e-2 * intensity.max(), again > 1e-3 * again.max()
+        places = cKDTree(np.stack([again_x, again_y], -1)[strong])
+        mirrored = np.stack([qx, qy], -1)[shown] @ mirror[:2, :2].T
+        apart, index = places.query(mirrored)
+        assert shown.sum() > 5 and apart.max() < 1e-4
+        np.testing.assert_allclose(again[strong][index], intensity[shown], rtol=0.05)
+
+
 @pytest.mark.parametrize("name", ["Cu2O", "Mg", *slow("Cu", "ZrO2")])
 def test_patterns_are_py4dstems_disk_by_disk(crystals, reflectors_of, name):
     crystal = crystals[name]

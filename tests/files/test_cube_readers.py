@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.stack import Frames
 
 
 def write_cube(path, data, calibration=None, name="datacube_root/datacube"):
@@ -52,6 +53,48 @@ def test_a_cube_and_its_calibration(cube_file, data):
     assert cube.calibration["QR_rotation"] == pytest.approx(0.1) and cube.calibration["QR_flip"]
     np.testing.assert_array_equal(cube.rows(1, 3), data[1:3])
     np.testing.assert_array_equal(cube.read(slice(0, 2), slice(1, 4)), data[:2, 1:4])
+
+
+def test_frames_that_are_not_of_the_scan_are_left_out(tmp_path, data):
+    """Before it, after it and while the beam flies back, and the entries at their positions too."""
+    origin = np.arange(15.0).reshape(3, 5)
+    path = write_cube(tmp_path / "cube.h5", data, {"qx0": origin, "qy0": 4.0})
+    cube = read_cube(path, frames=Frames(flyback=2))
+    np.testing.assert_array_equal(cube.rows(0, 3), data[:, :3])
+    np.testing.assert_array_equal(cube.read(slice(1, 3), slice(0, None, 2)), data[1:, :3:2])
+    np.testing.assert_array_equal(cube.calibration["qx0"], origin[:, :3])
+    assert cube.calibration["qy0"] == 4.0
+    flat = data.reshape(-1, *data.shape[2:])
+    cube = read_cube(path, (3, 3), frames=Frames(2, 14, flyback=1))
+    expected = flat[2:14].reshape(3, 4, *data.shape[2:])[:, :3]
+    np.testing.assert_array_equal(cube.rows(0, 3), expected)
+    np.testing.assert_array_equal(cube.read(slice(1, 2), slice(1, None)), expected[1:2, 1:])
+    np.testing.assert_array_equal(cube.calibration["qx0"].ravel()[:4], [2, 3, 4, 6])
+    # whole rows keep their length
+    assert read_cube(path, frames=Frames(5)).scan_shape == (2, 5)
+    for frames, shape, words in (
+        (Frames(3), None, ["12 patterns", "does not state"]),
+        (Frames(3), (3, 5), ["12 patterns, which are not 3 × 5", "--frames START STOP"]),
+        (Frames(9, 4), None, ["15 frames", "none from 9 to 3"]),
+        (Frames(0, 16), None, ["15 frames"]),
+        (Frames(flyback=5), None, ["5 frames, of which --flyback 5 leaves none"]),
+        (Frames(flyback=1), (3, 5), ["3 × 5 positions, not 3 × 5 and 1 of flyback"]),
+    ):
+        assert_refused(lambda p, s=shape, f=frames: read_cube(p, s, frames=f), path, *words)
+
+
+def test_patterns_in_a_row_are_the_scan_that_the_user_says(tmp_path, data):
+    """In HDF5 an array of three axes may be anything."""
+    with h5py.File(tmp_path / "stack.h5", "w") as file:
+        file["frames"], file["image"] = data.reshape(-1, *data.shape[2:]), data[0, 0]
+    assert_refused(read_cube, tmp_path / "stack.h5", "3 axes", "--scan-shape ROWS COLUMNS")
+    cube = read_cube(tmp_path / "stack.h5", (3, 5))
+    np.testing.assert_array_equal(cube.rows(0, 3), data)
+    np.testing.assert_array_equal(cube.read(slice(1, 3), slice(0, None, 2)), data[1:, ::2])
+    with h5py.File(tmp_path / "one.h5", "w") as file:
+        file["image"] = data[0, 0]
+    assert_refused(read_cube, tmp_path / "one.h5", "2 axes")
+    np.testing.assert_array_equal(read_cube(tmp_path / "one.h5", (1, 1)).rows(0, 1), data[:1, :1])
 
 
 @pytest.mark.parametrize("units", [None, "pixels"])

@@ -48,3 +48,26 @@ def test_master_and_data_files(tmp_path, rng):
     assert_same(read_cube(path, SHAPE[:2]), data)
     (tmp_path / "scan_data_000002.h5").unlink()
     assert_refused(lambda path: read_cube(path, SHAPE[:2]), path, "scan_data_000002.h5", "missing")
+
+
+def test_the_scan_generators_file_beside_a_master_states_the_shape(tmp_path, rng):
+    """Where each pattern has a trigger of its own, as Arina takes them."""
+    data = rng.integers(0, 200, SHAPE).astype(np.uint8)
+    path = write_dectris(tmp_path / "scan_master.h5", data)
+    with h5py.File(path, "r+") as file:
+        specific = file["entry/instrument/detector/detectorSpecific"]
+        specific["ntrigger"][()], specific["nimages"][()] = 15, 1
+        del file["entry/instrument/beam"]
+    assert_refused(read_cube, path, "15 patterns")
+    beside = tmp_path / "scan.h5"
+    beside.write_bytes(b"something else")
+    assert_refused(read_cube, path, "15 patterns")
+    with h5py.File(beside, "w") as file:
+        about = file.create_group("STEM Metadata").attrs
+        about["NumPixelsX"], about["NumPixelsY"] = np.int64(5), np.int64(3)
+        about["High Tension"] = np.array([200e3])
+    assert_same(read_cube(path), data)
+    # of another scan
+    with h5py.File(beside, "r+") as file:
+        file["STEM Metadata"].attrs["NumPixelsY"] = 4
+    assert_refused(read_cube, path, "15 patterns")

@@ -21,6 +21,7 @@ from jaxstem.crystal.electron import electron_wavelength
 from jaxstem.files.calibration import calibrate_disks
 from jaxstem.files.cube import chunks, sample
 from jaxstem.files.cube_readers import read_cube
+from jaxstem.files.stack import Frames
 
 ROWS, COLUMNS, HEIGHT, WIDTH = 3, 5, 12, 10
 PIXEL, STEP, KV = 0.025, 2.5, 200.0
@@ -98,7 +99,7 @@ def write_blo(path, data):
     return path
 
 
-def write_mib(path, data, hdr=True):
+def write_mib(path, data, hdr=True, triggers=ROWS, scan=""):
     """Merlin: frames of a 384-byte header and big-endian numbers, the lowest detector row first."""
     height, width = data.shape[2:]
     frames = b""
@@ -111,9 +112,12 @@ def write_mib(path, data, hdr=True):
         frames += head.ljust(384).encode() + pattern[::-1].astype(">u2").tobytes()
     path.write_bytes(frames)
     if hdr:
-        lines = {"Frames in Acquisition": ROWS * COLUMNS, "Frames per Trigger": COLUMNS}
+        lines = {
+            "Frames in Acquisition": ROWS * COLUMNS,
+            "Frames per Trigger": ROWS * COLUMNS // triggers,
+        }
         text = "".join(f"{name} (Number):\t{value}\n" for name, value in lines.items())
-        path.with_suffix(".hdr").write_text(f"HDR,\t\n{text}End\t\n")
+        path.with_suffix(".hdr").write_text(f"HDR,\t\n{text}{scan}End\t\n")
     return path
 
 
@@ -256,6 +260,14 @@ def test_tvips(tmp_path, data):
     assert_same(cube, data, pixel_size=None, step=(1.0, "pixels"))
 
 
+def test_one_trigger_for_all_frames_of_merlin_says_no_shape(tmp_path, data):
+    path = write_mib(tmp_path / "one.mib", data, triggers=1)
+    refused(path, f"{ROWS * COLUMNS} patterns", "does not state the shape")
+    path = write_mib(tmp_path / "scan.mib", data, triggers=1, scan="ScanX:\t5\nScanY:\t3\n")
+    cube = read_cube(path)
+    assert cube.scan_shape == (ROWS, COLUMNS) and "rows reversed" in cube.axes
+
+
 @pytest.mark.parametrize("hdr", [True, False])
 def test_merlin(tmp_path, data, hdr):
     path = write_mib(tmp_path / "scan.mib", data, hdr)
@@ -323,20 +335,39 @@ def test_pixels_that_are_not_square(tmp_path, data):
     np.testing.assert_allclose(qy, PIXEL * np.array([4.0, 2.0]))
 
 
+def write_part(path, data, first, line=False):
+    """A part of a scan that has its axes from the `first` on; a `line` of positions, if so said."""
+    from rsciio.hspy import file_writer
+
+    part = signal(np.zeros((ROWS, COLUMNS, HEIGHT, WIDTH)))
+    axes = [dict(axis, index_in_array=i) for i, axis in enumerate(part["axes"][first:])]
+    axes[0]["navigate"] |= line
+    part["data"], part["axes"] = data, axes
+    file_writer(str(path), part)
+    return path
+
+
+def test_single_patterns_and_stacks(tmp_path, data):
+    """A file of one pattern is a scan of one position; a stack is the scan that the user says."""
+    one = read_cube(write_part(tmp_path / "one.hspy", data[1, 2], 2))
+    np.testing.assert_array_equal(one.rows(0, 1), data[1:2, 2:3])
+    assert one.pixel_size == pytest.approx(PIXEL) and one.voltage_kv == KV
+    stack = write_part(tmp_path / "stack.hspy", data[1], 1)
+    refused(stack, "5 patterns", "--scan-shape")
+    np.testing.assert_array_equal(read_cube(stack, (1, 5)).rows(0, 1), data[1:2])
+    middle = read_cube(stack, (1, 2), frames=Frames(1, 4, 1))
+    np.testing.assert_array_equal(middle.rows(0, 1), data[1:2, 1:3])
+
+
 def test_what_is_no_scan_is_refused(tmp_path, data):
     refused(tmp_path / "absent.mib", "does not exist")
     for name in ("a.mib", "a.dm3", "a.dm4", "a.blo", "a.xml", "a_000.tvips", "a.hspy"):
         (tmp_path / name).write_bytes(b"no scan at all" * 100)
         refused(tmp_path / name)
-    image = signal(data)
-    image["data"], image["axes"] = (
-        data[0, 0],
-        [dict(axis, index_in_array=i) for i, axis in enumerate(image["axes"][2:])],
-    )
-    from rsciio.hspy import file_writer
-
-    file_writer(str(tmp_path / "image.hspy"), image)
-    refused(tmp_path / "image.hspy", "no 4D-STEM scan", "2 axes")
+    profile = write_part(tmp_path / "profile.hspy", data[0, 0, 0], 3)
+    refused(profile, "no 4D-STEM scan", "1 axes")
+    # a line of spectra is no pattern
+    refused(write_part(tmp_path / "line.hspy", data[0, 0], 2, line=True), "no 4D-STEM scan")
     path = write_hspy(tmp_path / "scan.hspy", data)
     refused(path, "3 × 5 positions, not 5 × 3", scan_shape=(5, 3))
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import assert_refused
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
-from jaxstem.files.stack import likely_scan_shape, stack_reader
+from jaxstem.files.cube import cube_from_array
+from jaxstem.files.stack import Frames, framed, likely_scan_shape, stack_reader
 
 PATH = Path("scan.mib")
 
@@ -45,3 +48,28 @@ def test_patterns_lie_row_by_row(rows, columns):
     stack = scan.reshape(-1, 2, 3)
     read = stack_reader(lambda part: stack[part], (4, 5))
     np.testing.assert_array_equal(read(rows, columns), scan[rows, columns])
+
+
+@given(st.data())
+def test_framing_is_slicing(draw):
+    """Any frames and flyback of any cube give what slicing the array does, in any portion."""
+    small = st.integers(1, 4)
+    own = draw.draw(st.tuples(small, small))
+    rows, columns, flyback = draw.draw(small), draw.draw(small), draw.draw(st.integers(0, 2))
+    n, used = own[0] * own[1], rows * (columns + flyback)
+    assume(used <= n)
+    start = draw.draw(st.integers(0, n - used))
+    data = np.arange(n * 64).reshape(*own, 8, 8)
+    expected = data.reshape(-1, 8, 8)[start : start + used]
+    expected = expected.reshape(rows, columns + flyback, 8, 8)[:, :columns]
+    frames = Frames(start, start + used, flyback)
+    stack = cube_from_array(data)
+    stated = draw.draw(st.sampled_from([None, own]))
+    assume(stated is None or used < n or (rows, columns + flyback) == own)
+    cube = framed(stack, stated, (rows, columns), frames)
+    assert cube.shape == expected.shape
+    np.testing.assert_array_equal(cube.rows(0, rows), expected)
+    step = draw.draw(small)
+    some = slice(draw.draw(st.integers(0, rows - 1)), None), slice(step - 1, None, step)
+    if expected[some].size:
+        np.testing.assert_array_equal(cube.read(*some), expected[some])

@@ -15,7 +15,7 @@ from jaxstem.files.cube import cube_from_array
 def bright(rng):
     """(cube, place, detections): 5 x 7 patterns of 24 x 24 pixels with noise and one bright pixel
     each, the places (5, 7, 2) of these, and what is detected if they are the only disks, given the
-    origin (5, 7, 2). The calibration turns, exchanges and stretches.
+    origin (5, 7, 2). The calibration turns, exchanges, reverses and stretches.
     """
     shape, n = (5, 7), 24
     patterns = rng.poisson(3.0, size=(*shape, n, n)).astype(np.uint16)
@@ -23,7 +23,14 @@ def bright(rng):
     for i, j in np.ndindex(shape):
         patterns[i, j, place[i, j, 0], place[i, j, 1]] = 900
     cube = cube_from_array(patterns, pixel_size=0.05, scan_step=20.0, scan_units="A")
-    more = {"QR_rotation": 0.6, "QR_flip": True, "a": 1.02, "b": 0.98, "theta": 0.3}
+    more = {
+        "QR_rotation": 0.6,
+        "QR_flip": True,
+        "Q_flip": "rows",
+        "a": 1.02,
+        "b": 0.98,
+        "theta": 0.3,
+    }
     cube = dataclasses.replace(cube, calibration={**cube.calibration, **more}, voltage_kv=300.0)
     one = np.ones(place[..., 0].size)
 

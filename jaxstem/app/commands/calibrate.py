@@ -40,16 +40,18 @@ def calibrate(
 
     check_apart(out, scan, *cif)
     options = reading.options()
-    options.refuse(("calibration", "flip"), "The calibration is what is looked for")
-    in_pixels = replace(options, pixel_size=None, rotation_deg=None)
+    options.refuse(("calibration", "ellipse"), "The calibration is what is looked for")
+    in_pixels = replace(options, pixel_size=None, rotation_deg=None, transpose=None, flip=None)
     turn = None if reading.rotation_deg is None else math.radians(reading.rotation_deg)
     found = calibrate(
         lambda entries: read_scan(scan, in_pixels, output.progress, calibration=entries),
         [read_cif(path) for path in cif],
         out,
         reading.pixel_size,
-        turn,
         overwrite,
+        rotation=turn,
+        transpose=options.transpose,
+        flip=options.flip,
     )
     output.tell(
         {"files": [out, out.with_suffix(".png")], **asdict(found)},
