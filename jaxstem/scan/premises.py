@@ -21,14 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxstem.files.axes import turned
 from jaxstem.files.distortion import Distortion, corrected, from_numbers, undistorted
-from jaxstem.files.scan import DiskSource
+from jaxstem.files.scan import DiskSource, Instrument
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import PredictFor
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
 from jaxstem.scan.self_calibration import (
     Learned,
+    Look,
     beam_drift,
     drift_size,
     explained_share,
@@ -110,15 +112,15 @@ def examined(
     """The scan, its calibration corrected by its own disks, and the doubt about what is taken for
     granted, which is a warning as well; the same in each process.
 
-    Arguments and errors as in `learned_distortion`; of several processes the first one learns.
+    Arguments and errors as in `looker`; of several processes the first one learns.
     """
-    given = model, config, mesh, predict_for
 
     def learn() -> tuple[list | None, list | None, list | None]:
         drift = beam_drift(source, model.k_min) if source.detector is None else None
         still = source if drift is None else corrected(source, undistorted()._replace(drift=drift))
-        learned = learned_distortion(still, *given)
-        doubt = doubt_of(still, learned, *given)
+        look = looker(still, model, config, mesh, predict_for)
+        learned = learned_distortion(still, model, look, undistorted())
+        doubt = doubt_of(still, learned, model, look)
         plain = lambda x: list(map(float, x.numbers)) if isinstance(x, Distortion) else x  # noqa: E731
         return (
             drift if drift is None else drift.tolist(),
@@ -145,19 +147,10 @@ def examined(
     return Examined(source, moved, line, doubt)
 
 
-def doubt_of(
-    source: DiskSource,
-    learned: Learned | None,
-    model: Model,
-    config: InferConfig,
-    mesh: Mesh,
-    predict_for: PredictFor | None = None,
-) -> Doubt | None:
+def doubt_of(source: DiskSource, learned: Learned | None, model: Model, look: Look) -> Doubt | None:
     """The doubt about the premises of a scan of which so much is `learned`; the rest as in
     `learned_distortion`.
     """
-    given = model, config, mesh, predict_for
-    look = looker(source, *given)
     offsets = look(undistorted())[1]
     n_disks = offsets.present.sum()
     if n_disks < FEW:
@@ -178,7 +171,7 @@ def doubt_of(
         best = int(np.argmax(shares))
         if shares[best] < enough:
             continue
-        found = learned_distortion(source, *given, start=trials[best], enough=1)
+        found = learned_distortion(source, model, look, trials[best], enough=1)
         known = trials[best] if found is None else found.distortion
         return stated(known, undistorted(), explained, source, names)
     said = (
@@ -213,6 +206,8 @@ def stated(
             f"rings are longer than wide by {100 * share:.1f} %, at {angle:.0f}° from qx to qy"
             f"{' (corrected)' if of_ellipse else ''}"
         )
+        if known.ellipse is None:
+            options.append(_ellipse_option(found, known))
     cause = " and ".join(
         name for name, here in (("scale", is_off), ("ellipse", is_elliptical)) if here
     )
@@ -226,6 +221,17 @@ def stated(
         is_done,
         f"{', and '.join(said)}{how}.",
     )
+
+
+def _ellipse_option(found: Distortion, known: Instrument) -> str:
+    """The option that takes the ellipse out, which is told in the detector's axes."""
+    by_name = {"Q_flip": known.flip, "QR_flip": known.transposed}
+    to_lab = np.stack(
+        turned(*np.eye(2), by_name | {"QR_rotation": math.radians(known.rotation_deg or 0.0)})
+    )
+    on_detector = found._replace(stretch=to_lab.T @ found.stretch @ to_lab)
+    short, long = np.linalg.eigvalsh(found.stretch)
+    return f"--ellipse {(1.0 + long) / (1.0 + short):.4f} {on_detector.ellipse[1]:.1f}"
 
 
 def _scaled(scale: float) -> Distortion:

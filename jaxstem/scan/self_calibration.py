@@ -199,22 +199,14 @@ def drift_size(drift: Float[np.ndarray, "m n 2"]) -> float:
     return float(np.sqrt(np.square(drift).mean()))
 
 
-def offsets_of(
-    source: DiskSource,
-    answer: Answer,
-    model: Model,
-    config: InferConfig,
-    mesh: Mesh,
-) -> Offsets:
-    """The disks of a small scan, of `SAMPLE` positions at most, beside the reflections of its
-    answers (flat), in 1/Å. Raises InputError as `source.read` does.
-    """
-    known = preview_scan(source, model, config)
-    scan = source.read(0, source.scan_shape[0])
-    reach, scoring = float(known.limit.reach), config.scoring
-    exposed = scan_exposure(scan, model.k_min, reach, known.limit, known.beam)
-    n = len(answer.phase)
-    disks = Disks(*pad_disks(scan, np.arange(n), reach, model.k_min, DISKS))
+Pair = Callable[[DiskSource, Answer], Offsets]
+"""The disks of a small scan, of `SAMPLE` positions at most, beside the reflections of its answers
+(flat), in 1/Å. Raises InputError as `source.read` does."""
+
+
+def make_pair(model: Model, config: InferConfig, mesh: Mesh) -> Pair:
+    """What pairs disks with reflections, compiled once."""
+    scoring = config.scoring
     forwards = padded([all_reflections(material) for material in model.materials])
     everything = jax.tree.map(lambda *x: jnp.stack(x), *forwards)
 
@@ -242,11 +234,7 @@ def offsets_of(
         rows = (disks, incident, incident_sigma, is_cut, orientation, phase)
         return jax.vmap(one)(rows)
 
-    exists = answer.phase >= 0
-    orientation = np.where(exists[:, None, None], answer.orientation, np.eye(3))
-    rows = (disks, *exposed[:3], orientation.astype(np.float32), np.maximum(answer.phase, 0))
     most = -(-np.prod(SAMPLE) // mesh.size) * mesh.size
-    rows = jax.tree.map(lambda x: np.resize(x, (most, *x.shape[1:])), rows)
     content = {
         "offsets": repr((scoring.likelihood, scoring.measured_power)),
         "materials": [grid_content(material) for material in model.materials],
@@ -254,9 +242,24 @@ def offsets_of(
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     specs = (replicated, *[sharded] * 6)
     program = cached_pmap(of_rows, mesh, specs, sharded, content, config.cache)
-    found = jax.device_get(program(parallel.replicate((everything, known.limit), mesh), *rows))
-    found = Offsets(*(x[:n] for x in found))
-    return found._replace(paired=found.paired & found.present & exists[:, None])
+
+    def pair(source: DiskSource, answer: Answer) -> Offsets:
+        known = preview_scan(source, model, config)
+        scan = source.read(0, source.scan_shape[0])
+        reach = float(known.limit.reach)
+        exposed = scan_exposure(scan, model.k_min, reach, known.limit, known.beam)
+        n = len(answer.phase)
+        disks = Disks(*pad_disks(scan, np.arange(n), reach, model.k_min, DISKS))
+        exists = answer.phase >= 0
+        orientation = np.where(exists[:, None, None], answer.orientation, np.eye(3))
+        phase = np.maximum(answer.phase, 0)
+        rows = (disks, *exposed[:3], orientation.astype(np.float32), phase)
+        rows = jax.tree.map(lambda x: np.resize(x, (most, *x.shape[1:])), rows)
+        given = parallel.replicate((everything, known.limit), mesh)
+        found = Offsets(*(x[:n] for x in jax.device_get(program(given, *rows))))
+        return found._replace(paired=found.paired & found.present & exists[:, None])
+
+    return pair
 
 
 def explained_share(offsets: Offsets) -> float:
@@ -268,25 +271,23 @@ def explained_share(offsets: Offsets) -> float:
     )
 
 
+Look = Callable[[Distortion], tuple[Answer, Offsets]]
+"""The answers (flat) of a sample of a scan (`spread_over`) and its disks beside their reflections,
+if the scan is distorted by so much."""
+
+
 def learned_distortion(
-    source: DiskSource,
-    model: Model,
-    config: InferConfig,
-    mesh: Mesh,
-    predict_for: PredictFor | None = None,
-    start: Distortion | None = None,
-    enough: int | None = None,
+    source: DiskSource, model: Model, look: Look, start: Distortion, enough: int | None = None
 ) -> Learned | None:
     """What the disks of a scan say of its calibration; None where they are too few to say it.
 
-    `predict_for` as in `stream_answers`; `start`: the distortion to begin with, none if None;
-    `enough`: grains from which it can be told (None: `ENOUGH`). The scale is not corrected where
-    the pixel size was given or calibrated. Raises InputError as `source.read` does.
+    `look` by the `looker` of the scan; `start`: the distortion to begin with; `enough`: grains from
+    which it can be told (None: `ENOUGH`). The scale is not corrected where the pixel size was given
+    or calibrated. Raises InputError as `source.read` does.
     """
-    total, enough = start or undistorted(), enough or ENOUGH
+    total, enough = start, enough or ENOUGH
     if math.prod(source.scan_shape) < enough:
         return None
-    look = looker(source, model, config, mesh, predict_for)
     for _ in range(ROUNDS):
         answer, offsets = look(total)
         believed = (answer.phase >= 0) & ~(answer.confidence_mod180 < BELIEVED)
@@ -311,10 +312,9 @@ def looker(
     config: InferConfig,
     mesh: Mesh,
     predict_for: PredictFor | None = None,
-) -> Callable[[Distortion], tuple[Answer, Offsets]]:
-    """The answers (flat) of a sample of a scan (`spread_over`) and its disks beside their
-    reflections, if the scan is distorted by so much. Arguments and errors as in
-    `learned_distortion`.
+) -> Look:
+    """What looks at a scan; `predict_for` as in `stream_answers`. Raises InputError, then too, as
+    `source.read` does.
     """
     if config.refine in BY_BLOCH_WAVES:  # which move no disk
         config, predict_for = replace(config, refine="fast", score=_fast(config)), None
@@ -327,12 +327,14 @@ def looker(
         source_of(replace(few.read(0, few.scan_shape[0]), light=light)), instrument=few.instrument
     )
 
+    pair = make_pair(model, config, mesh)
+
     def look(distortion: Distortion) -> tuple[Answer, Offsets]:
         seen = corrected(few, distortion)
         answer, _ = predict_scan(
             model, seen, config, mesh=mesh, progress=False, predict_for=predict_for
         )
-        return answer, offsets_of(seen, answer, model, config, mesh)
+        return answer, pair(seen, answer)
 
     return look
 
@@ -370,6 +372,10 @@ _PARTS = (
 )
 
 
+_NEARLY_NONE = 1e-14
+"""What keeps the covariance of one grain, which none contradict, from being singular."""
+
+
 def standard_errors(covariance: Float[np.ndarray, "5 5"]) -> tuple[float, float, float]:
     """Of scale, ellipse and shift, along an axis on average."""
     squares = (np.trace(part @ covariance @ part.T) / len(part) for part in _PARTS)
@@ -385,7 +391,8 @@ def to_correct(
     moved = undistorted()
     for number, (part, which) in enumerate(zip(found.parts, _PARTS, strict=True)):
         values = which @ found.numbers
-        squared = values @ np.linalg.solve(which @ covariance @ which.T, values)
+        chance = which @ covariance @ which.T + _NEARLY_NONE * np.eye(len(which))
+        squared = values @ np.linalg.solve(chance, values)
         is_free = number > 0 or (scale_is_free and part.most <= LARGEST)
         if is_free and squared > len(which) * SIGMAS**2:
             moved = from_numbers(moved.numbers + part.numbers)

@@ -27,6 +27,7 @@ QUICK = {
     "accuracy.multislice": r"\| jaxstem, cu, none \| 20 \|",
     "accuracy.robustness": r"\| thickness \(Å\) \| 400 \| [\d.]+ % \(",
     "accuracy.wrong_calibration": r"\| cu \| py4DSTEM's disks \| nothing \| [\d.]+ % \(",
+    "accuracy.wrong_premises": r"pixel size 10 % too large \| [\d.]+ % \|.*cell or pixel size",
     "paper.half_turns": r"\| beside the truth \| \d+ \|",
     "paper.paper_maps": r"sparse correlation: medians .* of 256",
     "paper.paper_phases": r"\| synthetic \| Cu2O \| \d+ \| [\d.]+ % \|",

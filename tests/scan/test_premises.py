@@ -12,6 +12,7 @@ import pytest
 from helpers import random_matrices, scan_of_lists
 
 from jaxstem.diffraction.geometry import excitation_error
+from jaxstem.files.axes import turned
 from jaxstem.files.distortion import from_numbers
 from jaxstem.files.scan import Instrument, source_of
 from jaxstem.inference.batching import unseen
@@ -108,6 +109,34 @@ def test_an_ellipse_is_named_and_measured(seen, share, n):
         pytest.skip("a small ellipse leaves most disks of few patterns near their reflections")
     assert doubt.cause == "ellipse" and doubt.size == pytest.approx(share, abs=0.005)
     assert "longer than wide" in doubt.said and "40°" in doubt.said
+
+
+@pytest.mark.parametrize("flip", ["none", "rows", "columns"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_option_of_an_ellipse_takes_it_out(seen, rng, flip, transposed):
+    """Told in the detector's axes, whatever the way from there to the lab's."""
+    axis = np.array([np.cos(0.7), np.sin(0.7)])
+    stretch = 0.08 * (np.outer(axis, axis) - 0.5 * np.eye(2))
+    found = from_numbers([*stretch[[0, 0, 1], [0, 1, 1]], 0, 0])
+    known = replace(GIVEN, flip=flip, transposed=transposed, rotation_deg=25.0)
+    source = replace(seen(np.zeros(3)).source, instrument=known)
+    doubt = stated(found, from_numbers(np.zeros(5)), 0.4, source, "Cu")
+    word, ratio, along = doubt.correction.split()
+    assert word == "--ellipse" and doubt.correction in doubt.said
+    steps = {"Q_flip": flip, "QR_flip": transposed, "QR_rotation": np.deg2rad(25.0)}
+    turn = np.deg2rad(float(along))
+    long = np.array([np.cos(turn), np.sin(turn)])
+    # a ring's vectors on the detector, without the ellipse, in the lab
+    true = rng.normal(size=(2, 50))
+    on_detector = np.stack(turned(*np.eye(2), steps)).T @ (np.eye(2) + stretch) @ true
+    squeezed = on_detector + np.outer(long, long @ on_detector) * (1 / float(ratio) - 1)
+    lab = np.stack(turned(*squeezed, steps))
+    np.testing.assert_allclose(
+        lab / np.sqrt(np.linalg.det(np.eye(2) + stretch) / float(ratio)), true, atol=5e-3
+    )
+    stated_already = replace(source, instrument=replace(known, ellipse=(1.01, 0.0)))
+    again = stated(found, from_numbers(np.zeros(5)), 0.4, stated_already, "Cu")
+    assert again.correction is None
 
 
 def test_disks_of_no_crystal_are_told(seen):

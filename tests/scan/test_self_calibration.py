@@ -30,7 +30,8 @@ from jaxstem.scan.self_calibration import (
     fitted,
     grains_of,
     learned_distortion,
-    offsets_of,
+    looker,
+    make_pair,
     spread_over,
     standard_errors,
     to_correct,
@@ -206,6 +207,11 @@ def learnt(model, mesh, crystals_seen, monkeypatch):
     return learn
 
 
+def learn(source, model, config, mesh):
+    look = looker(source, model, config, mesh, lambda _: None)
+    return learned_distortion(source, model, look, from_numbers(np.zeros(5)))
+
+
 def test_the_scan_is_put_right(learnt, crystals_seen):
     true, _ = crystals_seen
     found, distortion, line = learnt(WRONG)
@@ -303,7 +309,7 @@ def test_bloch_waves_are_not_asked(model, mesh, crystals_seen, monkeypatch):
     statistics = LikelihoodConfig(semi_angle=4.0, thickness=(50.0, 90.0))
     config = InferConfig(refine="full", score=replace(THOROUGH, likelihood=statistics))
     scan = source_of(crystals_seen[0])
-    assert learned_distortion(scan, model, config, mesh, lambda _: None) is None
+    assert learn(scan, model, config, mesh) is None
     (used,) = asked
     usual = replace(LikelihoodConfig(), semi_angle=4.0, thickness=(50.0, 90.0))
     assert (used.refine, used.score) == ("fast", replace(ScoreConfig(), likelihood=usual))
@@ -317,7 +323,7 @@ def test_doubtful_answers_are_left_out(model, mesh, crystals_seen, monkeypatch):
     confidence[4] = np.nan  # not known: taken for right
     phase = np.where(np.arange(48) == 7, -1, 0).astype(np.int16)
     answer = answer._replace(orientation=orientation, phase=phase, confidence_mod180=confidence)
-    found = offsets_of(source_of(scan), answer, model, InferConfig(), mesh)
+    found = make_pair(model, InferConfig(), mesh)(source_of(scan), answer)
     np.testing.assert_array_equal(found.paired.any(axis=1), phase >= 0)
     n_disks = np.diff(scan.offsets) - 1  # without the direct beam
     np.testing.assert_array_equal(found.present.sum(axis=1), np.minimum(n_disks, DISKS))
@@ -334,7 +340,7 @@ def test_doubtful_answers_are_left_out(model, mesh, crystals_seen, monkeypatch):
 
     monkeypatch.setattr(self_calibration, "predict_scan", lambda *_, **__: (answer, None))
     monkeypatch.setattr(self_calibration, "fitted", fitting)
-    assert learned_distortion(source_of(scan), model, InferConfig(), mesh, lambda _: None)
+    assert learn(source_of(scan), model, InferConfig(), mesh)
     is_used = ((np.arange(48) % 3 > 0) | (np.arange(48) == 4)) & (phase >= 0)
     assert taken[0] == (is_used & (found.paired.sum(axis=1) >= LEAST_PAIRS)).sum()
 
