@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Space groups as people spell them, and the operators that each spelling means.
+
+A spelling may leave something open: 'F d -3 m' has two origins, 'R -3 m' two sets of axes, the
+number 14 nine settings. What a spelling can mean is therefore a list of `Setting`s, empty for a
+spelling that is not known; which of them is meant, the cell and the atoms must tell.
+
+Symbols are looked up in gemmi's table (Wojdyr, J. Open Source Softw. 7 (2022) 4200), which follows
+International Tables B, 1.4.2 (S. R. Hall, R. W. Grosse-Kunstleve), and in spglib's, which has full
+symbols and those with the glide e.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+
+import gemmi
+import numpy as np
+import spglib
+from jaxtyping import Float, Int
+
+from jaxstem.errors import InputError
+
+_LARGEST_GROUP = 192 * 4
+"""Operators of the largest group in a cell four times its own."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setting:
+    """A space group in one setting: positions x (fractional columns) go to R x + t.
+
+    symbol: Hermann-Mauguin with the origin or axes. number: 1 … 230, None where it is not known.
+    rotations: (n, 3, 3). translations: (n, 3), in 0 … 1, centring included. key: the operators, by
+    which two settings are the same. qualifier: of cell choice, as International Tables name it.
+    """
+
+    symbol: str
+    number: int | None
+    rotations: Int[np.ndarray, "n 3 3"]
+    translations: Float[np.ndarray, "n 3"]
+    key: frozenset[str]
+    qualifier: str = ""
+    unique_axis: str = ""
+
+    def same_operators(
+        self, rotations: Int[np.ndarray, "m 3 3"], translations: Float[np.ndarray, "m 3"]
+    ) -> bool:
+        """Whether these are the operators of this setting, in whatever order."""
+        codes = [
+            {_code(r, t) for r, t in zip(*arrays, strict=True)}
+            for arrays in ((rotations, translations), (self.rotations, self.translations))
+        ]
+        return codes[0] == codes[1]
+
+
+def settings_of_symbol(symbol: str) -> list[Setting]:
+    """What a Hermann-Mauguin symbol can mean: short, full or old, with or without blanks, in any
+    case, with origin or axes (`:1`, `:2`, `:H`, `:R`, `S`, `Z`) or without.
+    """
+    text = _plain(symbol)
+    text, _, number = re.sub(r"\(?(?:no\.|#)(\d+)\)?$|\((?:no)?(\d+)\)$", r"|\1\2", text).partition(
+        "|"
+    )
+    text = re.sub(r"[:,(]*origin(?:choice)?[:=]?([12])\)?$", r":\1", text)
+    text = re.sub(r"\(([12hr])\)$", r":\1", text)
+    base, _, extension = text.partition(":")
+    table = _symbols()
+    found = table.get(base, [])
+    if not found and not extension:  # 'F d -3 m Z', 'R -3 m H', 'P n n n O2'
+        trailing = re.fullmatch(r"(.+?)o?([12szhr]|hr)", base)
+        if trailing:
+            base, extension = trailing.groups()
+            found = table.get(base, [])
+            extension = extension or "?"
+    extension = {"s": "1", "z": "2", "hr": "h", "o1": "1", "o2": "2"}.get(extension, extension)
+    if extension:
+        found = [
+            setting
+            for setting in found
+            if extension in (setting.symbol.lower().partition(":")[2], setting.qualifier)
+        ]
+    if number:
+        found = [setting for setting in found if setting.number == int(number)]
+    # a short monoclinic symbol is of unique axis b, unless the cell tells of another
+    return sorted(found, key=lambda setting: setting.unique_axis != "b")
+
+
+def settings_of_number(number: int) -> list[Setting]:
+    """The settings of a group of International Tables, by its number; empty beyond 1 … 230."""
+    return [setting for setting in _tabulated() if setting.number == number]
+
+
+def settings_of_schoenflies(symbol: str) -> list[Setting]:
+    """The settings of a group by its Schoenflies symbol, such as `Oh^5` or `D2h.16`."""
+    wanted = re.sub(r"[\s_.{}()]", "", symbol).replace("^", "").lower()
+    for hall in range(1, 531):
+        kind = spglib.get_spacegroup_type(hall)
+        if kind.schoenflies.replace("^", "").lower() == wanted:
+            return settings_of_number(kind.number)
+    return []
+
+
+def settings_of_hall(symbol: str) -> list[Setting]:
+    """What a Hall symbol means, with or without a shift of its origin; empty if it is not known.
+
+    One setting; several only where blanks are missing and were needed (P32: `P 32`, `P 3 2`).
+    """
+    spaced = " ".join(re.sub(r"_", " ", symbol).split())
+    table = _hall_symbols()
+    if spaced in table:
+        return table[spaced]
+    try:
+        group = gemmi.symops_from_hall(spaced)
+    except (RuntimeError, ValueError):
+        return table.get(spaced.replace(" ", ""), [])
+    tight = table.get(spaced) if " " in spaced else table.get(spaced.replace(" ", ""))
+    return tight or [_of_operators(list(group))]
+
+
+def setting_of_operators(triplets: Sequence[str]) -> Setting:
+    """The group of operators such as `-x, y+1/2, -z`.
+
+    Raises InputError where one is no operator, or where they are not all of a group.
+    """
+    operators = []
+    for triplet in triplets:
+        try:
+            operator = gemmi.Op(re.sub(r"\s", "", triplet).lower()).wrap()
+        except (RuntimeError, ValueError):
+            raise InputError(f"its symmetry operator {triplet!r} is none; correct it.") from None
+        if abs(operator.det_rot()) != operator.DEN**3:
+            raise InputError(f"its symmetry operator {triplet!r} changes volumes; correct it.")
+        operators.append(operator)
+    stated = {operator.triplet() for operator in operators}
+    if len(stated) > _LARGEST_GROUP or not _is_group(operators, stated):
+        raise InputError(
+            f"its {len(stated)} symmetry operators are not all those of a group; complete them."
+        )
+    return _of_operators(list({operator.triplet(): operator for operator in operators}.values()))
+
+
+def _is_group(operators: list[gemmi.Op], stated: set[str]) -> bool:
+    """Whether products of operators are stated as well (in a finite set, this suffices)."""
+    setting = _of_arrays(operators)
+    rotations, translations = setting
+    codes = {_code(r, t) for r, t in zip(rotations, translations, strict=True)}
+    for rotation, translation in zip(rotations, translations, strict=True):
+        for r, t in zip(rotation @ rotations, translations @ rotation.T + translation, strict=True):
+            if _code(r, t) not in codes:
+                return False
+    return "x,y,z" in stated
+
+
+def _code(rotation: np.ndarray, translation: np.ndarray) -> tuple[int, ...]:
+    shift = np.round(translation * gemmi.Op.DEN).astype(int) % gemmi.Op.DEN
+    return (*rotation.ravel().tolist(), *shift.tolist())
+
+
+def _of_arrays(operators: list[gemmi.Op]) -> tuple[np.ndarray, np.ndarray]:
+    rotations = np.array([operator.rot for operator in operators]) // gemmi.Op.DEN
+    translations = np.array([operator.tran for operator in operators]) / gemmi.Op.DEN % 1
+    return rotations, translations
+
+
+def _of_operators(operators: list[gemmi.Op]) -> Setting:
+    group = gemmi.GroupOps(operators)
+    entry = gemmi.find_spacegroup_by_ops(group)
+    if entry is not None:
+        return _of_entry(entry)
+    rotations, translations = _of_arrays(operators)
+    kind = spglib.get_spacegroup_type_from_symmetry(rotations, translations, np.eye(3))
+    return Setting(
+        symbol=f"{kind.international_short} in a setting of its own" if kind else "a group",
+        number=kind.number if kind else None,
+        rotations=rotations,
+        translations=translations,
+        key=frozenset(operator.wrap().triplet() for operator in operators),
+    )
+
+
+@cache
+def _of_hall(hall: str, symbol: str, number: int, qualifier: str, axis: str) -> Setting:
+    operators = [operator.wrap() for operator in gemmi.symops_from_hall(hall)]
+    rotations, translations = _of_arrays(operators)
+    key = frozenset(operator.triplet() for operator in operators)
+    return Setting(symbol, number, rotations, translations, key, qualifier, axis)
+
+
+def _of_entry(entry: gemmi.SpaceGroup) -> Setting:
+    axis = entry.monoclinic_unique_axis().strip("\0")
+    return _of_hall(entry.hall, entry.xhm(), entry.number, entry.qualifier, axis)
+
+
+@cache
+def _hall_symbols() -> dict[str, list[Setting]]:
+    """Settings by their Hall symbols, and by these without blanks where that is something else."""
+    exact = {entry.hall: _of_entry(entry) for entry in reversed(list(gemmi.spacegroup_table()))}
+    tight: dict[str, list[Setting]] = {}
+    for hall, setting in exact.items():
+        tight.setdefault(hall.replace(" ", ""), []).append(setting)
+    return tight | {hall: [setting] for hall, setting in exact.items()}
+
+
+@cache
+def _tabulated() -> tuple[Setting, ...]:
+    """The 530 settings that International Tables and spglib list."""
+    return tuple(
+        settings_of_hall(spglib.get_spacegroup_type(hall).hall_symbol)[0] for hall in range(1, 531)
+    )
+
+
+@cache
+def _symbols() -> dict[str, list[Setting]]:
+    """What each spelling of a symbol, in the form of `_plain`, can mean; without extensions."""
+    table: dict[str, dict[frozenset[str], Setting]] = {}
+
+    def add(symbol: str, setting: Setting, shorten: bool = True) -> None:
+        spellings = {symbol.strip()}
+        if setting.unique_axis and shorten:  # P 1 21/c 1 is P 21/c
+            lattice, *parts = symbol.split()
+            spellings.add(" ".join([lattice, *(part for part in parts if part != "1")]))
+        for spelling in spellings:
+            table.setdefault(_plain(spelling), {}).setdefault(setting.key, setting)
+
+    for hall, setting in enumerate(_tabulated(), start=1):
+        kind = spglib.get_spacegroup_type(hall)
+        full = kind.international_full
+        add(full, setting)
+        add(kind.international.split("=")[-1], setting)
+        if "e" in full:  # C 2/m 2/c 21/e was C 2/m 2/c 21/a
+            letters = setting.symbol.partition(":")[0].split()
+            parts = zip(full.split(), letters, strict=True)
+            add(" ".join(part.replace("e", letter) for part, letter in parts), setting)
+    for entry in gemmi.spacegroup_table():
+        setting = _of_entry(entry)
+        add(entry.hm, setting, shorten=False)
+        if entry.hm.startswith("R"):  # H 3 2 of CCP4 and the Protein Data Bank
+            add(entry.short_name(), setting)
+    return {symbol: list(settings.values()) for symbol, settings in table.items()}
+
+
+def _plain(symbol: str) -> str:
+    """Lower case without blanks and marks of subscripts; bars as minus, m3m as m-3m."""
+    text = unicodedata.normalize("NFD", symbol)
+    text = re.sub(r"(\d)[\u0304\u0305]", r"-\1", text)
+    text = re.sub(r"\\(?:bar|overline)\s*\{?(\d)\}?", r"-\1", text)
+    text = re.sub(r"</?su[bp]>|[\s_~^{}$'\"]", "", text).lower()
+    return re.sub(r"(?<=[mnabcd])3", "-3", text) if text[:1] != "r" else text
