@@ -149,7 +149,7 @@ def from_structure(structure: Structure, name: str) -> Crystal:
         )
     lattice = structure.lattice
     # in a left-handed cell the same atoms have the opposite coordinates on the opposite axes
-    hand = np.sign(lattice.volume and np.linalg.det(lattice.matrix)) or 1.0
+    hand = -1.0 if np.linalg.det(lattice.matrix) < 0 else 1.0
     return crystal_of(
         name,
         (*lattice.abc, *lattice.angles),

@@ -70,7 +70,8 @@ class Stated:
 
     cell: a, b, c in Å, alpha, beta, gamma in degrees. content: atoms of each atomic number in the
     cell by formula and number of formula units, empty where these are not stated. volume: of the
-    cell in Å³, None where it is not stated. notes: what was left out, in words.
+    cell in Å³, None where it is not stated. notes: what was left out, in words. plain: whether
+    every line of the list of atoms is an atom of one element.
     """
 
     cell: tuple[float, ...]
@@ -79,6 +80,7 @@ class Stated:
     content: dict[int, float]
     volume: float | None
     notes: tuple[str, ...]
+    plain: bool
 
 
 def decoded(content: bytes) -> str:
@@ -130,6 +132,7 @@ def structure_of_cif(text: str) -> Stated:
         content=_content(tags),
         volume=_number(_one(tags, "_cell_volume")),
         notes=tuple(notes),
+        plain=len(sites.labels) == max(len(tags.get(tag, [])) for tag in _XYZ),
     )
 
 
@@ -143,11 +146,11 @@ def _document(text: str) -> cif.Document:
     try:
         return cif.read_string(_quoted(plain), check_level=0)
     except (RuntimeError, ValueError, IndexError):
-        place = re.search(r"string:(\d+)", first)
-        where = f" from line {place[1]} on" if place else ""
+        place = re.match(r"string:(\d+)\S*\s*(?:in data_\S*:?)?(.*)", first, re.DOTALL)
+        where = f" in line {place[1]}: {' '.join(place[2].split())[:80]}" if place else ""
         raise InputError(
-            f"there is no crystal structure in it that can be read: it is no CIF{where}; "
-            "correct it or give a valid CIF."
+            f"there is no crystal structure in it that can be read ({'no CIF' + where}); correct "
+            "it or give a valid CIF."
         ) from None
 
 
@@ -273,9 +276,10 @@ def _symmetry(tags: dict[str, list[str | None]]) -> Symmetry:
         if any(tags.get(tag, [])):
             operators = [value for value in tags[tag] if value]
             break
-    number = _one(tags, *_NUMBER)
-    if number is not None and not (number.isdecimal() and 1 <= int(number) <= 230):
-        raise InputError(f"its space-group number {number} is not within 1 … 230; correct it.")
+    said = _one(tags, *_NUMBER)
+    number = _number(said)
+    if said and number not in range(1, 231):
+        raise InputError(f"its space-group number {said} is not within 1 … 230; correct it.")
     found = Symmetry(
         operators=tuple(operators),
         symbols=tuple(dict.fromkeys(s for t in _HERMANN_MAUGUIN if (s := _one(tags, t)))),

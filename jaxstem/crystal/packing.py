@@ -140,6 +140,21 @@ def _distances(first: np.ndarray, second: np.ndarray, lattice: np.ndarray) -> np
     return np.linalg.norm(apart @ lattice, axis=-1)
 
 
+def farthest(first: Atoms, second: Atoms, lattice: Float[np.ndarray, "3 3"]) -> float:
+    """The largest distance (Å) of an atom of `first` to the nearest of its kind in `second`, or the
+    other way round; infinite where there is none. Of a kind are element and occupancy."""
+    largest = 0.0
+    for these, those in ((first, second), (second, first)):
+        for start in range(0, len(these.numbers), 256):  # a block at a time, for memory
+            rows = slice(start, start + 256)
+            distance = _distances(these.positions[rows], those.positions, lattice)
+            other = these.numbers[rows, None] != those.numbers
+            other |= np.abs(these.occupancies[rows, None] - those.occupancies) > 0.02
+            distance[other] = np.inf
+            largest = max(largest, float(distance.min(1).max()))
+    return largest
+
+
 @dataclasses.dataclass(frozen=True)
 class Packing:
     """How atoms are packed.
@@ -201,15 +216,15 @@ def impossible(found: Packing, labels: tuple[str, ...]) -> str | None:
     names = f"{first} and {second}" if first != second else f"atoms of {first}"
     low, high = _DENSITIES
     if found.ratio < _TOO_NEAR:
-        unit = "; is the cell in nm?" if found.density > 10 * high else ""
+        nm = "; is the cell in nm? Correct" if found.density > 10 * high else "; correct"
         return (
             f"{names} would be {found.nearest:.2f} Å apart, with a density of "
-            f"{found.density:.3g} g/cm³{unit or ';'} correct cell, symmetry or coordinates"
+            f"{found.density:.3g} g/cm³{nm} the cell, its symmetry or coordinates"
         )
     if not low <= found.density <= high:
         return (
-            f"the density would be {found.density:.3g} g/cm³, which no solid has; correct the "
-            "cell (lengths in Å), its symmetry or its atoms"
+            f"the density would be {found.density:.3g} g/cm³, beyond all solids' ({low:g} … "
+            f"{high:g}); correct the cell (lengths in Å), its symmetry or its atoms"
         )
     return None
 

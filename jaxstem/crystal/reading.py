@@ -10,6 +10,7 @@ same operators and other atoms, one of the two readers errs, and the file is ref
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ from jaxstem.crystal.packing import (
     Packing,
     Sites,
     expanded,
+    farthest,
     fingerprint,
     impossible,
     packed,
@@ -44,6 +46,9 @@ _SAME_METRIC, _NEAR_METRIC = 1e-3, 2e-2
 
 _CLEARLY = 0.06
 """By so much the strain of one setting is below another's where it is clearly the right one."""
+
+_SAME_PLACE = 0.3
+"""Distance (Å) up to which two readings of an atom are the same."""
 
 _LARGEST_FILE = 100e6
 """Bytes of a file that may hold a crystal."""
@@ -91,8 +96,8 @@ def crystal_of_cif(text: str, name: str) -> tuple[Crystal, list[str]]:
     stated = structure_of_cif(text)
     lattice = standard_lattice(*stated.cell)
     setting, atoms, notes = _understood(stated, lattice)
-    if not stated.notes:
-        _compare_with_pymatgen(text, atoms, setting)
+    if stated.plain:
+        _compare_with_pymatgen(text, atoms, setting, lattice)
     crystal = crystal_of(name, stated.cell, atoms.positions, atoms.numbers, atoms.occupancies)
     if _order(settings_of_number(crystal.space_group)[0]) < _order(setting):
         notes.append(
@@ -114,7 +119,7 @@ def _understood(
     symmetry, sites = stated.symmetry, stated.sites
     if symmetry.operators:
         return _by_operators(stated, lattice)
-    wordings = _wordings(symmetry)
+    wordings, notes = _wordings(symmetry)
     if not wordings:
         setting = setting_of_operators(["x,y,z"])
         atoms = _packed_or_refused(sites, setting, lattice)
@@ -133,7 +138,8 @@ def _understood(
             f"its cell {', '.join(f'{x:g}' for x in stated.cell)} is none of {said}; correct the "
             "cell or the symmetry."
         )
-    return _chosen(short or fitting, stated, lattice, said)
+    setting, atoms, open_notes = _chosen(short or fitting, stated, lattice, said)
+    return setting, atoms, notes + open_notes
 
 
 def _order(setting: Setting) -> int:
@@ -141,10 +147,12 @@ def _order(setting: Setting) -> int:
     return len(np.unique(setting.rotations, axis=0))
 
 
-def _wordings(symmetry: Symmetry) -> dict[str, list[Setting]]:
-    """What each statement but the operators can mean. Raises InputError for unknown ones."""
+def _wordings(symmetry: Symmetry) -> tuple[dict[str, list[Setting]], list[str]]:
+    """What each statement but the operators can mean, and notes of those that are not known.
+
+    Raises InputError where the others do not make up for these.
+    """
     found: dict[str, list[Setting]] = {}
-    unknown = []
     for symbol in symmetry.symbols:
         found[f"the symbol {symbol}"] = settings_of_symbol(symbol)
     if symmetry.hall:
@@ -154,14 +162,15 @@ def _wordings(symmetry: Symmetry) -> dict[str, list[Setting]]:
     if symmetry.schoenflies:
         found[f"the symbol {symmetry.schoenflies}"] = settings_of_schoenflies(symmetry.schoenflies)
     unknown = [words for words, settings in found.items() if not settings]
-    # a number tells the type, but not the setting that a symbol beyond the tables would state
-    exact = any(settings for words, settings in found.items() if "number" not in words)
+    known = {words: settings for words, settings in found.items() if settings}
+    # where the tables list one setting of a number, it needs no symbol
+    exact = any("number" not in words or len(meant) == 1 for words, meant in known.items())
     if unknown and not (exact or symmetry.operators):
         raise InputError(
             f"{unknown[0]} is no space group that is known; correct it, or add the operators "
             "(_space_group_symop_operation_xyz)."
         )
-    return {words: settings for words, settings in found.items() if settings}
+    return known, [f"{words} is not known; {' and '.join(known)} is taken" for words in unknown]
 
 
 def _agreed(wordings: dict[str, list[Setting]]) -> list[Setting]:
@@ -224,7 +233,7 @@ def _by_operators(
         )
     atoms = _packed_or_refused(stated.sites, setting, lattice)
     notes = []
-    for words, settings in _wordings(symmetry).items():
+    for words, settings in _wordings(symmetry)[0].items():
         if setting.number in {other.number for other in settings}:
             if setting.key not in {s.key for s in settings} and "number" not in words:
                 notes.append(f"its operators are those of {setting.symbol}, not of {words}")
@@ -240,23 +249,15 @@ def _is_symmetric(atoms: Atoms, setting: Setting, lattice: Float[np.ndarray, "3 
     """Whether each operator brings all atoms onto atoms of their kind."""
     if not _fitting([setting], lattice):
         return False
-    sites = Sites(
-        labels=("",) * len(atoms.numbers),
-        numbers=atoms.numbers,
-        positions=atoms.positions,
-        occupancies=atoms.occupancies,
-        multiplicities=np.zeros(len(atoms.numbers), np.int64),
+    return all(
+        farthest(
+            dataclasses.replace(atoms, positions=atoms.positions @ rotation.T + translation),
+            atoms,
+            lattice,
+        )
+        < _SAME_PLACE
+        for rotation, translation in zip(setting.rotations, setting.translations, strict=True)
     )
-    for rotation, translation in zip(setting.rotations, setting.translations, strict=True):
-        moved = sites.positions @ rotation.T + translation
-        apart = moved[:, None] - atoms.positions
-        apart -= np.round(apart)
-        distance = np.linalg.norm(apart @ lattice, axis=-1)
-        distance[atoms.numbers[:, None] != atoms.numbers] = np.inf
-        distance[np.abs(atoms.occupancies[:, None] - atoms.occupancies) > 1e-3] = np.inf
-        if distance.min(1).max() > 0.1:
-            return False
-    return True
 
 
 def _packed_or_refused(sites: Sites, setting: Setting, lattice: np.ndarray) -> Atoms:
@@ -301,8 +302,8 @@ def _chosen(
         names = ", ".join(setting.symbol for setting, *_ in left[:4])
         raise InputError(
             f"{said} can mean several settings ({names}), and the atoms do not tell which; state "
-            "the operators (_space_group_symop_operation_xyz) or the symbol with its origin and "
-            "axes."
+            "the operators (_space_group_symop_operation_xyz), the symbol with its origin and "
+            "axes, or the formula with _cell_formula_units_Z."
         )
     note = (
         f"{said} leaves the setting open; {best[0].symbol} is taken, in which nearest atoms are "
@@ -340,11 +341,14 @@ def _as_stated(atoms: Atoms, stated: Stated) -> bool:
     )
 
 
-def _compare_with_pymatgen(text: str, atoms: Atoms, setting: Setting) -> None:
+def _compare_with_pymatgen(
+    text: str, atoms: Atoms, setting: Setting, lattice: Float[np.ndarray, "3 3"]
+) -> None:
     """Raises InputError where pymatgen makes other atoms with the same operators.
 
     pymatgen takes P 1 where it does not know a symbol, and does not see that a cell is
-    rhombohedral: what it makes with other operators is no second opinion.
+    rhombohedral: what it makes with other operators is no second opinion. It keeps twins of atoms
+    near symmetry elements, which are at one place here.
     """
     from pymatgen.io.cif import CifParser
 
@@ -364,17 +368,23 @@ def _compare_with_pymatgen(text: str, atoms: Atoms, setting: Setting) -> None:
         return
     if not setting.same_operators(rotations, translations):
         return
-    theirs: dict[int, float] = {}
-    for site in structure:
-        for species, occupancy in site.species.items():
-            z = getattr(species, "Z", 0)
-            theirs[z] = theirs.get(z, 0.0) + occupancy
-    ours = {z: float(atoms.occupancies[atoms.numbers == z].sum()) for z in theirs}
-    if any(abs(ours[z] - n) > 0.02 * n for z, n in theirs.items()):
+    listed = [
+        (getattr(species, "Z", 0), site.frac_coords, occupancy)
+        for site in structure
+        for species, occupancy in site.species.items()
+    ]
+    numbers, positions, occupancies = zip(*listed, strict=True)
+    theirs = Atoms(
+        numbers=np.array(numbers, dtype=np.int64),
+        positions=np.array(positions, dtype=np.float64),
+        occupancies=np.array(occupancies, dtype=np.float64),
+        site=np.arange(len(listed)),
+    )
+    if farthest(atoms, theirs, lattice) > _SAME_PLACE:
         raise InputError(
-            f"gemmi reads {atoms.occupancies.sum():.4g} atoms in the cell and pymatgen "
-            f"{sum(theirs.values()):.4g}, by the same operators; look for sites that are listed "
-            "twice or lie near symmetry elements."
+            "gemmi and pymatgen, by the same operators, read other atoms in it "
+            f"({len(atoms.numbers)} and {len(listed)}); name the elements in "
+            "_atom_site_type_symbol, and list each site once."
         )
 
 

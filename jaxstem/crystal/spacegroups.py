@@ -62,9 +62,9 @@ def settings_of_symbol(symbol: str) -> list[Setting]:
     case, with origin or axes (`:1`, `:2`, `:H`, `:R`, `S`, `Z`) or without.
     """
     text = _plain(symbol)
-    text, _, number = re.sub(r"\(?(?:no\.|#)(\d+)\)?$|\((?:no)?(\d+)\)$", r"|\1\2", text).partition(
-        "|"
-    )
+    text, _, number = re.sub(
+        r"\(?(?:no\.|#)(\d+)\)?$|\((?:no)?(\d{2,3})\)$", r"|\1\2", text
+    ).partition("|")
     text = re.sub(r"[:,(]*origin(?:choice)?[:=]?([12])\)?$", r":\1", text)
     text = re.sub(r"\(([12hr])\)$", r":\1", text)
     base, _, extension = text.partition(":")
@@ -96,12 +96,14 @@ def settings_of_number(number: int) -> list[Setting]:
 
 def settings_of_schoenflies(symbol: str) -> list[Setting]:
     """The settings of a group by its Schoenflies symbol, such as `Oh^5` or `D2h.16`."""
-    wanted = re.sub(r"[\s_.{}()]", "", symbol).replace("^", "").lower()
-    for hall in range(1, 531):
-        kind = spglib.get_spacegroup_type(hall)
-        if kind.schoenflies.replace("^", "").lower() == wanted:
-            return settings_of_number(kind.number)
-    return []
+    number = _schoenflies_numbers().get(re.sub(r"[\s_.^{}()]", "", symbol).lower())
+    return settings_of_number(number) if number else []
+
+
+@cache
+def _schoenflies_numbers() -> dict[str, int]:
+    kinds = [spglib.get_spacegroup_type(hall) for hall in range(1, 531)]
+    return {kind.schoenflies.replace("^", "").lower(): kind.number for kind in kinds}
 
 
 def settings_of_hall(symbol: str) -> list[Setting]:
@@ -246,7 +248,9 @@ def _symbols() -> dict[str, list[Setting]]:
 def _plain(symbol: str) -> str:
     """Lower case without blanks and marks of subscripts; bars as minus, m3m as m-3m."""
     text = unicodedata.normalize("NFD", symbol)
+    text = re.sub(r"[\u2212\u2010-\u2015]", "-", text)
     text = re.sub(r"(\d)[\u0304\u0305]", r"-\1", text)
     text = re.sub(r"\\(?:bar|overline)\s*\{?(\d)\}?", r"-\1", text)
+    text = re.sub(r"(\d)\s*\(([1-5])\)(?=\s*[\d/a-zA-Z(]|\s*$)", r"\1\2", text)  # P 2(1)/c
     text = re.sub(r"</?su[bp]>|[\s_~^{}$'\"]", "", text).lower()
     return re.sub(r"(?<=[mnabcd])3", "-3", text) if text[:1] != "r" else text
