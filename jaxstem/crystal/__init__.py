@@ -34,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "MOST_OCCUPIED",
             "packed",
             "Packing",
+            "SAME_PLACE",
             "Sites",
         ],
         "reading": ["crystal_of_cif", "read_cif"],
@@ -48,5 +49,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "settings_of_symbol",
         ],
         "species": ["counts_of", "elements_of", "species_of"],
+        "understanding": ["understood"],
     },
 )

@@ -68,17 +68,19 @@ class Symmetry:
 class Stated:
     """One structure of a CIF.
 
-    cell: a, b, c in Å, alpha, beta, gamma in degrees. content: atoms of each atomic number in the
-    cell by formula and number of formula units, empty where these are not stated. volume: of the
-    cell in Å³, None where it is not stated. notes: what was left out, in words. plain: whether
-    every line of the list of atoms is an atom of one element.
+    cell: a, b, c in Å, alpha, beta, gamma in degrees. formula: atoms of each atomic number in the
+    sum formula, empty where there is none. units: formula units in the cell, volume: of the cell in
+    Å³, density: in g/cm³, None where they are not stated. notes: what was left out, in words.
+    plain: whether every line of the list of atoms is an atom of one element.
     """
 
     cell: tuple[float, ...]
     sites: Sites
     symmetry: Symmetry
-    content: dict[int, float]
+    formula: dict[int, float]
+    units: float | None
     volume: float | None
+    density: float | None
     notes: tuple[str, ...]
     plain: bool
 
@@ -129,8 +131,10 @@ def structure_of_cif(text: str) -> Stated:
         cell=tuple(_required(tags, tag) for tag in _CELL),
         sites=sites,
         symmetry=_symmetry(tags),
-        content=_content(tags),
+        formula=counts_of(_one(tags, "_chemical_formula_sum") or ""),
+        units=_number(_one(tags, "_cell_formula_units_z")),
         volume=_number(_one(tags, "_cell_volume")),
+        density=_number(_one(tags, "_exptl_crystal_density_diffrn")),
         notes=tuple(notes),
         plain=len(sites.labels) == max(len(tags.get(tag, [])) for tag in _XYZ),
     )
@@ -301,9 +305,3 @@ def _symmetry(tags: dict[str, list[str | None]]) -> Symmetry:
                 "_space_group_symop_operation_xyz or _space_group_name_H-M_alt."
             )
     return found
-
-
-def _content(tags: dict[str, list[str | None]]) -> dict[int, float]:
-    counts = counts_of(_one(tags, "_chemical_formula_sum") or "")
-    units = _number(_one(tags, "_cell_formula_units_z"))
-    return {z: n * units for z, n in counts.items()} if units else {}

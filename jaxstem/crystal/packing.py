@@ -27,6 +27,9 @@ _SAME = 0.1
 _ROUNDED, _ROUNDED_FAR = 0.004, 0.3
 """Such a difference of fractional coordinates is rounding as well, up to this distance (Å)."""
 
+SAME_PLACE = 0.3
+"""Distance (Å) up to which two readings of an atom are the same."""
+
 _ONE_PLACE = 0.02
 """Distance (Å) up to which two sites are one place."""
 

@@ -18,7 +18,7 @@ _ONE_LETTER = "HBCNOFPSKVYIWU"
 _TWO_WAYS = set("CA CD CE CF CO CS HE HF HG HO NA NB ND NE NP OS PA PB PO SC SN".split())
 """Labels of two capitals that can be an element or an atom of the first letter's (CA, HO)."""
 
-_CHARGE = r"[\s_]*\(?(\d*\.?\d*[+-]*\d*\.?\d*|[ivxIVX]+)\)?\.?"
+_CHARGE = r"[\s_]*\(?((?:\d*\.?\d+)?[+-]+|[+-]+(?:\d+\.?\d*)?|\d*|[ivxIVX]+)\)?\.?"
 """2+, +2, 3-, (III), or a number without sign."""
 
 

@@ -297,8 +297,10 @@ def test_several_plausible_settings_are_refused_unless_the_contents_tell():
     """One origin makes Cu2O of this, the other CuO2."""
     cell, symbol = "4.2696 4.2696 4.2696 90 90 90", hm("P n -3 m")
     assert "P n -3 m:2, P n -3 m:1" in refusal(cif_of(cell, symbol, CUPRITE))
-    contents = "\n_chemical_formula_sum 'Cu2 O1'\n_cell_formula_units_Z 2"
+    contents = "\n_chemical_formula_sum 'Cu2 O1'"
     crystal, notes = read(cif_of(cell, symbol + contents, CUPRITE))
+    units = "\n_cell_formula_units_Z 2"
+    assert same_crystal(read(cif_of(cell, symbol + contents + units, CUPRITE))[0], crystal)
     assert np.bincount(crystal.numbers)[[8, 29]].tolist() == [2, 4] and len(notes) == 1
     columns = "label type_symbol fract_x fract_y fract_z symmetry_multiplicity"
     sites = [f"{site} {n}" for site, n in zip(CUPRITE, (4, 2), strict=True)]
@@ -398,6 +400,12 @@ def test_what_is_no_atom_is_left_out():
 def test_what_the_file_says_of_itself_is_compared():
     notes = read(cif_of(CUBIC, hm("F m -3 m") + "\n_cell_volume 94.5", COPPER))[1]
     assert notes == ["the cell's volume is 47.24 Å³, and the file states 94.5 Å³"]
+    dense = hm("F m -3 m") + "\n_exptl_crystal_density_diffrn 2.2"
+    assert "8.93 g/cm³, and the file states 2.2" in read(cif_of(CUBIC, dense, COPPER))[1][0]
+    columns = "label type_symbol fract_x fract_y fract_z symmetry_multiplicity"
+    for times, said in ((4, 0), (48, 0), (8, 1)):
+        notes = read(cif_of(CUBIC, hm("F m -3 m"), [f"{COPPER[0]} {times}"], columns))[1]
+        assert len(notes) == said and all("4 atoms of Cu1" in note for note in notes)
     other = (
         hm("P 1 21/c 1")
         + "\n"
