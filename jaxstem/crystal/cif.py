@@ -84,6 +84,17 @@ class Stated:
     notes: tuple[str, ...]
     plain: bool
 
+    def formulae(self) -> list[float]:
+        """How many sum formulae are in the cell, as far as that is stated: several numbers where it
+        can be read in several ways, none where nothing is.
+
+        A sum formula is of one formula unit; pymatgen writes that of the cell.
+        """
+        if not (self.formula and self.units):
+            return []
+        whole = all(abs(n / self.units % 1) < 1e-6 for n in self.formula.values())
+        return [self.units, 1.0] if whole else [self.units]
+
 
 def decoded(content: bytes) -> str:
     """Text of a file in whatever encoding, with line ends of Unix."""
@@ -200,7 +211,7 @@ def _one(tags: dict[str, list[str | None]], *names: str) -> str | None:
 def _number(text: str | None) -> float | None:
     """A number without its standard uncertainty; fractions such as 1/3 are read; else None."""
     match = re.fullmatch(
-        r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?:\(\d*\.?\d*\))?", text or ""
+        r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?:\(\d*\.?\d*\))?", text or ""
     )
     if match:
         return float(match[1])

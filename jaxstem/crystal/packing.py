@@ -27,6 +27,10 @@ _SAME = 0.1
 _ROUNDED, _ROUNDED_FAR = 0.004, 0.3
 """Such a difference of fractional coordinates is rounding as well, up to this distance (Å)."""
 
+_SPLIT = 0.03
+"""Distance (Å) from which on a site and its images, where only one of them is ever there, are the
+places of a split atom."""
+
 SAME_PLACE = 0.3
 """Distance (Å) up to which two readings of an atom are the same."""
 
@@ -77,8 +81,10 @@ def expanded(sites: Sites, setting: Setting, lattice: Float[np.ndarray, "3 3"]) 
     placed = np.zeros((len(sites.labels) * len(setting.rotations), 3))
     whose = np.zeros(len(placed), dtype=np.int64)
     n = 0
-    for label, position in zip(sites.labels, sites.positions, strict=True):
-        orbit = _orbit(position, setting, lattice, label)
+    for label, position, occupancy in zip(
+        sites.labels, sites.positions, sites.occupancies, strict=True
+    ):
+        orbit = _orbit(position, occupancy, setting, lattice, label)
         here = _distances(orbit[:1], placed[:n], lattice)[0] < _ONE_PLACE
         if here.any():  # a place has one position, whichever site is there
             orbit = orbits[whose[np.argmax(here)]]
@@ -106,7 +112,11 @@ def expanded(sites: Sites, setting: Setting, lattice: Float[np.ndarray, "3 3"]) 
 
 
 def _orbit(
-    position: Float[np.ndarray, " 3"], setting: Setting, lattice: np.ndarray, label: str
+    position: Float[np.ndarray, " 3"],
+    occupancy: float,
+    setting: Setting,
+    lattice: np.ndarray,
+    label: str,
 ) -> Float[np.ndarray, "n 3"]:
     """Images of one site, in 0 … 1, each once."""
     for _ in range(5):
@@ -116,6 +126,8 @@ def _orbit(
         length = np.linalg.norm(apart @ lattice, axis=1)
         near = length < _SAME
         near |= (np.abs(apart).max(1) < _ROUNDED) & (length < _ROUNDED_FAR)
+        if near.sum() * occupancy <= MOST_OCCUPIED:
+            near = length < _SPLIT
         shift = apart[near].mean(0)
         position = position + shift
         if np.abs(shift).max() < 1e-12:

@@ -25,11 +25,12 @@ from jaxstem.crystal.packing import (
     impossible,
     packed,
 )
+from jaxstem.crystal.scattering import symbols
 from jaxstem.crystal.spacegroups import Setting, settings_of_number
 from jaxstem.crystal.understanding import understood
 from jaxstem.errors import InputError
 
-_LARGEST_FILE = 100e6
+_LARGEST_FILE = 30e6
 """Bytes of a file that may hold a crystal."""
 
 
@@ -89,7 +90,7 @@ def crystal_of_cif(text: str, name: str) -> tuple[Crystal, list[str]]:
 def _disagreements(
     stated: Stated, setting: Setting, atoms: Atoms, lattice: Float[np.ndarray, "3 3"]
 ) -> list[str]:
-    """What the file states of volume, density and multiplicities, where that is not so."""
+    """What the file states of volume, density, formula and multiplicities and is not so."""
     notes = []
     volume = abs(float(np.linalg.det(lattice)))
     if stated.volume and not 0.98 < volume / stated.volume < 1.02:
@@ -101,10 +102,19 @@ def _disagreements(
         notes.append(
             f"the density is {density:.3g} g/cm³, and the file states {stated.density:.3g} g/cm³"
         )
-    found = np.bincount(atoms.site, minlength=len(stated.sites.labels))
-    for label, n, times in zip(
-        stated.sites.labels, found, stated.sites.multiplicities, strict=True
-    ):
+    for z, n in stated.formula.items():
+        held = float(atoms.occupancies[atoms.numbers == z].sum())
+        expected = [n * times for times in stated.formulae()]
+        # hydrogen is often not located
+        if expected and z > 1 and not np.isclose(expected, held, rtol=0.1).any():
+            notes.append(
+                f"there are {held:.4g} atoms of {symbols()[z]} in the cell, and by the formula "
+                f"that the file states {expected[0]:.4g}"
+            )
+            break
+    sites = stated.sites
+    found = np.bincount(atoms.site, minlength=len(sites.labels))
+    for label, n, times in zip(sites.labels, found, sites.multiplicities, strict=True):
         # some programs write the order of the site's symmetry instead
         if times and times != n and times * n != len(setting.rotations):
             notes.append(f"there are {n} atoms of {label} in the cell, and the file states {times}")

@@ -258,10 +258,7 @@ def _different(
 
 
 def _as_stated(atoms: Atoms, stated: Stated) -> bool:
-    """Whether all that the file states of numbers of atoms, which is something, is so.
-
-    A sum formula is of one formula unit, or, as pymatgen writes it, of the cell.
-    """
+    """Whether all that the file states of numbers of atoms, which is something, is so."""
     times = stated.sites.multiplicities
     found = np.bincount(atoms.site, minlength=len(times))
     said = times > 0
@@ -271,5 +268,5 @@ def _as_stated(atoms: Atoms, stated: Stated) -> bool:
         float(atoms.occupancies[atoms.numbers == z].sum()) / stated.formula.get(z, 1e-9)
         for z in set(atoms.numbers.tolist())
     ]
-    expected = {stated.units, 1.0} if stated.units else {units[0]}
+    expected = stated.formulae() or [units[0]]
     return any(np.allclose(units, number, rtol=0.05) for number in expected)

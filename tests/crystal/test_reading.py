@@ -389,6 +389,19 @@ def test_solid_solutions_and_vacancies():
     assert len(read(cif_of("4 4 4 90 90 90", hm("P 1"), split, WITH_OCCUPANCY))[0].numbers) == 3
 
 
+def test_split_sites_are_not_rounded_ones():
+    """0.05 Å off a mirror: one atom if it is always there, two if half of the time."""
+    for occupancy, n in ((1, 1), (0.5, 2)):
+        sites = [f"Au1 Au 0.005 .2 .3 {occupancy}"]
+        mirror = operators("x,y,z", "-x,y,z")
+        crystal, _ = read(cif_of("5 5 5 90 90 90", mirror, sites, WITH_OCCUPANCY))
+        assert len(crystal.numbers) == n and crystal.occupancies.sum() == 1
+    # thirds with two digits in a large cell, where other atoms share the place
+    alloy = ["Pb1 Pb .33 .67 .25 .5", "Bi1 Bi .33 .67 .25 .5"]
+    crystal, _ = read(cif_of("9 9 5 90 90 120", hm("P 63/m m c"), alloy, WITH_OCCUPANCY))
+    assert len(crystal.numbers) == 4
+
+
 def test_what_is_no_atom_is_left_out():
     sites = ["Cu1 Cu 0 0 0 .", "Q1 X .1 .1 .1 dum"]
     columns = "label type_symbol fract_x fract_y fract_z calc_flag"
@@ -402,6 +415,12 @@ def test_what_the_file_says_of_itself_is_compared():
     assert notes == ["the cell's volume is 47.24 Å³, and the file states 94.5 Å³"]
     dense = hm("F m -3 m") + "\n_exptl_crystal_density_diffrn 2.2"
     assert "8.93 g/cm³, and the file states 2.2" in read(cif_of(CUBIC, dense, COPPER))[1][0]
+    formula = hm("P 1") + "\n_chemical_formula_sum Cu\n_cell_formula_units_Z 4"
+    assert (
+        "1 atoms of Cu in the cell, and by the formula"
+        in read(cif_of(CUBIC, formula, COPPER))[1][0]
+    )
+    assert read(cif_of(CUBIC, formula.replace("P 1", "F m -3 m"), COPPER))[1] == []
     columns = "label type_symbol fract_x fract_y fract_z symmetry_multiplicity"
     for times, said in ((4, 0), (48, 0), (8, 1)):
         notes = read(cif_of(CUBIC, hm("F m -3 m"), [f"{COPPER[0]} {times}"], columns))[1]
