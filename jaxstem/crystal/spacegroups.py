@@ -15,7 +15,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import cache
 
 import gemmi
@@ -27,6 +29,11 @@ from jaxstem.errors import InputError
 
 _LARGEST_GROUP = 192 * 4
 """Operators of the largest group in a cell four times its own."""
+
+_PARTS = 1200
+"""Of a translation: whole numbers for 24ths and for two decimals."""
+
+_TERM = re.compile(r"[+-]?(?:[xyz]|\d+(?:\.\d*)?|\.\d+|\d+/[1-9]\d*)")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,7 +49,7 @@ class Setting:
     number: int | None
     rotations: Int[np.ndarray, "n 3 3"]
     translations: Float[np.ndarray, "n 3"]
-    key: frozenset[str]
+    key: frozenset[tuple[int, ...]]
     qualifier: str = ""
     unique_axis: str = ""
 
@@ -50,11 +57,7 @@ class Setting:
         self, rotations: Int[np.ndarray, "m 3 3"], translations: Float[np.ndarray, "m 3"]
     ) -> bool:
         """Whether these are the operators of this setting, in whatever order."""
-        codes = [
-            {_code(r, t) for r, t in zip(*arrays, strict=True)}
-            for arrays in ((rotations, translations), (self.rotations, self.translations))
-        ]
-        return codes[0] == codes[1]
+        return _codes(rotations, translations) == self.key
 
 
 def settings_of_symbol(symbol: str) -> list[Setting]:
@@ -120,7 +123,7 @@ def settings_of_hall(symbol: str) -> list[Setting]:
     except (RuntimeError, ValueError):
         return table.get(spaced.replace(" ", ""), [])
     tight = table.get(spaced) if " " in spaced else table.get(spaced.replace(" ", ""))
-    return tight or [_of_operators(list(group))]
+    return tight or [_of_arrays(*_arrays_of(group))]
 
 
 def setting_of_operators(triplets: Sequence[str]) -> Setting:
@@ -128,67 +131,94 @@ def setting_of_operators(triplets: Sequence[str]) -> Setting:
 
     Raises InputError where one is no operator, or where they are not all of a group.
     """
-    operators = []
-    for triplet in triplets:
-        try:
-            operator = gemmi.Op(re.sub(r"\s", "", triplet).lower()).wrap()
-        except (RuntimeError, ValueError):
-            raise InputError(f"its symmetry operator {triplet!r} is none; correct it.") from None
-        if abs(operator.det_rot()) != operator.DEN**3:
-            raise InputError(f"its symmetry operator {triplet!r} changes volumes; correct it.")
-        operators.append(operator)
-    stated = {operator.triplet() for operator in operators}
-    if len(stated) > _LARGEST_GROUP or not _is_group(operators, stated):
+    pairs = [_operator(triplet) for triplet in triplets]
+    unique = list({_code(*pair): pair for pair in pairs}.values())
+    rotations, translations = (np.array(arrays) for arrays in zip(*unique, strict=True))
+    if len(unique) > _LARGEST_GROUP or not _is_group(rotations, translations):
         raise InputError(
-            f"its {len(stated)} symmetry operators are not all those of a group; complete them."
+            f"its {len(unique)} symmetry operators are not all those of a group; complete them."
         )
-    return _of_operators(list({operator.triplet(): operator for operator in operators}.values()))
+    return _of_arrays(rotations, translations)
 
 
-def _is_group(operators: list[gemmi.Op], stated: set[str]) -> bool:
-    """Whether products of operators are stated as well (in a finite set, this suffices)."""
-    setting = _of_arrays(operators)
-    rotations, translations = setting
-    codes = {_code(r, t) for r, t in zip(rotations, translations, strict=True)}
-    for rotation, translation in zip(rotations, translations, strict=True):
-        for r, t in zip(rotation @ rotations, translations @ rotation.T + translation, strict=True):
-            if _code(r, t) not in codes:
-                return False
-    return "x,y,z" in stated
+def _operator(triplet: str) -> tuple[np.ndarray, np.ndarray]:
+    """R and t of one operator; translations near multiples of 1/24 are these. Raises InputError."""
+    plain = re.sub(r"\s", "", triplet).lower()
+    try:
+        operator = gemmi.Op(plain)
+        rotation = np.array(operator.rot) / gemmi.Op.DEN
+        translation = np.array(operator.tran) / gemmi.Op.DEN
+    except (RuntimeError, ValueError):
+        terms = [re.findall(r"[+-]?[^+-]+", part) for part in plain.split(",")]
+        if len(terms) != 3 or not all(_TERM.fullmatch(term) for part in terms for term in part):
+            raise InputError(f"its symmetry operator {triplet!r} is none; correct it.") from None
+        rotation = np.array([[_coefficient(part, axis) for axis in "xyz"] for part in terms])
+        translation = np.array([_coefficient(part, "") for part in terms])
+    if abs(abs(np.linalg.det(rotation)) - 1) > 1e-6 or np.any(rotation % 1):
+        raise InputError(f"its symmetry operator {triplet!r} changes volumes; correct it.")
+    return rotation.astype(np.int64), translation % 1
+
+
+def _coefficient(terms: list[str], axis: str) -> float:
+    """The sum of an axis' signs in one coordinate of an operator, of its numbers for axis ""."""
+    if axis:
+        return float(sum(-1 if "-" in term else 1 for term in terms if axis in term))
+    numbers = [term for term in terms if term[-1] not in "xyz"]
+    return sum(float(Fraction(term)) for term in numbers)
+
+
+def _is_group(rotations: np.ndarray, translations: np.ndarray) -> bool:
+    """Whether products of operators are there as well (in a finite set, this suffices)."""
+    codes = _codes(rotations, translations)
+    return all(
+        _codes(rotation @ rotations, translations @ rotation.T + translation) <= codes
+        for rotation, translation in zip(rotations, translations, strict=True)
+    )
+
+
+def _codes(rotations: np.ndarray, translations: np.ndarray) -> frozenset[tuple[int, ...]]:
+    """Operators as whole numbers, which can be compared."""
+    parts = np.round(translations * _PARTS).astype(np.int64) % _PARTS
+    return frozenset(map(tuple, np.concatenate([rotations.reshape(-1, 9), parts], 1).tolist()))
 
 
 def _code(rotation: np.ndarray, translation: np.ndarray) -> tuple[int, ...]:
-    shift = np.round(translation * gemmi.Op.DEN).astype(int) % gemmi.Op.DEN
-    return (*rotation.ravel().tolist(), *shift.tolist())
+    return next(iter(_codes(rotation[None], translation[None])))
 
 
-def _of_arrays(operators: list[gemmi.Op]) -> tuple[np.ndarray, np.ndarray]:
-    rotations = np.array([operator.rot for operator in operators]) // gemmi.Op.DEN
-    translations = np.array([operator.tran for operator in operators]) / gemmi.Op.DEN % 1
-    return rotations, translations
-
-
-def _of_operators(operators: list[gemmi.Op]) -> Setting:
-    group = gemmi.GroupOps(operators)
-    entry = gemmi.find_spacegroup_by_ops(group)
-    if entry is not None:
-        return _of_entry(entry)
-    rotations, translations = _of_arrays(operators)
-    kind = spglib.get_spacegroup_type_from_symmetry(rotations, translations, np.eye(3))
+def _of_arrays(rotations: np.ndarray, translations: np.ndarray) -> Setting:
+    """A setting of the tables where it is one, else one of its own."""
+    key = _codes(rotations, translations)
+    if key in _keys():
+        return _keys()[key]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how it will report failures one day
+        kind = spglib.get_spacegroup_type_from_symmetry(rotations, translations, symprec=1e-3)
     return Setting(
         symbol=f"{kind.international_short} in a setting of its own" if kind else "a group",
         number=kind.number if kind else None,
         rotations=rotations,
         translations=translations,
-        key=frozenset(operator.wrap().triplet() for operator in operators),
+        key=key,
     )
+
+
+def _arrays_of(group: gemmi.GroupOps) -> tuple[np.ndarray, np.ndarray]:
+    operators = [operator.wrap() for operator in group]
+    rotations = np.array([operator.rot for operator in operators]) // gemmi.Op.DEN
+    return rotations, np.array([operator.tran for operator in operators]) / gemmi.Op.DEN
+
+
+@cache
+def _keys() -> dict[frozenset[tuple[int, ...]], Setting]:
+    settings = [_of_entry(entry) for entry in gemmi.spacegroup_table()]
+    return {setting.key: setting for setting in reversed(settings)}
 
 
 @cache
 def _of_hall(hall: str, symbol: str, number: int, qualifier: str, axis: str) -> Setting:
-    operators = [operator.wrap() for operator in gemmi.symops_from_hall(hall)]
-    rotations, translations = _of_arrays(operators)
-    key = frozenset(operator.triplet() for operator in operators)
+    rotations, translations = _arrays_of(gemmi.symops_from_hall(hall))
+    key = _codes(rotations, translations)
     return Setting(symbol, number, rotations, translations, key, qualifier, axis)
 
 
@@ -218,7 +248,7 @@ def _tabulated() -> tuple[Setting, ...]:
 @cache
 def _symbols() -> dict[str, list[Setting]]:
     """What each spelling of a symbol, in the form of `_plain`, can mean; without extensions."""
-    table: dict[str, dict[frozenset[str], Setting]] = {}
+    table: dict[str, dict[frozenset[tuple[int, ...]], Setting]] = {}
 
     def add(symbol: str, setting: Setting, shorten: bool = True) -> None:
         spellings = {symbol.strip()}

@@ -163,17 +163,14 @@ def _by_operators(
             f"its operators ({setting.symbol}); correct one of them."
         )
     atoms = _packed_or_refused(stated.sites, setting, lattice)
-    notes = []
     for words, settings in _wordings(symmetry)[0].items():
-        if setting.number in {other.number for other in settings}:
-            if setting.key not in {s.key for s in settings} and "number" not in words:
-                notes.append(f"its operators are those of {setting.symbol}, not of {words}")
-        elif not any(_is_symmetric(atoms, other, lattice) for other in settings):
+        of_type = setting.number in {other.number for other in settings}
+        if not (of_type or any(_is_symmetric(atoms, other, lattice) for other in settings)):
             raise InputError(
                 f"it states {words} and the operators of {setting.symbol}, which differ; remove "
                 "the wrong ones."
             )
-    return setting, atoms, notes
+    return setting, atoms, []
 
 
 def _is_symmetric(atoms: Atoms, setting: Setting, lattice: Float[np.ndarray, "3 3"]) -> bool:

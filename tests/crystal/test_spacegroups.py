@@ -5,6 +5,7 @@ import functools
 import re
 
 import gemmi
+import numpy as np
 import pytest
 import spglib
 
@@ -137,9 +138,16 @@ def test_what_is_no_hall_symbol_number_or_schoenflies_symbol():
 )
 def test_operators_as_people_write_them(written):
     found = setting_of_operators(["x,y,z", written])
-    assert found.key == {"x,y,z", "x+1/2,y,z+1/2"}
+    assert found.translations.tolist() == [[0, 0, 0], [0.5, 0, 0.5]]
+    assert (found.rotations == np.eye(3)).all()
     thirds = ["x,y,z", "-y,x-y,z+0.3333", "-x+y,-x,z+.66667"]
     assert setting_of_operators(thirds).symbol == "P 31"
+
+
+@pytest.mark.parametrize("shift", ["11/25", "0.44", ".4400", "0.123", "7/13"])
+def test_an_origin_may_be_anywhere(shift):
+    found = setting_of_operators(["x,y,z", f"-x+{shift},-y,1/2+z"])
+    assert (found.number, found.symbol) == (4, "P2_1 in a setting of its own")
 
 
 @pytest.mark.parametrize(
