@@ -91,11 +91,15 @@ def _wordings(symmetry: Symmetry) -> tuple[dict[str, list[Setting]], list[str]]:
     if symmetry.number:
         found[f"the number {symmetry.number}"] = settings_of_number(symmetry.number)
     if symmetry.schoenflies:
-        found[f"the symbol {symmetry.schoenflies}"] = settings_of_schoenflies(symmetry.schoenflies)
+        words = f"the Schoenflies symbol {symmetry.schoenflies}"
+        found[words] = settings_of_schoenflies(symmetry.schoenflies)
     unknown = [words for words, settings in found.items() if not settings]
     known = {words: settings for words, settings in found.items() if settings}
-    # where the tables list one setting of a number, it needs no symbol
-    exact = any("number" not in words or len(meant) == 1 for words, meant in known.items())
+    # a type is enough where the tables list one setting of it
+    exact = any(
+        len(meant) == 1 or words.startswith(("the symbol", "the Hall symbol"))
+        for words, meant in known.items()
+    )
     if unknown and not (exact or symmetry.operators):
         raise InputError(
             f"{unknown[0]} is no space group that is known; correct it, or add the operators "
