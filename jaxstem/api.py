@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from jaxstem.crystal.cell import Crystal, read_cif
+from jaxstem.crystal.cell import Crystal
+from jaxstem.crystal.reading import read_cif
 from jaxstem.detection.config import DetectConfig
 from jaxstem.detection.opening import as_listed, disks_of, look_at, searchable
 from jaxstem.detection.reading import (

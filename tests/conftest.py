@@ -170,7 +170,7 @@ def key(seed):
 @pytest.fixture(scope="session")
 def crystals():
     """The five crystals of the fixtures by name."""
-    from jaxstem.crystal.cell import read_cif
+    from jaxstem.crystal.reading import read_cif
 
     return {name: read_cif(FIXTURES / f"{name}.cif") for name in "Cu Cu2O Mg TiO2 ZrO2".split()}
 

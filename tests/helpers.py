@@ -193,7 +193,8 @@ def published_crystal(name):
     """A crystal of the literature or of the fixtures."""
     from pymatgen.core import Lattice, Structure
 
-    from jaxstem.crystal.cell import from_structure, read_cif
+    from jaxstem.crystal.cell import from_structure
+    from jaxstem.crystal.reading import read_cif
 
     published = {
         "Al": ("Fm-3m", 4.0495, {"Al": [0, 0, 0]}),

@@ -19,7 +19,7 @@ import pytest
 from helpers import FIXTURES, ROOT
 
 from jaxstem import mapping
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.detection.opening import disks_of, look_at, open_scan, read_scan
 from jaxstem.detection.reading import ReadOptions
 from jaxstem.diffraction.material import make_material

@@ -33,7 +33,7 @@ import tyro
 from experiments.common.environments import run_elsewhere
 from experiments.common.markdown import flowed, table
 from experiments.common.results import RESULTS, load, save
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.detection.config import DetectConfig
 from jaxstem.detection.scan import calibrated, detect_in_cube, find_disks, write_bragg
 from jaxstem.diffraction.bloch import bloch_intensities, prepare

@@ -28,7 +28,8 @@ from experiments.common.errors import errors, shares
 from experiments.common.markdown import flowed, heading, line, table
 from experiments.common.patterns import scan_of
 from experiments.common.results import results_file, save, settings
-from jaxstem.crystal.cell import Crystal, read_cif
+from jaxstem.crystal.cell import Crystal
+from jaxstem.crystal.reading import read_cif
 from jaxstem.diffraction.kinematic import simulate
 from jaxstem.diffraction.material import make_material
 from jaxstem.diffraction.settings import Microscope, Specimen

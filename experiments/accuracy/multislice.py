@@ -27,7 +27,8 @@ from experiments.common.figures import drawn
 from experiments.common.markdown import table
 from experiments.common.results import DATA, save, settings
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import read_cif, symmetry_operations
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.crystal.reading import read_cif
 from jaxstem.detection.scan import detect_in_cube
 from jaxstem.files.cube import cube_from_array
 from jaxstem.files.cube_readers import read_cube

@@ -25,7 +25,8 @@ from experiments.common.errors import errors, shares
 from experiments.common.markdown import flowed, heading, line, table
 from experiments.common.results import DATA, RESULTS, load, save
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import read_cif, symmetry_operations
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.crystal.reading import read_cif
 from jaxstem.detection.opening import read_scan
 from jaxstem.files.map_file import write_map
 from jaxstem.files.orientation_map import NO_CRYSTAL

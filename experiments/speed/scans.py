@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.diffraction.material import make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.files.scan import DiskScan, DiskSource, joined

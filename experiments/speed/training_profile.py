@@ -30,7 +30,7 @@ from experiments.common.markdown import flowed, table
 from experiments.common.results import results_file, save
 from experiments.speed.arithmetic import operations_of
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.diffraction.material import Material, make_material, phases_space
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.network import losses

@@ -27,7 +27,7 @@ from experiments.common.markdown import flowed, heading, line, table
 from experiments.common.results import results_file, save, settings
 from experiments.training.runs import material_of, tiny
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.network import losses
 from jaxstem.network.transformer import ModelConfig
 from jaxstem.runtime.cache import default_cache

@@ -29,7 +29,7 @@ from experiments.common.results import results_file, save, settings
 from experiments.simulate.random_test_set import TestSet, random_test_set
 from experiments.training.runs import material_of, tiny
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import scorer

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,37 +131,6 @@ class Reflections:
     structure_factor: Complex[np.ndarray, " n"]
 
 
-def read_cif(path: str | Path) -> Crystal:
-    """The first structure in a CIF, in the CIF's own cell, named after the file.
-
-    Raises InputError when the file is missing or unreadable, holds no structure, or contains an
-    element without scattering factors.
-    """
-    from pymatgen.io.cif import CifParser
-
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; give the path of a CIF.") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give a CIF.") from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            parser = CifParser.from_str(text, occupancy_tolerance=_MOST_OCCUPIED)
-            structure = parser.parse_structures(primitive=False, on_error="raise")[0]
-    except Exception as error:  # pymatgen raises whatever its parsing trips over
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise InputError(
-            f"{path}: pymatgen finds no crystal structure in it ({reason[:160]}); give a valid CIF."
-        ) from None
-    try:
-        return from_structure(structure, path.stem)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-
-
 def from_structure(structure: Structure, name: str) -> Crystal:
     """A pymatgen structure as a Crystal: same cell, our Cartesian frame, symmetry determined.
 
@@ -178,16 +147,42 @@ def from_structure(structure: Structure, name: str) -> Crystal:
             f"no electron scattering factors are known for {', '.join(unknown)}; "
             "name the atoms by element."
         )
-    lattice = standard_lattice(*structure.lattice.abc, *structure.lattice.angles)
-    positions = np.array([position for position, *_ in sites], dtype=np.float64)
+    lattice = structure.lattice
+    # in a left-handed cell the same atoms have the opposite coordinates on the opposite axes
+    hand = -1.0 if np.linalg.det(lattice.matrix) < 0 else 1.0
+    return crystal_of(
+        name,
+        (*lattice.abc, *lattice.angles),
+        hand * np.array([position for position, *_ in sites], dtype=np.float64),
+        np.array([z for *_, z, _ in sites], dtype=np.int64),
+        np.array([occupancy for *_, occupancy in sites], dtype=np.float64),
+    )
+
+
+def crystal_of(
+    name: str,
+    cell: Sequence[float],
+    positions: Float[np.ndarray, "n 3"],
+    numbers: Int[np.ndarray, " n"],
+    occupancies: Float[np.ndarray, " n"],
+) -> Crystal:
+    """A Crystal of atoms in a cell a, b, c (Å), alpha, beta, gamma (degrees); symmetry determined.
+
+    Fractional positions, atomic numbers and occupancies are those of all atoms in the cell. Raises
+    InputError for a cell without volume, for an element without scattering factors, and for atoms
+    on top of each other.
+    """
     if not np.all(np.isfinite(positions)):
         raise InputError("an atom's coordinates are no finite numbers; correct them.")
+    unknown = sorted(set(numbers.tolist()) - lobato_parameters().keys())
+    if unknown:
+        raise InputError(f"no electron scattering factors are known for the element {unknown[0]}.")
     unfinished = Crystal(
         name=name,
-        lattice=lattice,
+        lattice=standard_lattice(*cell),
         positions=positions,
-        numbers=np.array([z for *_, z, _ in sites], dtype=np.int64),
-        occupancies=np.array([occupancy for *_, occupancy in sites], dtype=np.float64),
+        numbers=numbers,
+        occupancies=occupancies,
         point_group="",
         laue_group="",
         space_group=0,

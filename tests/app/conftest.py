@@ -10,7 +10,7 @@ from helpers import CORNER, without_optimisation, write_scan
 
 from jaxstem import mapping
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.diffraction.material import make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.files.distortion import undistorted

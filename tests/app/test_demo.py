@@ -11,7 +11,8 @@ from helpers import assert_command_refused, files_of_at_most, make_map, run
 from jaxstem.app import demo
 from jaxstem.app.demo import FILES, MODEL, sample
 from jaxstem.app.main import main
-from jaxstem.crystal.cell import read_cif, symmetry_operations
+from jaxstem.crystal.cell import symmetry_operations
+from jaxstem.crystal.reading import read_cif
 from jaxstem.files.map_file import read_map
 from jaxstem.files.truth import read_truth
 from jaxstem.network.model import packaged_models

@@ -14,13 +14,13 @@ from pymatgen.core import Lattice, Structure
 from jaxstem.crystal.cell import (
     Crystal,
     from_structure,
-    read_cif,
     reciprocal_lattice,
     reflections,
     standard_lattice,
     structure_factors,
     symmetry_operations,
 )
+from jaxstem.crystal.reading import read_cif
 from jaxstem.crystal.scattering import lobato_factor
 from jaxstem.errors import InputError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxstem.app.demo import sample
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.network.choice import fitting_model, keep_model
 from jaxstem.network.model import load_model
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from helpers import FIXTURES, ROOT
 
-from jaxstem.crystal.cell import read_cif
+from jaxstem.crystal.reading import read_cif
 from jaxstem.diffraction.material import make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.network.model import load_model

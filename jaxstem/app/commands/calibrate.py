@@ -33,7 +33,7 @@ def calibrate(
         overwrite: Replace FILE.json and FILE.png.
         output: What is said.
     """
-    from jaxstem.crystal.cell import read_cif
+    from jaxstem.crystal.reading import read_cif
     from jaxstem.detection.calibration import calibrate, summary
     from jaxstem.detection.opening import read_scan
     from jaxstem.runtime.paths import check_apart
