@@ -48,6 +48,9 @@ FEW = 12
 BETTER = 0.15
 """By how much more other premises must explain to be taken for right."""
 
+SOMEWHAT = 0.05
+"""The same where most disks are explained as it is, by few grains."""
+
 FAR = 0.02
 """Share by which a scale or an ellipse is wrong that is worth a warning."""
 
@@ -163,8 +166,13 @@ def doubt_of(source: DiskSource, learned: Learned | None, model: Model, look: Lo
 
     explained = learned.explained if learned else explained_share(offsets)
     names = ", ".join(model.phase_names)
-    if explained >= LEAST:
-        return learned and stated(learned.distortion, learned.corrected, explained, source, names)
+    if explained >= LEAST and learned:
+        return stated(learned.distortion, learned.corrected, explained, source, names)
+    if explained >= LEAST:  # of few grains, that nothing is corrected by
+        found = learned_distortion(source, model, look, undistorted(), 1)
+        if found is None or found.explained < explained + SOMEWHAT:
+            return None
+        return stated(found.distortion, undistorted(), explained, source, names)
     enough = max(explained + BETTER, LEAST)
     for trials in ([_scaled(scale) for scale in SCALES], [_elliptical(*x) for x in ELLIPSES]):
         shares = [share(trial) for trial in trials]
