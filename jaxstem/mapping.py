@@ -39,7 +39,7 @@ from jaxstem.files.scan import DiskScan, DiskSource, check_scan, no_disk_at_all,
 from jaxstem.inference.batching import PIECE, judged_source
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.step import PredictFor, make_predict_for
-from jaxstem.inference.verdict import Answer, doubted
+from jaxstem.inference.verdict import Answer, doubted, doubted_labels
 from jaxstem.network.heads import HEADS
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
@@ -354,7 +354,7 @@ def map_blocks(
         return
     scan = room_for_labels(source, model, config)
     for row, (answer, n_disks, labels) in blocks:
-        put(labels._replace(no_crystal=labels.no_crystal + np.float32(against)), row, scan)
+        put(doubted_labels(labels, against), row, scan)
         answer = doubted(answer, against)
         alone = {
             f"single_{name}": getattr(answer, name)

@@ -65,6 +65,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "stream_second_looks",
             "workers",
         ],
-        "verdict": ["Answer", "answer_of", "doubted", "Labels", "labels_of", "summarise"],
+        "verdict": [
+            "Answer",
+            "answer_of",
+            "doubted",
+            "doubted_labels",
+            "Labels",
+            "labels_of",
+            "summarise",
+        ],
     },
 )

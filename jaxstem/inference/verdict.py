@@ -192,3 +192,10 @@ def doubted(answer: Answer, against: float) -> Answer:
         phase_confidence=again(share),
         **{name: without(getattr(answer, name)) for name in taken},
     )
+
+
+def doubted_labels(labels: Labels, against: float) -> Labels:
+    """The same for labels, where patterns were looked at."""
+    looked_at = (labels.phase >= 0).any(axis=-1)
+    more = np.where(looked_at, np.float32(against), np.float32(0.0))
+    return labels._replace(no_crystal=labels.no_crystal + more)

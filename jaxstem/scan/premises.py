@@ -123,7 +123,7 @@ def examined(
         still = source if drift is None else corrected(source, undistorted()._replace(drift=drift))
         look = looker(still, model, config, mesh, predict_for)
         learned = learned_distortion(still, model, look, undistorted())
-        doubt = doubt_of(still, learned, model, look)
+        doubt = doubt_of(still, learned, model, look, config.verifies)
         plain = lambda x: list(map(float, x.numbers)) if isinstance(x, Distortion) else x  # noqa: E731
         return (
             drift if drift is None else drift.tolist(),
@@ -150,9 +150,16 @@ def examined(
     return Examined(source, moved, line, doubt)
 
 
-def doubt_of(source: DiskSource, learned: Learned | None, model: Model, look: Look) -> Doubt | None:
+def doubt_of(
+    source: DiskSource,
+    learned: Learned | None,
+    model: Model,
+    look: Look,
+    verifies: bool = True,
+) -> Doubt | None:
     """The doubt about the premises of a scan of which so much is `learned`; the rest as in
-    `learned_distortion`.
+    `learned_distortion`. Without verification (`verifies`) disks may be left over because the
+    network errs: then no crystal is doubted.
     """
     offsets = look(undistorted())[1]
     n_disks = offsets.present.sum()
@@ -182,6 +189,8 @@ def doubt_of(source: DiskSource, learned: Learned | None, model: Model, look: Lo
         found = learned_distortion(source, model, look, trials[best], enough=1)
         known = trials[best] if found is None else found.distortion
         return stated(known, undistorted(), explained, source, names)
+    if not verifies:
+        return None
     said = (
         f"{names} explain {100 * explained:.0f} % of the disks, and at no scale or ellipse much "
         "more; answers are doubtful. Look for a crystal that is missing or misread, and at the "

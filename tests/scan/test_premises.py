@@ -15,9 +15,9 @@ from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.files.axes import turned
 from jaxstem.files.distortion import from_numbers
 from jaxstem.files.scan import Instrument, source_of
-from jaxstem.inference.batching import unseen
+from jaxstem.inference.batching import no_labels, unseen
 from jaxstem.inference.config import InferConfig
-from jaxstem.inference.verdict import doubted
+from jaxstem.inference.verdict import doubted, doubted_labels
 from jaxstem.runtime import parallel
 from jaxstem.scan import self_calibration
 from jaxstem.scan.premises import AGAINST, FAR, LEAST, examined, stated
@@ -177,3 +177,11 @@ def test_doubt_weighs_against_every_crystal(rng):
     assert found.confidence[4] == 0.0
     np.testing.assert_array_equal(np.isnan(found.orientation[:3, 0, 0]), [False, True, True])
     assert doubted(answer, 0.0) is answer
+
+
+def test_doubted_labels_are_those_that_were_looked_at():
+    phase = np.array([[0, -1], [-1, -1]])
+    labels = no_labels(np.array([0, -2]), 2)._replace(phase=phase)
+    found = doubted_labels(labels._replace(no_crystal=np.zeros(2, np.float32)), 3.0)
+    np.testing.assert_array_equal(found.no_crystal, [3.0, 0.0])
+    np.testing.assert_array_equal(found.log_odds, labels.log_odds)
