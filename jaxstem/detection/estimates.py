@@ -7,17 +7,29 @@ Runs on the host, in NumPy; lengths in detector pixels. Shapes: `n` patterns of 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from scipy import ndimage
 
 from jaxstem.detection.config import DetectConfig
+from jaxstem.detection.faults import good_pixels
+from jaxstem.detection.hidden_beam import bright_disks, smoothed, symmetry_centre, usual_disks
 from jaxstem.detection.layout import FAINTEST, TABLE_STEP
 from jaxstem.errors import InputError
 
-BY_CHANCE = 15
-"""Counts of a pixel, in the smallest number stored, that may be chance where all around are few."""
+_CUT = 0.02
+"""Share of the direct beam's counts that may be cut and tell it still."""
+
+_HIDDEN = 0.6
+"""Share of the beam that must be covered for its place not to be told in each pattern."""
+
+_WIDE = 0.12
+"""Share of the detector's side from which on a spot that is partly covered is no beam."""
+
+_CAN_HIDE = 9
+"""Pixels of a gap that may hide a beam."""
 
 WIDER = 0.25
 """By how much of its edge a synthetic template is larger than the direct beam's image."""
@@ -87,34 +99,6 @@ def false_alarm_threshold(rate: float, kernel: Float[np.ndarray, "H W"], n_pixel
     return float(level[np.argmax(above < rate)])
 
 
-def good_pixels(patterns, config: DetectConfig) -> Bool[np.ndarray, "H W"]:
-    """Pixels that count: not masked, not dead, stuck at the largest number or bright alone; what a
-    few electrons may have done by chance shows neither.
-    """
-    shape = patterns.shape[1:]
-    good = np.ones(shape, dtype=bool)
-    if config.mask is not None:
-        good &= np.asarray(config.mask, bool)
-    if patterns.dtype.kind in "iu":
-        good &= ~np.all(patterns == np.iinfo(patterns.dtype).max, axis=0)
-        mean = patterns.mean(0)
-    else:
-        good &= np.isfinite(patterns).any(0)
-        finite = np.isfinite(patterns)
-        mean = np.where(finite, patterns, 0).sum(0) / np.maximum(finite.sum(0), 1)
-    ring = np.ones((3, 3), bool)
-    ring[1, 1] = False
-    around = ndimage.median_filter(np.where(good, mean, 0), footprint=ring, mode="mirror")
-    highest = ndimage.maximum_filter(np.where(good, mean, 0), footprint=ring, mode="mirror")
-    scatter = np.sqrt(np.maximum(around, 1e-9) * max(np.median(mean), 1e-9) / len(patterns))
-    dead = (mean <= 0) & (around * len(patterns) > 30)
-    hot = (mean > 5 * highest) & (mean - highest > 20 * scatter)
-    # where few electrons fall, the neighbours of one may have none at all
-    counted = patterns[patterns > 0]
-    hot &= mean * len(patterns) > BY_CHANCE * counted.min(initial=counted.max(initial=1))
-    return good & ~dead & ~hot
-
-
 def estimate_gain(patterns, good) -> float:
     """Stored numbers per electron: variance over mean of the background, 1 where it is near 1.
 
@@ -142,21 +126,117 @@ def estimate_gain(patterns, good) -> float:
     return 1.0 if 0.75 < gain < 1.5 else gain
 
 
+class Beam(NamedTuple):
+    """The direct beam: its mean centre (row, column) and rough radius [px]; image: pieces of
+    patterns and the places in them of disks that show the aperture in its stead, where it is hidden
+    or cut itself; hidden: whether its place in each pattern cannot be told.
+    """
+
+    centre: Float[np.ndarray, " 2"]
+    radius: float
+    image: tuple[list[np.ndarray], list[np.ndarray]] | None = None
+    hidden: bool = False
+
+
 def find_beam(patterns, good, config: DetectConfig, source: str) -> tuple[np.ndarray, float]:
     """Mean centre [px] and rough radius of the direct beam: the brightest spot of the mean."""
-    mean = np.where(good, patterns.mean(0), 0.0)
-    blurred = ndimage.gaussian_filter(mean, 1.0)
     if config.origin is not None:
         return np.array(config.origin, float), config.radius or 3.0
+    mean = np.where(good, patterns.mean(0), 0.0)
+    blurred = smoothed(mean, good, 1.0)
     labels, _ = ndimage.label(blurred > 0.5 * blurred.max())
     spot = labels == labels[np.unravel_index(blurred.argmax(), mean.shape)]
     radius = math.sqrt(spot.sum() / math.pi)
     if radius > 0.25 * min(mean.shape):
-        raise InputError(
-            f"{source}: no direct beam stands out in the mean pattern; give the origin and the "
-            "radius of a disk in pixels."
-        )
+        raise no_beam(source)
     return np.array(ndimage.center_of_mass(np.where(spot, mean, 0))), radius
+
+
+def no_beam(source: str) -> InputError:
+    """The complaint about patterns without a direct beam."""
+    return InputError(
+        f"{source}: no direct beam found, for none stands out in the mean pattern; give --origin "
+        "and --radius."
+    )
+
+
+def look_for_beam(patterns, good, clipped: float, config: DetectConfig, source: str) -> Beam:
+    """The direct beam, be it hidden by dead pixels or a stop, or cut to the number `clipped` (in
+    the patterns' units, else infinity). Raises InputError where nothing tells where it is.
+    """
+    if config.origin is not None:
+        return Beam(*find_beam(patterns, good, config, source))
+    lit = good & (patterns.mean(0) > 0)
+    if not lit.any():
+        raise no_beam(source)
+    try:
+        centre, radius = find_beam(patterns, good, config, source)
+    except InputError:
+        if good.all():
+            raise
+        centre, radius = np.full(2, np.inf), 0.0
+    is_cut = np.isfinite(radius) and _share_cut(patterns, good, centre, radius, clipped) > _CUT
+    covered = _covered(good, centre, radius + 1.5)
+    near = centre
+    if covered or _largest_gap(good) >= _CAN_HIDE:
+        near = symmetry_centre(patterns, good)
+    elsewhere = np.hypot(*(near - centre)) > max(3.0, 1.5 * radius)
+    if not (is_cut or covered or elsewhere):
+        return Beam(centre, radius)
+    disks = usual_disks(bright_disks(patterns, good, near if covered or elsewhere else centre))
+    if not disks:
+        if elsewhere or covered > 0.5 or radius > _WIDE * min(good.shape):
+            raise no_beam(source)
+        return Beam(centre, radius)
+    usual = float(np.median([disk.radius for disk in disks]))
+    reach = math.ceil(2.5 * (usual + 2)) + 1
+    firsts = [np.maximum(np.floor(disk.centre).astype(int) - reach, 0) for disk in disks]
+    pieces = [
+        patterns[d.pattern, i : i + 2 * reach + 2, j : j + 2 * reach + 2]
+        for d, (i, j) in zip(disks, firsts, strict=True)
+    ]
+    image = pieces, [disk.centre - first for disk, first in zip(disks, firsts, strict=True)]
+    if not (covered or elsewhere):
+        return Beam(centre, usual, image)
+    hidden = _covered(good, near, usual + 0.5) > _HIDDEN
+    return Beam(near, usual, image, hidden)
+
+
+def _away(shape: tuple[int, int], centre) -> Float[np.ndarray, "H W"]:
+    """Distance [px] of each pixel from a place."""
+    return np.hypot(*(np.indices(shape) - np.reshape(centre, (2, 1, 1))))
+
+
+def _covered(good, centre, radius: float) -> float:
+    """Share of the pixels about a place that cannot be used."""
+    within = _away(good.shape, centre) < radius if np.isfinite(centre).all() else good
+    return float((~good)[within].mean()) if within.any() else 1.0
+
+
+def _share_cut(patterns, good, centre, radius: float, clipped: float) -> float:
+    """Share of the counts about a place that are cut."""
+    if not (np.isfinite(clipped) and np.isfinite(centre).all()):
+        return 0.0
+    within = good & (_away(good.shape, centre) < max(radius, 1.0))
+    return float((patterns[:, within] >= clipped * (1 - 1e-6)).mean()) if within.any() else 0.0
+
+
+def _largest_gap(good) -> int:
+    """Pixels of the largest region that cannot be used."""
+    labels, _ = ndimage.label(~good)
+    return int(np.bincount(labels.ravel())[1:].max(initial=0))
+
+
+def beam_is_measured(patterns, good, centre, radius: float, clipped: float) -> bool:
+    """Whether the direct beam's counts can be told: most of it is seen and little is cut."""
+    within = _away(good.shape, centre) < radius
+    beside = good & ~within & (_away(good.shape, centre) < 2 * radius + 4)
+    seen = within & good
+    if _covered(good, centre, radius) > 0.5 or not seen.any() or not beside.any():
+        return False
+    mean = patterns.mean(0, dtype=np.float64)
+    bright = mean[seen].mean() > 2 * np.median(mean[beside])
+    return bool(bright and _share_cut(patterns, good, centre, radius, clipped) < _CUT)
 
 
 def beam_centroids(patterns, centre, reach: float, fixed: bool) -> Float[np.ndarray, "n 2"]:
@@ -179,8 +259,12 @@ def beam_centroids(patterns, centre, reach: float, fixed: bool) -> Float[np.ndar
     return origins
 
 
-def estimate_probe(patterns, origins, rough_radius: float, config: DetectConfig):
-    """Radius, width of the edge [px] and the table T(r) of the aperture's image."""
+def estimate_probe(
+    patterns, origins, rough_radius: float, config: DetectConfig, of_disks: bool = False
+):
+    """Radius, width of the edge [px] and the table T(r) of the aperture's image, from the images
+    about their `origins`: of the direct beam or `of_disks`, whose background is taken off.
+    """
     from scipy import optimize  # here, for it takes 0.15 s that maps of lists need not spend
 
     if config.probe is not None:
@@ -193,6 +277,8 @@ def estimate_probe(patterns, origins, rough_radius: float, config: DetectConfig)
         images, centres = patterns, origins
     if config.probe is not None or config.radius is None or config.edge is None:
         radii, values = _radial_profile(images, centres, 2.5 * (rough_radius + 2))
+        if of_disks:
+            values = values - np.median(values[radii > 1.5 * rough_radius + 1])
         plateau = np.median(values[radii < 0.6 * rough_radius])
         # not the least so far, nor near the top: what diffraction takes from within the beam is no
         # softer edge

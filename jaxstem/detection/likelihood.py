@@ -55,6 +55,10 @@ from jaxstem.detection.layout import (
 from jaxstem.files.light import encoded, encoded_factor
 
 
+LEAST_SEEN = 0.4
+"""Share of the direct beam that must be seen for its place to be told."""
+
+
 def detect_patterns(patterns: Num[ArrayLike, "B H W"], plan: Plan, layout: Layout) -> FoundDisks:
     """All disks of a batch of patterns, the five steps of the module's docstring.
 
@@ -93,6 +97,9 @@ def _located(counts, summed, good, plan, layout):
     """The direct beam's centre, NaN where there is none."""
     if layout.fixed_origin:
         return jnp.broadcast_to(plan.centre, (len(counts), 2))
+    if not layout.all_good:  # a beam of which a part is hidden is as bright as another
+        seen = correlate(plan.good[None].astype(counts.dtype), plan.kernel) / plan.area
+        summed = jnp.where(seen > LEAST_SEEN, summed / jnp.maximum(seen, LEAST_SEEN), 0.0)
     return _locate_beam(counts, summed, good, plan, layout)
 
 

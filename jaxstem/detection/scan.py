@@ -30,6 +30,8 @@ from tqdm import tqdm
 
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.correlogram import correlate_patterns
+from jaxstem.detection.estimates import beam_is_measured
+from jaxstem.detection.faults import ceiling
 from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks, Layout, Plan
 from jaxstem.detection.light import apertures_of, places_apart, room_for_light, stored_light
 from jaxstem.detection.likelihood import detect_patterns
@@ -112,6 +114,8 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
     good = np.asarray(plan.good)
     counts = np.sum(np.where(good, patterns, 0), axis=(1, 2), dtype=np.float64) / float(plan.gain)
     radius = config.radius or (math.sqrt(plan.area / math.pi) if isinstance(plan, Plan) else None)
+    clipped = ceiling(patterns, good)
+    measured = beam_is_measured(patterns, good, plan.centre, radius or 3.0, clipped)
     turn = cube.calibration.get("QR_rotation")
     instrument = Instrument(
         pixel_size=config.pixel_size or cube.pixel_size,
@@ -121,6 +125,8 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
         radius=radius,
         dose=float(np.median(counts)),
         n_masked=int((~good).sum()),
+        clipped_at=clipped if np.isfinite(clipped) else None,
+        beam_unseen=not measured,
     )
     return PlannedSearch(cube, config, plan, layout, instrument)
 

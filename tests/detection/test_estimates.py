@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxstem.detection.config import DetectConfig
-from jaxstem.detection.estimates import false_alarm_threshold, good_pixels
+from jaxstem.detection.estimates import false_alarm_threshold
+from jaxstem.detection.faults import good_pixels
 
 
 def test_thresholds_rise_with_what_they_allow():
