@@ -59,15 +59,9 @@ def beam_of(counts: Patterns) -> np.ndarray:
     return np.array(np.unravel_index(mean.argmax(), mean.shape))
 
 
-def clipped(counts: Patterns, rng, scale: float) -> Patterns:
-    """Stored in 8 bit: what is more than 255 is 255."""
-    return np.minimum(np.floor(scale * counts + rng.random(counts.shape)), 255).astype(np.uint8)
-
-
-def compressed(counts: Patterns, rng) -> Patterns:
-    """In 8 bit too, but for the direct beam within their range: only it is clipped."""
-    most = np.quantile(counts.max((2, 3)), 0.05) / 2
-    return clipped(counts, rng, 255 / most)
+def clipped(counts: Patterns, rng, most: int) -> Patterns:
+    """What is more than so much is stored as that, in 8 bits if it fits them."""
+    return np.minimum(counts, most).astype(np.uint8 if most < 256 else np.uint16)
 
 
 def with_cross(counts: Patterns, rng, wide: int = 4, off: int = 0) -> Patterns:
@@ -80,9 +74,11 @@ def with_cross(counts: Patterns, rng, wide: int = 4, off: int = 0) -> Patterns:
 
 
 def with_hot_clusters(counts: Patterns, rng, side: int = 2, n: int = 12) -> Patterns:
-    """Squares of hot pixels, somewhat brighter than the beam and noisy."""
-    counts, (height, width) = counts.copy(), counts.shape[2:]
-    for row, column in rng.integers(4, [height - 8, width - 8], (n, 2)):
+    """Squares of hot pixels beside the beam, as bright as it, less or more, and noisy."""
+    beam, counts = beam_of(counts), counts.copy()
+    places = rng.integers(4, np.array(counts.shape[2:]) - 8, (4 * n, 2))
+    apart = np.abs(places - beam).max(1) > 10  # one that touches the beam is a part of it
+    for row, column in places[apart][:n]:
         level = rng.uniform(0.05, 1.5) * counts.max()
         size = (*counts.shape[:2], side, side)
         counts[..., row : row + side, column : column + side] = rng.poisson(level, size)
@@ -151,8 +147,8 @@ def beam_given(counts: Patterns) -> dict[str, Any]:
 
 FAULTS = {
     "nothing": Fault(lambda counts, rng: counts),
-    "8 bit, beam and strong disks clipped at 255": Fault(lambda c, rng: clipped(c, rng, 1.0)),
-    "8 bit, beam clipped": Fault(compressed),
+    "8 bit, beam and strong disks clipped at 255": Fault(lambda c, rng: clipped(c, rng, 255)),
+    "beam clipped at 2,000": Fault(lambda c, rng: clipped(c, rng, 2000)),
     "dead cross of 4 pixels through the beam": Fault(with_cross),
     "dead cross beside the beam's middle": Fault(lambda c, rng: with_cross(c, rng, off=3)),
     "hot clusters of 2 × 2 pixels": Fault(with_hot_clusters),

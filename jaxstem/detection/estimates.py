@@ -25,7 +25,7 @@ _CUT = 0.02
 _HIDDEN = 0.6
 """Share of the beam that must be covered for its place not to be told in each pattern."""
 
-_WIDE = 0.12
+_WIDE = 0.06
 """Share of the detector's side from which on a spot that is partly covered is no beam."""
 
 _CAN_HIDE = 9
@@ -124,6 +124,57 @@ def estimate_gain(patterns, good) -> float:
         gain = variance[near].sum() / max(mean[near].sum(), 1e-30)
     gain = max(float(gain), float(patterns.sum((1, 2)).mean()) / 1e7)
     return 1.0 if 0.75 < gain < 1.5 else gain
+
+
+def estimate_pedestal(patterns, good) -> float:
+    """The stored number that stands for no electron, less what read-out noise looks like: where the
+    line of the scatter against the mean of the background meets zero, so that counting noise is all
+    the noise there is from there on (photon transfer: J. R. Janesick, Photon Transfer, 2007).
+
+    0 where the least number is 0, as it is of counts, or the line makes no sense.
+    """
+    varying = good & (patterns.max(0) != patterns.min(0))
+    if len(patterns) < 2 or varying.mean() < 0.1 or patterns[:, varying].min() == 0:
+        return 0.0
+    mean_of = patterns.mean(0, dtype=np.float64)[varying]
+    darkest = float(np.quantile(mean_of, 0.01))
+    negative = bool(patterns[:, varying].min() < 0)
+    brightness, mean, variance = _in_cells(patterns, varying)
+    if not len(mean):
+        return darkest if negative else 0.0
+    edges = np.quantile(brightness, np.linspace(0.0, 0.8, 13))
+    bins = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = (brightness >= low) & (brightness <= high)
+        usual = np.median(variance[inside]) / 0.84 if inside.any() else 0.0
+        kept = inside & (variance < 5 * usual)  # edges of disks vary far more than chance
+        if kept.sum() > 20:
+            bins.append((mean[kept].mean(), variance[kept].mean(), kept.sum()))
+    if len(bins) < 3:
+        return darkest if negative else 0.0
+    means, variances, number = np.array(bins).T
+    slope, offset = np.polyfit(means, variances, 1, w=np.sqrt(number) / np.maximum(variances, 1e-9))
+    found = -offset / slope if slope > 0 else np.nan
+    least = darkest - np.sqrt(max(variances.min(), 0.0)) - variances.min() / max(slope, 1e-9)
+    if negative:
+        return float(found) if least <= found <= darkest else darkest
+    return float(found) if 0.2 * darkest < found < darkest else 0.0
+
+
+def _in_cells(patterns, good):
+    """Brightness, and of other pixels mean and variance, in cells of 2 × 4 pixels all of which are
+    good.
+    """
+    height, width = (4 * (n // 4) for n in patterns.shape[1:])
+    cut = lambda x: x[:, :height, :width].reshape(len(x), height // 4, 2, 2, width // 4, 2, 2)  # noqa: E731
+    usable = cut(good[None]).all((2, 3, 5, 6))[0]
+    counts = cut(patterns).transpose(0, 1, 4, 2, 3, 5, 6)[:, usable].astype(np.float64)
+    measured = counts[:, :, 1]
+    difference = measured[..., 0] - measured[..., 1]
+    number = measured[0, 0].size if measured.size else 1
+    variance = 0.5 * (difference**2).sum((2, 3)) / (number / 2)
+    brightness = counts[:, :, 0].sum((2, 3, 4))
+    return brightness.ravel(), measured.sum((2, 3, 4)).ravel() / number, variance.ravel()
 
 
 class Beam(NamedTuple):
@@ -348,7 +399,7 @@ def radial_background(patterns, origins, good, inner: float, cell: float):
     kept = None
     for _ in range(12):
         expected = rate[ring].astype(np.float32) * areas
-        before, kept = kept, counts < expected + 3 * np.sqrt(expected + 0.25)
+        before, kept = kept, counts < expected + 3 * np.sqrt(np.maximum(expected, 0) + 0.25)
         if before is not None and (kept == before).all():
             break
         rate = total(counts * kept) / np.maximum(total(areas * kept), 1e-9)

@@ -52,6 +52,7 @@ def good_pixels(
         good &= np.asarray(config.mask, bool)
     if patterns.dtype.kind in "iu":
         counted, number = patterns, len(patterns)
+        good &= ~_at_largest_number(patterns)
     else:
         finite = np.isfinite(patterns)
         counted, number = np.where(finite, patterns, 0), np.maximum(finite.sum(0), 1)
@@ -59,8 +60,32 @@ def good_pixels(
     mean = counted.sum(0, dtype=np.float64) / number
     unit = _unit(patterns)
     good &= ~_dead(counted, mean, good, unit)
-    good &= ~_hot_alone(mean, good, len(patterns), unit)
+    good &= ~_hot_alone(mean, good, len(patterns), unit, float(counted.min()))
     return good & ~_hot_clusters(counted, mean, good, unit, config)
+
+
+def _at_largest_number(patterns) -> Bool[np.ndarray, "H W"]:
+    """Pixels that always hold the largest number that can be stored: gaps and dead chips of some
+    detectors. A compact spot of them may be a direct beam too bright for 8 or 16 bits.
+    """
+    largest = np.iinfo(patterns.dtype).max
+    stuck = (patterns == largest).all(axis=0)
+    if largest >= 1 << 31 or not stuck.any():
+        return stuck
+    labels, n_spots = ndimage.label(stuck, _ALL_AROUND)
+    side = min(stuck.shape) / 4
+    often = (patterns == largest).mean(0)
+    for number in range(1, n_spots + 1):
+        spot = labels == number
+        (rows, columns) = ndimage.find_objects(spot)[0]
+        extent = sorted((rows.stop - rows.start, columns.stop - columns.start))
+        is_compact = spot.sum() > 0.6 * extent[0] * extent[1] and extent[1] <= min(
+            2 * extent[0], side
+        )
+        ring = ndimage.binary_dilation(spot, _ALL_AROUND) & ~spot
+        if is_compact and (spot.sum() >= 4 or often[ring].mean() > 0.05):
+            stuck &= ~spot
+    return stuck
 
 
 def _unit(patterns: Num[np.ndarray, "n H W"]) -> float:
@@ -69,7 +94,7 @@ def _unit(patterns: Num[np.ndarray, "n H W"]) -> float:
     return float(counted.min(initial=counted.max(initial=1)))
 
 
-def _hot_alone(mean, good, n: int, unit: float) -> Bool[np.ndarray, "H W"]:
+def _hot_alone(mean, good, n: int, unit: float, least: float) -> Bool[np.ndarray, "H W"]:
     """Pixels that are far brighter than all eight around them."""
     ring = _ALL_AROUND.copy()
     ring[1, 1] = False
@@ -78,6 +103,8 @@ def _hot_alone(mean, good, n: int, unit: float) -> Bool[np.ndarray, "H W"]:
     highest = ndimage.maximum_filter(lit, footprint=ring, mode="mirror")
     scatter = np.sqrt(np.maximum(around, 1e-9) * max(np.median(mean), 1e-9) / n)
     hot = (mean > SHARP * highest) & (mean - highest > 20 * scatter)
+    if least < 0:  # noise of the read-out, too
+        hot &= mean - highest > 20 * np.median(np.abs(mean - around)[good])
     # where few electrons fall, the neighbours of one may have none at all
     return hot & (mean * n > BY_CHANCE * unit)
 
@@ -91,9 +118,8 @@ def _dead(counted, mean, good, unit: float) -> Bool[np.ndarray, "H W"]:
     ring = _ALL_AROUND.copy()
     ring[1, 1] = False
     around = ndimage.median_filter(np.where(good, mean, 0), footprint=ring, mode="mirror")
-    dead = (mean <= 0) & (around * n > 30)
-
     silent = good & (counted == counted[:1]).all(0) & (counted[0] <= 0)
+    dead = silent & (around * n > 30 * unit)
     if not silent.any():
         return dead
     lit = np.where(good, np.maximum(mean, 0), np.nan)

@@ -66,8 +66,7 @@ def symmetry_centre(
     for pattern in patterns:
         # no disk decides alone
         stands_out = np.clip(standing_out(pattern, good), 0, 20)
-        product, _ = _products(np.where(good, stands_out, 0.0))
-        total += product
+        total += _products(np.where(good, stands_out, 0.0))
     total /= np.maximum(overlap, 1.0)
     apart = np.indices(total.shape) / 2 - coarse[:, None, None]
     near = enough & (np.abs(apart) <= 2 * _NEAR).all(0)
@@ -77,12 +76,17 @@ def symmetry_centre(
     return (np.array([row, column]) + _summit(total, row, column)) / 2
 
 
-def _products(image: Float[np.ndarray, "H W"]) -> tuple[np.ndarray, tuple[int, int]]:
-    """Σ f(x) f(s - x) of an image for all s: that of its middle is at twice the middle."""
+def _products(
+    image: Float[np.ndarray, "H W"], other: Float[np.ndarray, "H W"] | None = None
+) -> Float[np.ndarray, "H2 W2"]:
+    """Σ f(x) g(s - x) of two images, the same one without an `other`, for all s: what is alike when
+    turned about a middle stands at twice the middle.
+    """
     shape = [2 * side - 1 for side in image.shape]
     size = [fft.next_fast_len(side, real=True) for side in shape]
-    product = fft.irfft2(fft.rfft2(image, size) ** 2, size)
-    return product[: shape[0], : shape[1]], shape
+    first = fft.rfft2(image, size)
+    second = first if other is None else fft.rfft2(other, size)
+    return fft.irfft2(first * second, size)[: shape[0], : shape[1]]
 
 
 def _turned_alike(image, used) -> tuple[np.ndarray, np.ndarray]:
@@ -91,16 +95,10 @@ def _turned_alike(image, used) -> tuple[np.ndarray, np.ndarray]:
     """
     weight = used.astype(float)
     image = np.where(used, image - image[used].mean(), 0.0)
-    overlap, _ = _products(weight)
-    both, _ = _products(image)
-    size = [fft.next_fast_len(side, real=True) for side in overlap.shape]
-    cross = (
-        lambda a, b: fft.irfft2(fft.rfft2(a, size) * fft.rfft2(b, size), size)[  # noqa: E731
-            : overlap.shape[0], : overlap.shape[1]
-        ]
-    )
+    overlap = _products(weight)
+    both = _products(image)
     number = np.maximum(np.round(overlap), 1.0)
-    mean, square = cross(image, weight) / number, cross(image**2, weight) / number
+    mean, square = _products(image, weight) / number, _products(image**2, weight) / number
     variance = np.maximum(square - mean**2, 1e-12)
     return (both / number - mean**2) / variance, np.round(overlap)
 

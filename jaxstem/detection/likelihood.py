@@ -54,7 +54,6 @@ from jaxstem.detection.layout import (
 )
 from jaxstem.files.light import encoded, encoded_factor
 
-
 LEAST_SEEN = 0.4
 """Share of the direct beam that must be seen for its place to be told."""
 
@@ -84,7 +83,7 @@ _step = functools.partial(jax.jit, static_argnames="layout")
 @_step
 def _summed(patterns, plan, layout):
     """Electrons, the pixels to use, and sums over the aperture."""
-    counts = patterns.astype(jnp.float32) / plan.gain
+    counts = (patterns.astype(jnp.float32) - plan.pedestal) / plan.gain
     good = plan.good
     if not (layout.all_good and jnp.issubdtype(patterns.dtype, jnp.integer)):
         good = good & jnp.isfinite(counts)

@@ -22,6 +22,7 @@ from jaxstem.detection.estimates import (
     WIDER,
     beam_centroids,
     estimate_gain,
+    estimate_pedestal,
     estimate_probe,
     false_alarm_threshold,
     find_beam,
@@ -41,7 +42,6 @@ from jaxstem.detection.layout import (
 )
 from jaxstem.errors import InputError
 
-
 _BROAD = 0.08
 """Share of the detector's side from which on a spot with a soft edge is diffuse light, no beam."""
 
@@ -60,7 +60,12 @@ def make_plan(
     config.check_detector(shape, source)
     good = good_pixels(patterns, config)
     clipped = ceiling(patterns, good)
-    patterns = np.where(good & np.isfinite(patterns), patterns, 0).astype(np.float32)
+    finite = good & np.isfinite(patterns)
+    pedestal = config.pedestal
+    if pedestal is None:
+        pedestal = estimate_pedestal(np.where(finite, patterns, 0), good)
+    patterns = np.where(finite, patterns.astype(np.float32) - np.float32(pedestal), 0)
+    clipped -= pedestal
     filled = patterns.sum((1, 2)) > 0
     if not filled.any():
         raise InputError(f"{source} holds no counts in the patterns looked at; check the file.")
@@ -70,7 +75,8 @@ def make_plan(
         raise InputError(f"The gain is {gain}; give a positive number.")
     patterns = patterns / gain
     if config.method == "correlation":
-        return _correlogram_plan(patterns, good, gain, clipped / gain, config, source)
+        scale = (gain, pedestal, clipped / gain)
+        return _correlogram_plan(patterns, good, scale, config, source)
 
     centre, origins, fixed, (radius, edge, table) = _aperture(
         patterns, good, clipped / gain, config, source
@@ -113,7 +119,7 @@ def make_plan(
         jnp.asarray(_interpolation(shape[1], block), jnp.float32),
         *(_blur(b, smooth) for b in blocks),
         *(_blur(b, rough) for b in blocks),
-        *(jnp.asarray(x, jnp.float32) for x in (area, power, gain, threshold)),
+        *(jnp.asarray(x, jnp.float32) for x in (area, power, gain, threshold, pedestal)),
     )
     layout = Layout(
         reach=float(reach + 1.0),
@@ -121,7 +127,7 @@ def make_plan(
         blocks=(len(blocks[0]), len(blocks[1])),
         spacing=float(spacing),
         border=math.ceil(border),
-        search=_search(config, radius, shape),
+        search=_search(config, radius, shape, origins),
         n_disks=config.n_disks,
         structure=config.structure,
         overlapping=bool(spacing < touching),
@@ -159,12 +165,14 @@ def _aperture(
 def _correlogram_plan(
     patterns: Float[np.ndarray, "n H W"],
     good: Bool[np.ndarray, "H W"],
-    gain: float,
-    clipped: float,
+    scale: tuple[float, float, float],
     config: DetectConfig,
     source: str,
 ) -> tuple[CorrelogramPlan, CorrelogramLayout]:
-    """`make_plan` for the correlation, from patterns in electrons, cut to `clipped`."""
+    """`make_plan` for the correlation, from patterns in electrons; `scale`: gain, pedestal, and the
+    electrons to which they are cut.
+    """
+    gain, pedestal, clipped = scale
     shape, of, fixed = good.shape, config.correlation, config.origin is not None
     distance = from_corner(shape)
     if config.probe is not None:
@@ -206,7 +214,7 @@ def _correlogram_plan(
         *(_blur(_middles(n, block), rough) for n in shape),
         *(
             jnp.asarray(x, jnp.float32)
-            for x in (gain, threshold, of.min_intensity, of.min_relative_intensity)
+            for x in (gain, threshold, of.min_intensity, of.min_relative_intensity, pedestal)
         ),
     )
     layout = CorrelogramLayout(
@@ -241,9 +249,12 @@ def _blur(middles: Float[np.ndarray, " blocks"], scale: float) -> Float[Array, "
     return jnp.asarray(weights, jnp.float32)
 
 
-def _search(config: DetectConfig, radius: float, shape: tuple[int, int]) -> int:
+def _search(config: DetectConfig, radius: float, shape: tuple[int, int], origins=None) -> int:
     """How far [px] from its mean place the beam is looked for."""
     search = config.search if config.search is not None else max(3.0, 1.5 * radius)
+    if origins is not None and config.search is None:
+        away = np.abs(origins - np.median(origins, axis=0)).max(1)
+        search = max(search, 1.5 * float(np.quantile(away, 0.9)))
     return min(math.ceil(search), (min(shape) - 1) // 2)
 
 

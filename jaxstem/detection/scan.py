@@ -112,7 +112,9 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
     patterns = sample(cube, config.n_sample)
     plan, layout = make_plan(patterns, config, cube.source)
     good = np.asarray(plan.good)
-    counts = np.sum(np.where(good, patterns, 0), axis=(1, 2), dtype=np.float64) / float(plan.gain)
+    pedestal = float(plan.pedestal)
+    counts = np.sum(np.where(good, patterns, 0), axis=(1, 2), dtype=np.float64)
+    counts = (counts - pedestal * good.sum()) / float(plan.gain)
     radius = config.radius or (math.sqrt(plan.area / math.pi) if isinstance(plan, Plan) else None)
     clipped = ceiling(patterns, good)
     measured = beam_is_measured(patterns, good, plan.centre, radius or 3.0, clipped)
@@ -126,6 +128,7 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
         dose=float(np.median(counts)),
         n_masked=int((~good).sum()),
         clipped_at=clipped if np.isfinite(clipped) else None,
+        pedestal=pedestal,
         beam_unseen=not measured,
     )
     return PlannedSearch(cube, config, plan, layout, instrument)
@@ -168,10 +171,12 @@ def find_disks(
             "file."
         )
     measured = origin.reshape(*cube.scan_shape, 2).astype(np.float64)
+    known = planned.instrument
+    noise = (known.radius or 1.0) / math.sqrt(max(known.dose or 0.0, 1.0))
     return Detections(
         **flat,
         offsets=np.concatenate([[0], np.cumsum(counts)]),
-        origin=smooth_origin(measured),
+        origin=smooth_origin(measured, noise),
         origin_measured=measured,
         cube=cube,
         plan=planned.plan,

@@ -10,7 +10,6 @@ Proc. 3rd Berkeley Symp. 1 (1956) 157).
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -45,8 +44,8 @@ def with_beam(
     mesh: Mesh,
     predict_for: PredictFor | None = None,
 ) -> DiskSource:
-    """The scan, its incident beam known: as it is where the direct beam is measured or its patterns'
-    counts are not at hand; the same in each process.
+    """The scan, its incident beam known: itself where the direct beam is measured or the counts of
+    its patterns are not at hand; the same in each process.
 
     Of a scan whose beam is not measured patterns are not added up. Raises InputError as
     `source.read` does.
