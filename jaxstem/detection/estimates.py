@@ -146,14 +146,17 @@ def estimate_pedestal(patterns, good) -> float:
     bins = []
     for low, high in zip(edges, edges[1:], strict=False):
         inside = (brightness >= low) & (brightness <= high)
-        usual = np.median(variance[inside]) / 0.84 if inside.any() else 0.0
-        kept = inside & (variance < 5 * usual)  # edges of disks vary far more than chance
+        usual = np.median(variance[inside]) / 0.69 if inside.any() else 0.0
+        kept = inside & (variance < 10 * usual)  # edges of disks vary far more than chance
         if kept.sum() > 20:
             bins.append((mean[kept].mean(), variance[kept].mean(), kept.sum()))
     if len(bins) < 3:
         return darkest if negative else 0.0
     means, variances, number = np.array(bins).T
-    slope, offset = np.polyfit(means, variances, 1, w=np.sqrt(number) / np.maximum(variances, 1e-9))
+    weight = np.sqrt(number) / np.maximum(variances, 1e-9)
+    slope, offset = np.polyfit(means, variances, 1, w=weight)
+    if 0.75 < slope < 1.5:  # a number is an electron
+        slope, offset = 1.0, np.average(variances - means, weights=weight**2)
     found = -offset / slope if slope > 0 else np.nan
     least = darkest - np.sqrt(max(variances.min(), 0.0)) - variances.min() / max(slope, 1e-9)
     if negative:
@@ -170,9 +173,10 @@ def _in_cells(patterns, good):
     usable = cut(good[None]).all((2, 3, 5, 6))[0]
     counts = cut(patterns).transpose(0, 1, 4, 2, 3, 5, 6)[:, usable].astype(np.float64)
     measured = counts[:, :, 1]
-    difference = measured[..., 0] - measured[..., 1]
-    number = measured[0, 0].size if measured.size else 1
-    variance = 0.5 * (difference**2).sum((2, 3)) / (number / 2)
+    slope = measured[..., 0] - measured[..., 1]
+    bend = slope[..., 0] - slope[..., 1]  # light that falls off evenly is no scatter
+    number = math.prod(measured.shape[2:])
+    variance = 0.25 * (bend**2).mean(2)
     brightness = counts[:, :, 0].sum((2, 3, 4))
     return brightness.ravel(), measured.sum((2, 3, 4)).ravel() / number, variance.ravel()
 

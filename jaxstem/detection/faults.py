@@ -28,6 +28,9 @@ half as many as thought."""
 _LARGEST_CLUSTER = 36
 """Pixels of a cluster of hot ones at most."""
 
+_ROUND = 0.88
+"""Share of the square about it that a disk has at most."""
+
 _UNEVEN = 30.0
 """How much brighter the brightest pixel of a hot cluster is than its faintest at most."""
 
@@ -59,9 +62,12 @@ def good_pixels(
         good &= finite.any(0)
     mean = counted.sum(0, dtype=np.float64) / number
     unit = _unit(patterns)
-    good &= ~_dead(counted, mean, good, unit)
-    good &= ~_hot_alone(mean, good, len(patterns), unit, float(counted.min()))
-    return good & ~_hot_clusters(counted, mean, good, unit, config)
+    dead = _dead(counted, mean, good, unit)
+    hot = _hot_alone(mean, good & ~dead, len(patterns), unit, float(counted.min()))
+    hot |= _hot_clusters(counted, mean, good & ~dead & ~hot, unit, config)
+    if hot.any():  # beside them some pixels seemed dark
+        dead = _dead(counted, mean, good & ~hot, unit)
+    return good & ~dead & ~hot
 
 
 def _at_largest_number(patterns) -> Bool[np.ndarray, "H W"]:
@@ -73,11 +79,11 @@ def _at_largest_number(patterns) -> Bool[np.ndarray, "H W"]:
     if largest >= 1 << 31 or not stuck.any():
         return stuck
     labels, n_spots = ndimage.label(stuck, _ALL_AROUND)
-    side = min(stuck.shape) / 4
+    boxes, side = ndimage.find_objects(labels), min(stuck.shape) / 4
     often = (patterns == largest).mean(0)
     for number in range(1, n_spots + 1):
         spot = labels == number
-        (rows, columns) = ndimage.find_objects(spot)[0]
+        rows, columns = boxes[number - 1]
         extent = sorted((rows.stop - rows.start, columns.stop - columns.start))
         is_compact = spot.sum() > 0.6 * extent[0] * extent[1] and extent[1] <= min(
             2 * extent[0], side
@@ -105,6 +111,8 @@ def _hot_alone(mean, good, n: int, unit: float, least: float) -> Bool[np.ndarray
     hot = (mean > SHARP * highest) & (mean - highest > 20 * scatter)
     if least < 0:  # noise of the read-out, too
         hot &= mean - highest > 20 * np.median(np.abs(mean - around)[good])
+    # of what is beside a gap little is known
+    hot &= ndimage.convolve(good.astype(int), ring.astype(int), mode="mirror") > 4
     # where few electrons fall, the neighbours of one may have none at all
     return hot & (mean * n > BY_CHANCE * unit)
 
@@ -190,7 +198,7 @@ def _hot_clusters(counted, mean, good, unit: float, config) -> Bool[np.ndarray, 
     n = len(counted)
     lit = np.where(good, np.maximum(mean, 0), 0.0)
     hot = np.zeros(lit.shape, bool)
-    clusters = _sharp_clusters(lit, n, unit)
+    clusters = _sharp_clusters(lit, good, n, unit)
     if not clusters:
         return hot
     beam = _beam_among(lit, _bright_spots(lit, len(clusters)), config)
@@ -198,11 +206,20 @@ def _hot_clusters(counted, mean, good, unit: float, config) -> Bool[np.ndarray, 
     for cluster in clusters:
         if not beam[cluster].any():
             small = len(cluster[0]) <= max(area / 2, 1)
-            hot[cluster] = small or _is_steady(counted, cluster)
+            hot[cluster] = small or (_is_steady(counted, cluster) and _is_square(cluster, area))
     return hot
 
 
-def _sharp_clusters(lit, n: int, unit: float) -> list[tuple[np.ndarray, np.ndarray]]:
+def _is_square(cluster, area: float) -> bool:
+    """Whether a cluster is no disk by its shape, where it has pixels enough to have one, or larger
+    than the direct beam of `area` pixels.
+    """
+    extents = [int(x.max() - x.min()) + 1 for x in cluster]
+    full = len(cluster[0]) > _ROUND * extents[0] * extents[1] or max(extents) > 1.7 * min(extents)
+    return full and (area >= 12 or len(cluster[0]) > 1.6 * area)
+
+
+def _sharp_clusters(lit, good, n: int, unit: float) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows and columns of sets of touching pixels, each `SHARP` times brighter than all beside the
     set.
     """
@@ -210,19 +227,21 @@ def _sharp_clusters(lit, n: int, unit: float) -> list[tuple[np.ndarray, np.ndarr
     least = BY_CHANCE * unit / n
     found: list[tuple[np.ndarray, np.ndarray]] = []
     taken = np.zeros(lit.shape, bool)
+    gap = ndimage.convolve((~good).astype(int), np.ones((3, 3), int), mode="mirror")
     level = 0.7 * top
     while level > max(least, 1e-7 * top):
         labels, number = ndimage.label(lit > level, _ALL_AROUND)
         index = np.arange(1, number + 1)
         sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
         outside = ndimage.maximum_filter(np.where(labels > 0, 0, lit), 3)
+        beside_gap = ndimage.maximum(gap, labels, index)
         lowest = ndimage.minimum(lit, labels, index)
         highest = ndimage.maximum(outside, labels, index)
         peaks = ndimage.maximum(lit, labels, index)
         sharp = (sizes > 1) & (sizes <= _LARGEST_CLUSTER) & (lowest > SHARP * highest)
         # noise of the mean: a hot pixel stands out of it far
         sharp &= (lowest - highest) ** 2 > 400 * np.maximum(highest, unit / n) * unit / n
-        sharp &= peaks < _UNEVEN * lowest
+        sharp &= (peaks < _UNEVEN * lowest) & (beside_gap < 3)
         boxes = ndimage.find_objects(labels) if sharp.any() else []
         for number in index[sharp]:
             box = boxes[number - 1]

@@ -156,7 +156,8 @@ def _aperture(
         origins = np.repeat(beam.centre[None], len(patterns), axis=0)
         image = estimate_probe(*beam.image, beam.radius, config, of_disks=True)
     radius, edge, _ = image
-    is_broad = edge > radius and radius > _BROAD * min(good.shape)
+    side = min(good.shape)
+    is_broad = radius > 0.25 * side or (edge > radius and radius > _BROAD * side)
     if is_broad and config.radius is None and config.probe is None:
         raise no_beam(source)
     return beam.centre, origins, fixed, image

@@ -27,6 +27,9 @@ from jaxstem.runtime import parallel
 _SHARE = 0.12
 """Share of the beam that disks hold on average, to begin with."""
 
+_MOST_LISTED = 5.0
+"""How much more than the direct beam disks hold in all, from which on it stands behind a filter."""
+
 _STEP = math.sqrt(2.0)
 """Ratio of the beams that are tried."""
 
@@ -59,11 +62,13 @@ def with_beam(
     ]
     some = source.at(*(x.tolist() for x in chosen))
     lists = some.read(0, some.scan_shape[0])
-    if not source.instrument.beam_unseen and typical_beam(lists, model.k_min) is not None:
+    direct = np.hypot(lists.qx, lists.qy) <= model.k_min
+    light = np.maximum(lists.intensity, 0.0).astype(np.float64)
+    listed, of_beam = float(light[~direct].sum()), float(light[direct].sum())
+    is_measured = typical_beam(lists, model.k_min) is not None and listed < _MOST_LISTED * of_beam
+    if is_measured and not source.instrument.beam_unseen:
         return source
     known = replace(source.instrument, beam_unseen=True)
-    outside = np.hypot(lists.qx, lists.qy) > model.k_min
-    listed = float(np.maximum(lists.intensity[outside], 0.0).sum(dtype=np.float64))
     n_positions = max(len(lists.offsets) - 1, 1)
     if not listed > 0:
         return source.known_by(known)

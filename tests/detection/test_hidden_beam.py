@@ -96,7 +96,7 @@ def test_a_beam_that_is_seen_is_measured(patterns):
     cube = cube_from_array(counts.reshape(5, 8, *counts.shape[1:]), 0.03)
     known = plan_search(cube).instrument
     assert not known.beam_unseen and known.clipped_at is None and known.pedestal == 0
-    assert np.abs(np.array(known.centre) - beam).max() < 0.1
+    assert np.abs(np.array(known.centre) - beam).max() < 0.3
     # elsewhere on the detector a dead bar says nothing of it
     far = counts.copy()
     far[:, :, 3:9] = 0
