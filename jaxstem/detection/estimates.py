@@ -28,6 +28,9 @@ _HIDDEN = 0.6
 _WIDE = 0.06
 """Share of the detector's side from which on a spot that is partly covered is no beam."""
 
+_FEW = 30.0
+"""Electrons that the direct beam has in all patterns looked at, at least."""
+
 _CAN_HIDE = 9
 """Pixels of a gap that may hide a beam."""
 
@@ -221,21 +224,18 @@ def look_for_beam(patterns, good, clipped: float, config: DetectConfig, source: 
     """
     if config.origin is not None:
         return Beam(*find_beam(patterns, good, config, source))
-    lit = good & (patterns.mean(0) > 0)
-    if not lit.any():
-        raise no_beam(source)
+    gap = _largest_gap(good)
     try:
         centre, radius = find_beam(patterns, good, config, source)
+        is_found = _stands_out(patterns, good, centre, radius)
     except InputError:
-        if good.all():
-            raise
-        centre, radius = np.full(2, np.inf), 0.0
-    is_cut = np.isfinite(radius) and _share_cut(patterns, good, centre, radius, clipped) > _CUT
-    covered = _covered(good, centre, radius + 1.5)
-    near = centre
-    if covered or _largest_gap(good) >= _CAN_HIDE:
-        near = symmetry_centre(patterns, good)
-    elsewhere = np.hypot(*(near - centre)) > max(3.0, 1.5 * radius)
+        is_found = False
+    if not is_found and gap < _CAN_HIDE:
+        raise no_beam(source)
+    is_cut = is_found and _share_cut(patterns, good, centre, radius, clipped) > _CUT
+    covered = _covered(good, centre, radius + 1.5) if is_found else 1.0
+    near = symmetry_centre(patterns, good) if covered or gap >= _CAN_HIDE else centre
+    elsewhere = not is_found or np.hypot(*(near - centre)) > max(3.0, 1.5 * radius)
     if not (is_cut or covered or elsewhere):
         return Beam(centre, radius)
     disks = usual_disks(bright_disks(patterns, good, near if covered or elsewhere else centre))
@@ -262,15 +262,27 @@ def _away(shape: tuple[int, int], centre) -> Float[np.ndarray, "H W"]:
     return np.hypot(*(np.indices(shape) - np.reshape(centre, (2, 1, 1))))
 
 
+def _stands_out(patterns, good, centre, radius: float) -> bool:
+    """Whether a spot of the mean pattern is no chance."""
+    away = _away(good.shape, centre)
+    within, beside = good & (away <= max(radius, 1.0)), good & (away > 2 * radius + 2)
+    if not within.any():
+        return False
+    total = patterns[:, within].sum(dtype=np.float64)
+    others = patterns[:, beside].mean(dtype=np.float64) if beside.any() else 0.0
+    chance = max(others, 0.0) * within.sum() * len(patterns)
+    return bool(total > _FEW and total - chance > 8 * math.sqrt(max(chance, 1.0)))
+
+
 def _covered(good, centre, radius: float) -> float:
     """Share of the pixels about a place that cannot be used."""
-    within = _away(good.shape, centre) < radius if np.isfinite(centre).all() else good
+    within = _away(good.shape, centre) < radius
     return float((~good)[within].mean()) if within.any() else 1.0
 
 
 def _share_cut(patterns, good, centre, radius: float, clipped: float) -> float:
     """Share of the counts about a place that are cut."""
-    if not (np.isfinite(clipped) and np.isfinite(centre).all()):
+    if not np.isfinite(clipped):
         return 0.0
     within = good & (_away(good.shape, centre) < max(radius, 1.0))
     return float((patterns[:, within] >= clipped * (1 - 1e-6)).mean()) if within.any() else 0.0
