@@ -153,7 +153,8 @@ FAULTS = {
     "dead cross beside the beam's middle": Fault(lambda c, rng: with_cross(c, rng, off=3)),
     "hot clusters of 2 × 2 pixels": Fault(with_hot_clusters),
     "hot clusters of 4 × 4 pixels": Fault(lambda c, rng: with_hot_clusters(c, rng, 4, 4)),
-    "beam stop, beam's place and radius given": Fault(with_stop, options=beam_given),
+    "beam stop": Fault(with_stop),
+    "beam stop, `--origin` and `--radius` given": Fault(with_stop, options=beam_given),
     "beam stop that lets 1 % through": Fault(lambda c, rng: with_stop(c, rng, shade=0.01)),
     "dead rows, columns and band": Fault(without_rows),
     "beam jumps by 1 px": Fault(moved),
@@ -205,9 +206,8 @@ def to_markdown(results: dict) -> str:
     rows = [shown(name, results["faults"][name]) for name in FAULTS]
     told = results["settings"]
     words = flowed(f"""
-The raw patterns of `{told["name"]}` as other detectors would store them; for the beam stop
-`--origin` and `--radius` are given, elsewhere nothing
-(`experiments/accuracy/detector_faults.py`).
+The raw patterns of `{told["name"]}` as other detectors would store them, mapped without options
+where none are named (`experiments/accuracy/detector_faults.py`).
 """)
     return f"{table(names, rows)}\n\n{words}"
 
