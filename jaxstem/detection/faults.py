@@ -231,14 +231,20 @@ def _sharp_clusters(lit, good, n: int, unit: float) -> list[tuple[np.ndarray, np
     level = 0.7 * top
     while level > max(least, 1e-7 * top):
         labels, number = ndimage.label(lit > level, _ALL_AROUND)
-        index = np.arange(1, number + 1)
-        sizes = np.bincount(labels.ravel(), minlength=number + 1)[1:]
+        sizes = np.bincount(labels.ravel(), minlength=number + 1)
+        fits = (sizes > 1) & (sizes <= _LARGEST_CLUSTER)
+        fits[0] = False
+        pixels = np.flatnonzero(fits[labels])
+        level /= 1.5
+        if not len(pixels):
+            continue
+        index, own = np.unique(labels.flat[pixels], return_inverse=True)
         outside = ndimage.maximum_filter(np.where(labels > 0, 0, lit), 3)
-        beside_gap = ndimage.maximum(gap, labels, index)
-        lowest = ndimage.minimum(lit, labels, index)
-        highest = ndimage.maximum(outside, labels, index)
-        peaks = ndimage.maximum(lit, labels, index)
-        sharp = (sizes > 1) & (sizes <= _LARGEST_CLUSTER) & (lowest > SHARP * highest)
+        lowest, highest, peaks, beside_gap = np.full(len(index), np.inf), *np.zeros((3, len(index)))
+        np.minimum.at(lowest, own, lit.flat[pixels])
+        for most, image in ((highest, outside), (peaks, lit), (beside_gap, gap)):
+            np.maximum.at(most, own, image.flat[pixels])
+        sharp = lowest > SHARP * highest
         # noise of the mean: a hot pixel stands out of it far
         sharp &= (lowest - highest) ** 2 > 400 * np.maximum(highest, unit / n) * unit / n
         sharp &= (peaks < _UNEVEN * lowest) & (beside_gap < 3)
@@ -250,7 +256,6 @@ def _sharp_clusters(lit, good, n: int, unit: float) -> list[tuple[np.ndarray, np
             if not taken[own].any():
                 found.append(own)
                 taken[own] = True
-        level /= 1.5
     return found
 
 
