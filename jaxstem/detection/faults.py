@@ -269,6 +269,8 @@ def _bright_spots(lit, n_clusters: int) -> list[Bool[np.ndarray, "H W"]]:
             break
         labels, _ = ndimage.label(left > 0.5 * peak)
         spot = labels == labels[np.unravel_index(left.argmax(), left.shape)]
+        if spots and spot.sum() > (min(lit.shape) / 4) ** 2:
+            break  # between the spots
         spots.append(spot)
         left[ndimage.binary_dilation(spot, _ALL_AROUND, 3)] = 0
     return spots
@@ -282,6 +284,8 @@ def _beam_among(lit, spots, config) -> Bool[np.ndarray, "H W"]:
     if len(spots) == 1:
         return spots[0]
     rest = ~ndimage.binary_dilation(np.any(spots, axis=0), _ALL_AROUND, 2)
+    if rest.mean() < 0.2:
+        return spots[0]
     dark = np.where(rest, lit, 0.0)
     light = ndimage.gaussian_filter(dark, 2.0) / ndimage.gaussian_filter(rest * 1.0, 2.0).clip(1e-3)
     light = np.log(light + 0.1 * max(float(np.mean(lit[rest])), 1e-12))
