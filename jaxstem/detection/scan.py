@@ -433,4 +433,4 @@ def write_bragg(
         lists.create_dataset("data", data=each.reshape(cube.scan_shape))
         if detections.light is not None:
             of = detections.light, detections.plan, detections.layout
-            write_light(file, *stored_light(*of))
+            write_light(file, *stored_light(*of), detections.instrument.beam_unseen)

@@ -8,9 +8,10 @@ from helpers import BEAM, DISK_RADIUS, diffuse, disk_image
 from jaxstem.detection.config import DetectConfig
 from jaxstem.detection.hidden_beam import symmetry_centre
 from jaxstem.detection.plan import make_plan
-from jaxstem.detection.scan import plan_search
+from jaxstem.detection.scan import find_disks, plan_search, write_bragg
 from jaxstem.errors import InputError
 from jaxstem.files.cube import cube_from_array
+from jaxstem.files.emd import bragg_source
 
 
 def pairs_of_disks(rng, beam, n=40, shape=(72, 64)):
@@ -109,3 +110,14 @@ def test_a_hidden_beam_without_disks_is_asked_for(rng):
     counts[:, 24:40, :40] = 0
     with pytest.raises(InputError, match="no direct beam found.*--origin and --radius"):
         make_plan(counts)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_files_of_disks_say_that_the_beam_is_unseen(patterns, tmp_path):
+    counts, _ = patterns
+    for name, these in (("cut", np.minimum(counts, 255)), ("whole", counts)):
+        found = find_disks(
+            cube_from_array(these[None], 0.03), DetectConfig(n_disks=16), keep_light=True
+        )
+        write_bragg(tmp_path / f"{name}.h5", found)
+        assert bragg_source(tmp_path / f"{name}.h5").instrument.beam_unseen == (name == "cut")
