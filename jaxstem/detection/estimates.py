@@ -158,7 +158,7 @@ def estimate_pedestal(patterns, good) -> float:
     means, variances, number = np.array(bins).T
     weight = np.sqrt(number) / np.maximum(variances, 1e-9)
     slope, offset = np.polyfit(means, variances, 1, w=weight)
-    if 0.75 < slope < 1.5:  # a number is an electron
+    if 0.6 < slope < 1.7:  # a number is an electron
         slope, offset = 1.0, np.average(variances - means, weights=weight**2)
     found = -offset / slope if slope > 0 else np.nan
     least = darkest - np.sqrt(max(variances.min(), 0.0)) - variances.min() / max(slope, 1e-9)
