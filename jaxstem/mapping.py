@@ -48,6 +48,7 @@ from jaxstem.scan.alone import labels_alone, put, room_for_labels, single_blocks
 from jaxstem.scan.context import in_context
 from jaxstem.scan.pooling import patterns_needed
 from jaxstem.scan.premises import Doubt, Examined, examined
+from jaxstem.scan.unseen_beam import with_beam
 
 Block = tuple[int, dict[str, np.ndarray]]
 """Some rows of a map: the first one, and the arrays by the names of `OrientationMap`."""
@@ -212,10 +213,10 @@ def _prepared(
 ) -> _Prepared:
     """Raises InputError as `source.read` does."""
     mesh = mesh or parallel.make_mesh(jax.local_devices())
-    source = judged_source(source, model, config)
     config = replace(config, keeps_labels=context == "scan")
     made = functools.cache(lambda: make_predict_for(model, config, mesh))
     predict = lambda detector: made()(detector)  # noqa: E731
+    source = judged_source(with_beam(source, model, config, mesh, predict), model, config)
     found = Examined(source, undistorted(), "as given", None)
     if config.geometry == "scan":
         found = examined(source, model, config, mesh, predict)
@@ -319,6 +320,14 @@ def understood(
         beam.append(f"{dose:,.{0 if dose >= 100 else 2}f} electrons a pattern")
     if known.n_masked is not None:
         beam.append(f"{known.n_masked} {'pixel' if known.n_masked == 1 else 'pixels'} masked")
+    if known.pedestal:
+        beam.append(f"{known.pedestal:.3g} taken off all numbers")
+    if known.clipped_at is not None:
+        beam.append(f"counts cut at {known.clipped_at:g}")
+    if known.beam_unseen:
+        beam.append("the direct beam's own counts not known")
+    if known.incident is not None:
+        beam.append(f"it has {float(f'{known.incident:.2g}'):,.0f} electrons by the scan's disks")
     return {
         "about_crystals": "; ".join(crystal_summary(m.crystal) for m in model.materials),
         "about_microscope": ", ".join(microscope),

@@ -69,10 +69,10 @@ class DetectConfig:
     centre (row, column) [px] where it cannot be seen; search: how far the beam may be from its mean
     place [px]; background_scale, roughness_scale: standard deviations of the blurs that estimate
     background and local spread [px]; structure: fit a slope across disks; gain: stored numbers per
-    electron; pixel_size [1/Å] instead of the file's; n_disks: most disks a pattern, more where
-    that is not enough; chunk: patterns at a time (default: 32 on a CPU, whose caches they fill, 512
-    elsewhere); n_sample: patterns for the estimates. Raises InputError for numbers that make no
-    sense.
+    electron; pedestal: the stored number that stands for none; pixel_size [1/Å] instead of the
+    file's; n_disks: most disks a pattern, more where that is not enough; chunk: patterns at a time
+    (default: 32 on a CPU, whose caches they fill, 512 elsewhere); n_sample: patterns for the
+    estimates. Raises InputError for numbers that make no sense.
     """
 
     method: str = "likelihood"
@@ -91,6 +91,7 @@ class DetectConfig:
     roughness_scale: float | None = None
     structure: bool = True
     gain: float | None = None
+    pedestal: float | None = None
     pixel_size: float | None = None
     n_disks: int = 64
     chunk: int | None = None

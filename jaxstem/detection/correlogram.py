@@ -77,7 +77,7 @@ def correlate_patterns(
     Pixels that are not finite count as dead. `Found.counts` holds the heights of the maxima,
     `sigma` their standard deviations, NaN where the power is not 1.
     """
-    counts = patterns.astype(jnp.float32) / plan.gain
+    counts = (patterns.astype(jnp.float32) - plan.pedestal) / plan.gain
     good = plan.good
     if not (layout.all_good and jnp.issubdtype(patterns.dtype, jnp.integer)):
         good = good & jnp.isfinite(counts)

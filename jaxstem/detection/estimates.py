@@ -7,17 +7,32 @@ Runs on the host, in NumPy; lengths in detector pixels. Shapes: `n` patterns of 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float, Shaped
 from scipy import ndimage
 
 from jaxstem.detection.config import DetectConfig
+from jaxstem.detection.faults import good_pixels
+from jaxstem.detection.hidden_beam import bright_disks, smoothed, symmetry_centre, usual_disks
 from jaxstem.detection.layout import FAINTEST, TABLE_STEP
 from jaxstem.errors import InputError
 
-BY_CHANCE = 15
-"""Counts of a pixel, in the smallest number stored, that may be chance where all around are few."""
+_CUT = 0.02
+"""Share of the direct beam's counts that may be cut and tell it still."""
+
+_HIDDEN = 0.6
+"""Share of the beam that must be covered for its place not to be told in each pattern."""
+
+_WIDE = 0.06
+"""Share of the detector's side from which on a spot that is partly covered is no beam."""
+
+_FEW = 30.0
+"""Electrons that the direct beam has in all patterns looked at, at least."""
+
+_CAN_HIDE = 9
+"""Pixels of a gap that may hide a beam."""
 
 WIDER = 0.25
 """By how much of its edge a synthetic template is larger than the direct beam's image."""
@@ -87,34 +102,6 @@ def false_alarm_threshold(rate: float, kernel: Float[np.ndarray, "H W"], n_pixel
     return float(level[np.argmax(above < rate)])
 
 
-def good_pixels(patterns, config: DetectConfig) -> Bool[np.ndarray, "H W"]:
-    """Pixels that count: not masked, not dead, stuck at the largest number or bright alone; what a
-    few electrons may have done by chance shows neither.
-    """
-    shape = patterns.shape[1:]
-    good = np.ones(shape, dtype=bool)
-    if config.mask is not None:
-        good &= np.asarray(config.mask, bool)
-    if patterns.dtype.kind in "iu":
-        good &= ~np.all(patterns == np.iinfo(patterns.dtype).max, axis=0)
-        mean = patterns.mean(0)
-    else:
-        good &= np.isfinite(patterns).any(0)
-        finite = np.isfinite(patterns)
-        mean = np.where(finite, patterns, 0).sum(0) / np.maximum(finite.sum(0), 1)
-    ring = np.ones((3, 3), bool)
-    ring[1, 1] = False
-    around = ndimage.median_filter(np.where(good, mean, 0), footprint=ring, mode="mirror")
-    highest = ndimage.maximum_filter(np.where(good, mean, 0), footprint=ring, mode="mirror")
-    scatter = np.sqrt(np.maximum(around, 1e-9) * max(np.median(mean), 1e-9) / len(patterns))
-    dead = (mean <= 0) & (around * len(patterns) > 30)
-    hot = (mean > 5 * highest) & (mean - highest > 20 * scatter)
-    # where few electrons fall, the neighbours of one may have none at all
-    counted = patterns[patterns > 0]
-    hot &= mean * len(patterns) > BY_CHANCE * counted.min(initial=counted.max(initial=1))
-    return good & ~dead & ~hot
-
-
 def estimate_gain(patterns, good) -> float:
     """Stored numbers per electron: variance over mean of the background, 1 where it is near 1.
 
@@ -142,21 +129,181 @@ def estimate_gain(patterns, good) -> float:
     return 1.0 if 0.75 < gain < 1.5 else gain
 
 
+def estimate_pedestal(patterns, good) -> float:
+    """The stored number that stands for no electron, less what read-out noise looks like: where the
+    line of the scatter against the mean of the background meets zero, so that counting noise is all
+    the noise there is from there on (photon transfer: J. R. Janesick, Photon Transfer, 2007).
+
+    0 where the least number is 0, as it is of counts, or the line makes no sense.
+    """
+    varying = good & (patterns.max(0) != patterns.min(0))
+    if len(patterns) < 2 or varying.mean() < 0.1 or patterns[:, varying].min() == 0:
+        return 0.0
+    mean_of = patterns.mean(0, dtype=np.float64)[varying]
+    darkest = float(np.quantile(mean_of, 0.01))
+    negative = bool(patterns[:, varying].min() < 0)
+    brightness, mean, variance = _in_cells(patterns, varying)
+    if not len(mean):
+        return darkest if negative else 0.0
+    edges = np.quantile(brightness, np.linspace(0.0, 0.8, 13))
+    bins = []
+    for low, high in zip(edges, edges[1:], strict=False):
+        inside = (brightness >= low) & (brightness <= high)
+        usual = np.median(variance[inside]) / 0.69 if inside.any() else 0.0
+        kept = inside & (variance < 10 * usual)  # edges of disks vary far more than chance
+        if kept.sum() > 20:
+            bins.append((mean[kept].mean(), variance[kept].mean(), kept.sum()))
+    if len(bins) < 3:
+        return darkest if negative else 0.0
+    means, variances, number = np.array(bins).T
+    weight = np.sqrt(number) / np.maximum(variances, 1e-9)
+    slope, offset = np.polyfit(means, variances, 1, w=weight)
+    if 0.6 < slope < 1.7:  # a number is an electron
+        slope, offset = 1.0, np.average(variances - means, weights=weight**2)
+    found = -offset / slope if slope > 0 else np.nan
+    least = darkest - np.sqrt(max(variances.min(), 0.0)) - variances.min() / max(slope, 1e-9)
+    if negative:
+        return float(found) if least <= found <= darkest else darkest
+    return float(found) if 0.2 * darkest < found < darkest else 0.0
+
+
+def _in_cells(patterns, good):
+    """Brightness, and of other pixels mean and variance, in cells of 2 × 4 pixels all of which are
+    good.
+    """
+    height, width = (4 * (n // 4) for n in patterns.shape[1:])
+    cut = lambda x: x[:, :height, :width].reshape(len(x), height // 4, 2, 2, width // 4, 2, 2)  # noqa: E731
+    usable = cut(good[None]).all((2, 3, 5, 6))[0]
+    counts = cut(patterns).transpose(0, 1, 4, 2, 3, 5, 6)[:, usable].astype(np.float64)
+    measured = counts[:, :, 1]
+    slope = measured[..., 0] - measured[..., 1]
+    bend = slope[..., 0] - slope[..., 1]  # light that falls off evenly is no scatter
+    number = math.prod(measured.shape[2:])
+    variance = 0.25 * (bend**2).mean(2)
+    brightness = counts[:, :, 0].sum((2, 3, 4))
+    return brightness.ravel(), measured.sum((2, 3, 4)).ravel() / number, variance.ravel()
+
+
+class Beam(NamedTuple):
+    """The direct beam: its mean centre (row, column) and rough radius [px]; image: pieces of
+    patterns and the places in them of disks that show the aperture in its stead, where it is hidden
+    or cut itself; hidden: whether its place in each pattern cannot be told.
+    """
+
+    centre: Float[np.ndarray, " 2"]
+    radius: float
+    image: tuple[list[np.ndarray], list[np.ndarray]] | None = None
+    hidden: bool = False
+
+
 def find_beam(patterns, good, config: DetectConfig, source: str) -> tuple[np.ndarray, float]:
     """Mean centre [px] and rough radius of the direct beam: the brightest spot of the mean."""
-    mean = np.where(good, patterns.mean(0), 0.0)
-    blurred = ndimage.gaussian_filter(mean, 1.0)
     if config.origin is not None:
         return np.array(config.origin, float), config.radius or 3.0
+    mean = np.where(good, patterns.mean(0), 0.0)
+    blurred = smoothed(mean, good, 1.0)
     labels, _ = ndimage.label(blurred > 0.5 * blurred.max())
     spot = labels == labels[np.unravel_index(blurred.argmax(), mean.shape)]
     radius = math.sqrt(spot.sum() / math.pi)
     if radius > 0.25 * min(mean.shape):
-        raise InputError(
-            f"{source}: no direct beam stands out in the mean pattern; give the origin and the "
-            "radius of a disk in pixels."
-        )
+        raise no_beam(source)
     return np.array(ndimage.center_of_mass(np.where(spot, mean, 0))), radius
+
+
+def no_beam(source: str) -> InputError:
+    """The complaint about patterns without a direct beam."""
+    return InputError(
+        f"{source}: no direct beam found, for none stands out in the mean pattern; give --origin "
+        "and --radius."
+    )
+
+
+def look_for_beam(patterns, good, clipped: float, config: DetectConfig, source: str) -> Beam:
+    """The direct beam, be it hidden by dead pixels or a stop, or cut to the number `clipped` (in
+    the patterns' units, else infinity). Raises InputError where nothing tells where it is.
+    """
+    if config.origin is not None:
+        return Beam(*find_beam(patterns, good, config, source))
+    gap = _largest_gap(good)
+    try:
+        centre, radius = find_beam(patterns, good, config, source)
+        is_found = _stands_out(patterns, good, centre, radius)
+    except InputError:
+        is_found = False
+    if not is_found and gap < _CAN_HIDE:
+        raise no_beam(source)
+    is_cut = is_found and _share_cut(patterns, good, centre, radius, clipped) > _CUT
+    covered = _covered(good, centre, radius + 1.5) if is_found else 1.0
+    near = symmetry_centre(patterns, good) if covered or gap >= _CAN_HIDE else centre
+    elsewhere = not is_found or np.hypot(*(near - centre)) > max(3.0, 1.5 * radius)
+    if not (is_cut or covered or elsewhere):
+        return Beam(centre, radius)
+    disks = usual_disks(bright_disks(patterns, good, near if covered or elsewhere else centre))
+    if not disks:
+        if elsewhere or covered > 0.5 or radius > _WIDE * min(good.shape):
+            raise no_beam(source)
+        return Beam(centre, radius)
+    usual = float(np.median([disk.radius for disk in disks]))
+    reach = math.ceil(2.5 * (usual + 2)) + 1
+    firsts = [np.maximum(np.floor(disk.centre).astype(int) - reach, 0) for disk in disks]
+    pieces = [
+        patterns[d.pattern, i : i + 2 * reach + 2, j : j + 2 * reach + 2]
+        for d, (i, j) in zip(disks, firsts, strict=True)
+    ]
+    image = pieces, [disk.centre - first for disk, first in zip(disks, firsts, strict=True)]
+    if not (covered or elsewhere):
+        return Beam(centre, usual, image)
+    hidden = _covered(good, near, usual + 0.5) > _HIDDEN
+    return Beam(near, usual, image, hidden)
+
+
+def _away(shape: tuple[int, int], centre) -> Float[np.ndarray, "H W"]:
+    """Distance [px] of each pixel from a place."""
+    return np.hypot(*(np.indices(shape) - np.reshape(centre, (2, 1, 1))))
+
+
+def _stands_out(patterns, good, centre, radius: float) -> bool:
+    """Whether a spot of the mean pattern is no chance."""
+    away = _away(good.shape, centre)
+    within, beside = good & (away <= max(radius, 1.0)), good & (away > 2 * radius + 2)
+    if not within.any():
+        return False
+    total = patterns[:, within].sum(dtype=np.float64)
+    others = patterns[:, beside].mean(dtype=np.float64) if beside.any() else 0.0
+    chance = max(others, 0.0) * within.sum() * len(patterns)
+    return bool(total > _FEW and total - chance > 8 * math.sqrt(max(chance, 1.0)))
+
+
+def _covered(good, centre, radius: float) -> float:
+    """Share of the pixels about a place that cannot be used."""
+    within = _away(good.shape, centre) < radius
+    return float((~good)[within].mean()) if within.any() else 1.0
+
+
+def _share_cut(patterns, good, centre, radius: float, clipped: float) -> float:
+    """Share of the counts about a place that are cut."""
+    if not np.isfinite(clipped):
+        return 0.0
+    within = good & (_away(good.shape, centre) < max(radius, 1.0))
+    return float((patterns[:, within] >= clipped * (1 - 1e-6)).mean()) if within.any() else 0.0
+
+
+def _largest_gap(good) -> int:
+    """Pixels of the largest region that cannot be used."""
+    labels, _ = ndimage.label(~good)
+    return int(np.bincount(labels.ravel())[1:].max(initial=0))
+
+
+def beam_is_measured(patterns, good, centre, radius: float, clipped: float) -> bool:
+    """Whether the direct beam's counts can be told: most of it is seen and little is cut."""
+    within = _away(good.shape, centre) < radius
+    beside = good & ~within & (_away(good.shape, centre) < 2 * radius + 4)
+    seen = within & good
+    if _covered(good, centre, radius) > 0.5 or not seen.any() or not beside.any():
+        return False
+    mean = patterns.mean(0, dtype=np.float64)
+    bright = mean[seen].mean() > 2 * np.median(mean[beside])
+    return bool(bright and _share_cut(patterns, good, centre, radius, clipped) < _CUT)
 
 
 def beam_centroids(patterns, centre, reach: float, fixed: bool) -> Float[np.ndarray, "n 2"]:
@@ -179,8 +326,12 @@ def beam_centroids(patterns, centre, reach: float, fixed: bool) -> Float[np.ndar
     return origins
 
 
-def estimate_probe(patterns, origins, rough_radius: float, config: DetectConfig):
-    """Radius, width of the edge [px] and the table T(r) of the aperture's image."""
+def estimate_probe(
+    patterns, origins, rough_radius: float, config: DetectConfig, of_disks: bool = False
+):
+    """Radius, width of the edge [px] and the table T(r) of the aperture's image, from the images
+    about their `origins`: of the direct beam or `of_disks`, whose background is taken off.
+    """
     from scipy import optimize  # here, for it takes 0.15 s that maps of lists need not spend
 
     if config.probe is not None:
@@ -193,6 +344,8 @@ def estimate_probe(patterns, origins, rough_radius: float, config: DetectConfig)
         images, centres = patterns, origins
     if config.probe is not None or config.radius is None or config.edge is None:
         radii, values = _radial_profile(images, centres, 2.5 * (rough_radius + 2))
+        if of_disks:
+            values = values - np.median(values[radii > 1.5 * rough_radius + 1])
         plateau = np.median(values[radii < 0.6 * rough_radius])
         # not the least so far, nor near the top: what diffraction takes from within the beam is no
         # softer edge
@@ -262,7 +415,7 @@ def radial_background(patterns, origins, good, inner: float, cell: float):
     kept = None
     for _ in range(12):
         expected = rate[ring].astype(np.float32) * areas
-        before, kept = kept, counts < expected + 3 * np.sqrt(expected + 0.25)
+        before, kept = kept, counts < expected + 3 * np.sqrt(np.maximum(expected, 0) + 0.25)
         if before is not None and (kept == before).all():
             break
         rate = total(counts * kept) / np.maximum(total(areas * kept), 1e-9)

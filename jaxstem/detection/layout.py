@@ -42,7 +42,7 @@ class Plan(NamedTuple):
     pixels to use; centre: mean place of the beam [px]; columns: linear interpolation from blocks to
     pixels along a row; smooth_rows, smooth_columns: blurs of blocks for the background, rough_rows,
     rough_columns: for the local spread; area: ∫T [px]; power: Σ T² [px]; gain: stored numbers per
-    electron; threshold: smallest significance.
+    electron; threshold: smallest significance; pedestal: the stored number that stands for none.
     """
 
     kernel: Array
@@ -60,6 +60,7 @@ class Plan(NamedTuple):
     power: Float[Array, ""]
     gain: Float[Array, ""]
     threshold: Float[Array, ""]
+    pedestal: Float[Array, ""]
 
 
 class Layout(NamedTuple):
@@ -89,7 +90,8 @@ class CorrelogramPlan(NamedTuple):
     `correlogram.py`; good: pixels to use; centre: mean place of the beam [px]; rough_rows,
     rough_columns: blurs of blocks for the local spread; gain: stored numbers per electron;
     threshold: smallest significance; min_intensity, min_relative_intensity: smallest intensities,
-    the latter as a share of the reference disk's.
+    the latter as a share of the reference disk's; pedestal: the stored number that stands for no
+    electron.
     """
 
     kernel: Complex[Array, "H V"]
@@ -104,6 +106,7 @@ class CorrelogramPlan(NamedTuple):
     threshold: Float[Array, ""]
     min_intensity: Float[Array, ""]
     min_relative_intensity: Float[Array, ""]
+    pedestal: Float[Array, ""]
 
 
 class CorrelogramLayout(NamedTuple):

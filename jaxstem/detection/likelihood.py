@@ -54,6 +54,9 @@ from jaxstem.detection.layout import (
 )
 from jaxstem.files.light import encoded, encoded_factor
 
+LEAST_SEEN = 0.4
+"""Share of the direct beam that must be seen for its place to be told."""
+
 
 def detect_patterns(patterns: Num[ArrayLike, "B H W"], plan: Plan, layout: Layout) -> FoundDisks:
     """All disks of a batch of patterns, the five steps of the module's docstring.
@@ -80,7 +83,7 @@ _step = functools.partial(jax.jit, static_argnames="layout")
 @_step
 def _summed(patterns, plan, layout):
     """Electrons, the pixels to use, and sums over the aperture."""
-    counts = patterns.astype(jnp.float32) / plan.gain
+    counts = (patterns.astype(jnp.float32) - plan.pedestal) / plan.gain
     good = plan.good
     if not (layout.all_good and jnp.issubdtype(patterns.dtype, jnp.integer)):
         good = good & jnp.isfinite(counts)
@@ -93,6 +96,9 @@ def _located(counts, summed, good, plan, layout):
     """The direct beam's centre, NaN where there is none."""
     if layout.fixed_origin:
         return jnp.broadcast_to(plan.centre, (len(counts), 2))
+    if not layout.all_good:  # a beam of which a part is hidden is as bright as another
+        seen = correlate(plan.good[None].astype(counts.dtype), plan.kernel) / plan.area
+        summed = jnp.where(seen > LEAST_SEEN, summed / jnp.maximum(seen, LEAST_SEEN), 0.0)
     return _locate_beam(counts, summed, good, plan, layout)
 
 

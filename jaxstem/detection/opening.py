@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 
 from jaxstem.detection.config import DEFAULT, DetectConfig
-from jaxstem.detection.pooling import pooled_cube, where_steady
+from jaxstem.detection.pooling import pooled_cube, where_steady, without_pedestal
 from jaxstem.detection.reading import (
     OF_AXES,
     OF_FRAMES,
@@ -122,12 +122,13 @@ def disks_of(
         return source
     # of the detector nothing is learned anew
     known = {"gain": float(opened.plan.gain), "mask": np.asarray(opened.plan.good)}
-    config = replace(opened.config, **known)
+    config = replace(opened.config, pedestal=0.0, **known)
+    cube = without_pedestal(opened.cube, float(opened.plan.pedestal))
 
     def pooled(
         members: Bool[np.ndarray, "ny nx n n"], usual: Bool[np.ndarray, "n n"]
     ) -> DiskSource:
-        added = lambda chosen: pooled_cube(opened.cube, where_steady(chosen, first.origin))  # noqa: E731
+        added = lambda chosen: pooled_cube(cube, where_steady(chosen, first.origin))  # noqa: E731
         # from sums that hang on no answer: how all of a scan is searched is no matter of rounding
         planned = plan_search(added(np.broadcast_to(usual, members.shape)), config)
         again = found(planned._replace(cube=added(members)), "disks of sums")

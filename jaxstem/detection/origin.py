@@ -17,12 +17,16 @@ from scipy import fft
 from jaxstem.errors import InputError
 
 
-def smooth_origin(measured: Float[np.ndarray, "ny nx 2"]) -> Float[np.ndarray, "ny nx 2"]:
+def smooth_origin(
+    measured: Float[np.ndarray, "ny nx 2"], noise: float = np.inf
+) -> Float[np.ndarray, "ny nx 2"]:
     """The beam's centre over the scan [px] from its noisy measurements, NaN where missing.
 
     Planes fitted about each position with normal weights. The width of the weights is the one
     that predicts measurements best from the others around them; measurements far from their
-    prediction (a strong disk taken for the beam) do not take part.
+    prediction (a strong disk taken for the beam) do not take part. Where no prediction comes near
+    the `noise` of the measurements [px] the beam jumps from a position to the next, and each keeps
+    its own. Raises InputError where there is none at all.
     """
     known = np.isfinite(measured).all(-1)
     if not known.any():
@@ -46,7 +50,14 @@ def smooth_origin(measured: Float[np.ndarray, "ny nx 2"]) -> Float[np.ndarray, "
                 break
             width *= 2
         smoothed[..., axis] = result[..., axis]
+        if errors[best][axis] > _STEADY + 3 * noise:
+            smoothed[known, axis] = measured[known, axis]
     return smoothed
+
+
+_STEADY = 0.1
+"""How far [px] from its place by its neighbours a steady beam seems to be at most, for diffraction
+takes light from one side of it."""
 
 
 def _local_median(values: Float[np.ndarray, "ny nx 2"]) -> Float[np.ndarray, "ny nx 2"]:

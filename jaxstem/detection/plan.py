@@ -22,13 +22,16 @@ from jaxstem.detection.estimates import (
     WIDER,
     beam_centroids,
     estimate_gain,
+    estimate_pedestal,
     estimate_probe,
     false_alarm_threshold,
     find_beam,
-    good_pixels,
+    look_for_beam,
+    no_beam,
     radial_background,
     vacuum_probe,
 )
+from jaxstem.detection.faults import ceiling, good_pixels
 from jaxstem.detection.layout import (
     TABLE_STEP,
     WIDEST_SUM,
@@ -38,6 +41,9 @@ from jaxstem.detection.layout import (
     Plan,
 )
 from jaxstem.errors import InputError
+
+_BROAD = 0.08
+"""Share of the detector's side from which on a spot with a soft edge is diffuse light, no beam."""
 
 
 def make_plan(
@@ -53,7 +59,13 @@ def make_plan(
     shape = patterns.shape[1:]
     config.check_detector(shape, source)
     good = good_pixels(patterns, config)
-    patterns = np.where(good & np.isfinite(patterns), patterns, 0).astype(np.float32)
+    clipped = ceiling(patterns, good)
+    finite = good & np.isfinite(patterns)
+    pedestal = config.pedestal
+    if pedestal is None:
+        pedestal = estimate_pedestal(np.where(finite, patterns, 0), good)
+    patterns = np.where(finite, patterns.astype(np.float32) - np.float32(pedestal), 0)
+    clipped -= pedestal
     filled = patterns.sum((1, 2)) > 0
     if not filled.any():
         raise InputError(f"{source} holds no counts in the patterns looked at; check the file.")
@@ -63,11 +75,12 @@ def make_plan(
         raise InputError(f"The gain is {gain}; give a positive number.")
     patterns = patterns / gain
     if config.method == "correlation":
-        return _correlogram_plan(patterns, good, gain, config, source)
+        scale = (gain, pedestal, clipped / gain)
+        return _correlogram_plan(patterns, good, scale, config, source)
 
-    centre, rough_radius = find_beam(patterns, good, config, source)
-    origins = beam_centroids(patterns, centre, rough_radius + 2, config.origin is not None)
-    radius, edge, table = estimate_probe(patterns, origins, rough_radius, config)
+    centre, origins, fixed, (radius, edge, table) = _aperture(
+        patterns, good, clipped / gain, config, source
+    )
     reach = (len(table) - 2) * TABLE_STEP
     radii = np.arange(len(table)) * TABLE_STEP
     area = 2 * np.pi * np.trapezoid(radii * table, radii)
@@ -79,8 +92,13 @@ def make_plan(
     background = np.interp(background_radii, at, rate)
     line = np.arange(-math.ceil(reach), math.ceil(reach) + 1)
     weights = np.interp(np.hypot(line[:, None], line), radii, table, right=0)
-    about = np.hypot(background_radii[:, None, None] + line[:, None], line)
-    blurred = np.einsum("rij,ij->r", np.interp(about, background_radii, background), weights)
+    blurred = np.zeros_like(background)
+    for place, weight in zip(line, weights, strict=True):  # a wide aperture has many pixels
+        for step, share in zip(line, weight, strict=True):
+            if share and step >= 0:
+                away = np.hypot(background_radii + place, step)
+                twice = share if step == 0 else 2 * share
+                blurred += twice * np.interp(away, background_radii, background)
 
     border = radius + 1 if config.border is None else config.border
     threshold = config.threshold
@@ -101,7 +119,7 @@ def make_plan(
         jnp.asarray(_interpolation(shape[1], block), jnp.float32),
         *(_blur(b, smooth) for b in blocks),
         *(_blur(b, rough) for b in blocks),
-        *(jnp.asarray(x, jnp.float32) for x in (area, power, gain, threshold)),
+        *(jnp.asarray(x, jnp.float32) for x in (area, power, gain, threshold, pedestal)),
     )
     layout = Layout(
         reach=float(reach + 1.0),
@@ -109,25 +127,54 @@ def make_plan(
         blocks=(len(blocks[0]), len(blocks[1])),
         spacing=float(spacing),
         border=math.ceil(border),
-        search=_search(config, radius, shape),
+        search=_search(config, radius, shape, origins),
         n_disks=config.n_disks,
         structure=config.structure,
         overlapping=bool(spacing < touching),
-        fixed_origin=config.origin is not None,
+        fixed_origin=fixed,
         all_good=bool(good.all()),
     )
     return plan, layout
 
 
+def _aperture(
+    patterns: Float[np.ndarray, "n H W"],
+    good: Bool[np.ndarray, "H W"],
+    clipped: float,
+    config: DetectConfig,
+    source: str,
+) -> tuple[np.ndarray, np.ndarray, bool, tuple[float, float, np.ndarray]]:
+    """The beam's mean centre, its centres in the patterns, whether it can be told in no other one,
+    and the aperture's image as of `estimate_probe`.
+    """
+    beam = look_for_beam(patterns, good, clipped, config, source)
+    fixed = config.origin is not None or beam.hidden
+    if beam.image is None:
+        origins = beam_centroids(patterns, beam.centre, beam.radius + 2, fixed)
+        image = estimate_probe(patterns, origins, beam.radius, config)
+    else:
+        origins = np.repeat(beam.centre[None], len(patterns), axis=0)
+        image = estimate_probe(*beam.image, beam.radius, config, of_disks=True)
+    radius, edge, _ = image
+    side = min(good.shape)
+    is_broad = radius > 0.25 * side or (edge > radius and radius > _BROAD * side)
+    if is_broad and config.radius is None and config.probe is None:
+        raise no_beam(source)
+    return beam.centre, origins, fixed, image
+
+
 def _correlogram_plan(
     patterns: Float[np.ndarray, "n H W"],
     good: Bool[np.ndarray, "H W"],
-    gain: float,
+    scale: tuple[float, float, float],
     config: DetectConfig,
     source: str,
 ) -> tuple[CorrelogramPlan, CorrelogramLayout]:
-    """`make_plan` for the correlation, from patterns in electrons."""
-    shape, of = good.shape, config.correlation
+    """`make_plan` for the correlation, from patterns in electrons; `scale`: gain, pedestal, and the
+    electrons to which they are cut.
+    """
+    gain, pedestal, clipped = scale
+    shape, of, fixed = good.shape, config.correlation, config.origin is not None
     distance = from_corner(shape)
     if config.probe is not None:
         probe, radius = vacuum_probe(config.probe, shape)
@@ -140,9 +187,8 @@ def _correlogram_plan(
         else:
             centre, _ = find_beam(patterns, good, config, source)
     else:
-        centre, rough_radius = find_beam(patterns, good, config, source)
-        origins = beam_centroids(patterns, centre, rough_radius + 2, config.origin is not None)
-        radius, edge, _ = estimate_probe(patterns, origins, rough_radius, config)
+        found = _aperture(patterns, good, clipped, config, source)
+        centre, _, fixed, (radius, edge, _) = found
         # hardly a count of the disk may lie in the trench, or a slope across the disk pulls it
         probe = np.clip((radius + WIDER * edge - distance) / edge + 0.5, 0, 1)
         kernel = zero_sum(probe, radius + WIDER * edge)
@@ -169,7 +215,7 @@ def _correlogram_plan(
         *(_blur(_middles(n, block), rough) for n in shape),
         *(
             jnp.asarray(x, jnp.float32)
-            for x in (gain, threshold, of.min_intensity, of.min_relative_intensity)
+            for x in (gain, threshold, of.min_intensity, of.min_relative_intensity, pedestal)
         ),
     )
     layout = CorrelogramLayout(
@@ -182,7 +228,7 @@ def _correlogram_plan(
         border=max(1, math.ceil(border)),
         search=_search(config, radius, shape),
         n_disks=config.n_disks,
-        fixed_origin=config.origin is not None,
+        fixed_origin=fixed,
         all_good=bool(good.all()),
     )
     return plan, layout
@@ -204,9 +250,12 @@ def _blur(middles: Float[np.ndarray, " blocks"], scale: float) -> Float[Array, "
     return jnp.asarray(weights, jnp.float32)
 
 
-def _search(config: DetectConfig, radius: float, shape: tuple[int, int]) -> int:
+def _search(config: DetectConfig, radius: float, shape: tuple[int, int], origins=None) -> int:
     """How far [px] from its mean place the beam is looked for."""
     search = config.search if config.search is not None else max(3.0, 1.5 * radius)
+    if origins is not None and config.search is None:
+        away = np.abs(origins - np.median(origins, axis=0)).max(1)
+        search = max(search, 1.5 * float(np.quantile(away, 0.9)))
     return min(math.ceil(search), (min(shape) - 1) // 2)
 
 

@@ -43,6 +43,19 @@ def where_steady(
     return members & steady
 
 
+def without_pedestal(cube: Cube, pedestal: float) -> Cube:
+    """The scan with what stands for no electron taken off its numbers, float32 then; itself where
+    that is 0.
+    """
+    if pedestal == 0:
+        return cube
+
+    def read(rows: slice, columns: slice) -> Num[np.ndarray, "rows columns H W"]:
+        return cube.read(rows, columns).astype(np.float32) - np.float32(pedestal)
+
+    return replace(cube, dtype=np.dtype(np.float32), read=read)
+
+
 def pooled_cube(cube: Cube, members: Bool[np.ndarray, "ny nx n n"]) -> Cube:
     """The scan whose pattern at each position is the sum of those of its `members`, positions
     around it in rows and columns, itself in the middle; what lies beyond the scan's edge counts as

@@ -30,6 +30,8 @@ from tqdm import tqdm
 
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.correlogram import correlate_patterns
+from jaxstem.detection.estimates import beam_is_measured
+from jaxstem.detection.faults import ceiling
 from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks, Layout, Plan
 from jaxstem.detection.light import apertures_of, places_apart, room_for_light, stored_light
 from jaxstem.detection.likelihood import detect_patterns
@@ -111,9 +113,13 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
     patterns = sample(cube, config.n_sample)
     plan, layout = make_plan(patterns, config, cube.source)
     good = np.asarray(plan.good)
-    counts = np.sum(np.where(good, patterns, 0), axis=(1, 2), dtype=np.float64) / float(plan.gain)
+    pedestal = float(plan.pedestal)
+    counts = np.sum(np.where(good, patterns, 0), axis=(1, 2), dtype=np.float64)
+    counts = (counts - pedestal * good.sum()) / float(plan.gain)
     radius = config.radius or (math.sqrt(plan.area / math.pi) if isinstance(plan, Plan) else None)
     size = config.pixel_size or cube.pixel_size
+    clipped = ceiling(patterns, good)
+    measured = beam_is_measured(patterns, good, plan.centre, radius or 3.0, clipped)
     instrument = Instrument(
         pixel_size=size and mean_pixel_size(size, cube.calibration),
         axes=cube.axes,
@@ -121,6 +127,9 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
         radius=radius,
         dose=float(np.median(counts)),
         n_masked=int((~good).sum()),
+        clipped_at=clipped if np.isfinite(clipped) else None,
+        pedestal=pedestal,
+        beam_unseen=not measured,
         **stated_axes(cube.calibration),
     )
     return PlannedSearch(cube, config, plan, layout, instrument)
@@ -163,10 +172,12 @@ def find_disks(
             "file."
         )
     measured = origin.reshape(*cube.scan_shape, 2).astype(np.float64)
+    known = planned.instrument
+    noise = (known.radius or 1.0) / math.sqrt(max(known.dose or 0.0, 1.0))
     return Detections(
         **flat,
         offsets=np.concatenate([[0], np.cumsum(counts)]),
-        origin=smooth_origin(measured),
+        origin=smooth_origin(measured, noise),
         origin_measured=measured,
         cube=cube,
         plan=planned.plan,
@@ -423,4 +434,4 @@ def write_bragg(
         lists.create_dataset("data", data=each.reshape(cube.scan_shape))
         if detections.light is not None:
             of = detections.light, detections.plan, detections.layout
-            write_light(file, *stored_light(*of))
+            write_light(file, *stored_light(*of), detections.instrument.beam_unseen)

@@ -115,6 +115,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "holds_light",
             "read_apertures",
             "read_light",
+            "stored_beam_unseen",
             "write_light",
         ],
         "truth": ["read_truth", "Truth"],

@@ -101,7 +101,12 @@ def chunks(
     for row in range(0, n_rows, rows_each):
         for column in range(0, n_columns, columns_each):
             block = cube.read(slice(row, row + rows_each), slice(column, column + columns_each))
-            yield row * n_columns + column, block.reshape(-1, *cube.detector_shape)
+            yield row * n_columns + column, _native(block.reshape(-1, *cube.detector_shape))
+
+
+def _native(patterns: Num[np.ndarray, "..."]) -> Num[np.ndarray, "..."]:
+    """The same numbers in this machine's order of bytes, which devices take for granted."""
+    return patterns.astype(patterns.dtype.newbyteorder("="), copy=False)
 
 
 def sample(cube: Cube, n_patterns: int) -> Num[np.ndarray, "n height width"]:
@@ -116,7 +121,7 @@ def sample(cube: Cube, n_patterns: int) -> Num[np.ndarray, "n height width"]:
         cube.read(slice(row, row + 1), slice(start, None, step))[0]
         for row, start in zip(rows.tolist(), starts, strict=True)
     ]
-    return np.concatenate(blocks)
+    return _native(np.concatenate(blocks))
 
 
 def check_shape(shape: tuple[int, ...], dtype: np.dtype, source: str) -> None:

@@ -10,6 +10,7 @@ written here for others too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -28,6 +29,7 @@ from jaxstem.files.stored_light import (
     holds_light,
     read_apertures,
     read_light,
+    stored_beam_unseen,
 )
 from jaxstem.files.units import VOLTAGE_KEY, in_kv, without_angles
 
@@ -85,6 +87,7 @@ def bragg_source(
         name, scan_shape, kind = lists.name, lists.shape, h5py.check_vlen_dtype(lists.dtype)
         voltage_kv = voltage_kv or stated_voltage_kv(root, path)
         apertures = read_apertures(file, scan_shape, path) if holds_light(file) else None
+        unseen = stored_beam_unseen(file)
     calibration = without_angles(changed(stated, calibration or {}), voltage_kv)
     scan_step, scan_units = stated_scan_step(calibration)
     # without disks this judges the calibration alone
@@ -121,7 +124,7 @@ def bragg_source(
         return calibrated_light(light, apertures, *of_rows(start, stop), str(path)).light
 
     detector = apertures and calibrated_detector(apertures, calibration, str(path))
-    instrument = stated_instrument(calibration, path)
+    instrument = replace(stated_instrument(calibration, path), beam_unseen=unseen)
     return DiskSource(
         scan_shape,
         scan_step,

@@ -42,7 +42,10 @@ class Instrument:
     qy]; axes: what the reader knows of the detector's axes; axes_from: who says the others, by the
     names of `ReadOptions`, the file where none is named; frames: which of a file's are the scan,
     in words, where not all; centre: mean (row, column) of the direct beam [px]; radius: of the
-    disks [px]; dose: median electrons in a pattern; n_masked: detector pixels left out.
+    disks [px]; dose: median electrons in a pattern; n_masked: detector pixels left out; clipped_at:
+    stored number that larger ones are cut to; pedestal: that which stands for no electron;
+    beam_unseen: whether the direct beam's counts cannot be told, hidden or cut as it is; incident:
+    electrons of the beam, from elsewhere, where they cannot.
     """
 
     pixel_size: float | None = None
@@ -58,6 +61,10 @@ class Instrument:
     radius: float | None = None
     dose: float | None = None
     n_masked: int | None = None
+    clipped_at: float | None = None
+    pedestal: float = 0.0
+    beam_unseen: bool = False
+    incident: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,14 @@ class DiskSource:
             read_light=self.read_light and read_light,
             pooled=None,
         )
+
+    def known_by(self, instrument: Instrument) -> DiskSource:
+        """The same scan, of whose detector and beam this is understood."""
+
+        def read(start: int, stop: int) -> DiskScan:
+            return replace(self.read(start, stop), instrument=instrument)
+
+        return replace(self, instrument=instrument, read=read)
 
     def pieces(self, n_positions: int) -> list[tuple[int, int]]:
         """The scan cut into ranges of rows, each of about `n_positions` positions and one row at

@@ -22,6 +22,9 @@ from jaxstem.files.calibration import axes_matrix
 from jaxstem.files.hdf5 import open_hdf5
 from jaxstem.files.light import Apertures, Detector, Light, ScanLight
 
+_UNSEEN = "beam_unseen"
+"""Attribute that is there where the direct beam is hidden or cut."""
+
 _GROUP, _VERSION = "jaxstem_light", 1
 
 _TOGETHER = 64
@@ -77,13 +80,19 @@ def calibrated_detector(
     )
 
 
-def write_light(file: h5py.File, light: Light, apertures: Apertures) -> None:
-    """Store the counts beside the disks that an open file holds, compressed."""
+def write_light(
+    file: h5py.File, light: Light, apertures: Apertures, beam_unseen: bool = False
+) -> None:
+    """Store the counts beside the disks that an open file holds, compressed, and whether those of
+    the direct beam cannot be told.
+    """
     n = len(light.sums)
     some = np.unique(np.linspace(0, n - 1, min(n, _ENOUGH)).round().astype(int))
     usual = np.median(light.sums[some], axis=0).astype(np.uint8)
     group = file.create_group(_GROUP)
     group.attrs["version"] = _VERSION
+    if beam_unseen:
+        group.attrs[_UNSEEN] = True
     group.attrs.update({name: float(getattr(apertures, name)) for name in _NUMBERS})
     for name, values in (
         ("background", np.asarray(apertures.background, np.float32)),
@@ -111,6 +120,11 @@ def write_light(file: h5py.File, light: Light, apertures: Apertures) -> None:
 def holds_light(file: h5py.File) -> bool:
     """Whether counts are stored beside the disks of an open file."""
     return isinstance(file.get(_GROUP), h5py.Group)
+
+
+def stored_beam_unseen(file: h5py.File) -> bool:
+    """Whether the counts of the direct beam, which an open file may list, cannot be told."""
+    return holds_light(file) and bool(np.any(file[_GROUP].attrs.get(_UNSEEN, False)))
 
 
 def read_apertures(file: h5py.File, scan_shape: tuple[int, int], path: str | Path) -> Apertures:

@@ -51,7 +51,8 @@ def scan_exposure(
     Where the direct beam (a disk within `k_min`, 1/Å) is listed, the incident beam is the sum of
     all disks; elsewhere `beam`, the scan's (`typical_beam`), or all that is listed where that is
     more. Where the scan's is not known, the disks are taken to hold 30 % of it, give or take a
-    factor of twenty.
+    factor of twenty. A direct beam whose counts cannot be told (`Instrument.beam_unseen`) counts as
+    none.
     """
     total, has_direct, direct = _totals(scan, k_min)
     position = np.repeat(np.arange(len(total)), np.diff(scan.offsets))
@@ -80,14 +81,19 @@ def _totals(
     position = np.repeat(np.arange(n), np.diff(scan.offsets))
     positive = np.maximum(scan.intensity, 0.0).astype(np.float64)
     direct = np.hypot(scan.qx, scan.qy) <= k_min
+    if scan.instrument.beam_unseen:
+        return np.bincount(position, positive * ~direct, minlength=n), np.zeros(n, bool), direct
     has_direct = np.bincount(position[direct], minlength=n) > 0
     return np.bincount(position, positive, minlength=n), has_direct, direct
 
 
 def typical_beam(scan: DiskScan, k_min: float) -> float | None:
     """The incident beam of a scan in its disks' units: the median sum where the direct beam (within
-    `k_min`, 1/Å) is listed. None where it is not in half of the patterns that have disks.
+    `k_min`, 1/Å) is listed. None where it is not in half of the patterns that have disks. Where it
+    cannot be told, what else is known of it (`Instrument.incident`).
     """
+    if scan.instrument.beam_unseen:
+        return scan.instrument.incident
     total, has_direct, _ = _totals(scan, k_min)
     listed = total[has_direct]
     return float(np.median(listed)) if 2 * len(listed) >= max((total > 0).sum(), 1) else None

@@ -99,5 +99,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "tiled",
             "Tiling",
         ],
+        "unseen_beam": ["likeliest_step", "with_beam"],
     },
 )

@@ -29,3 +29,13 @@ def test_the_origin_is_smoothed_but_not_straightened(rng):
     np.testing.assert_allclose(smooth_origin(constant[:1, :1]), constant[:1, :1], atol=1e-6)
     with pytest.raises(InputError, match="No direct beam"):
         smooth_origin(np.full((2, 2, 2), np.nan))
+
+
+def test_a_beam_that_jumps_is_where_it_was_seen(rng):
+    """Noise of the scan coils in the centre: no position says where the next one's beam is."""
+    jumping = np.array([60.0, 61.0]) + rng.normal(0, 0.8, (12, 15, 2))
+    measured = jumping + rng.normal(0, 0.02, jumping.shape)
+    assert np.median(np.abs(smooth_origin(measured, 0.02) - jumping)) < 0.03
+    # noise of that size is smoothed, if it is known to be noise
+    steady = np.array([60.0, 61.0]) + rng.normal(0, 0.2, jumping.shape)
+    assert np.median(np.abs(smooth_origin(steady, 0.3) - [60, 61])) < 0.1

@@ -39,6 +39,14 @@ def test_a_scan_on_one_device_and_on_eight(crowd, settings):
     assert abs(len(one.row) - 2 * found.mask.sum()) <= 2
 
 
+def test_numbers_of_another_order_of_bytes(cube, settings):
+    """Counts stored big-endian, and signed, are the same counts."""
+    same = find_disks(cube, settings)
+    for dtype in (">u2", ">i4"):
+        other = cube_from_array(cube.rows(0, 4).astype(dtype))
+        np.testing.assert_array_equal(find_disks(other, settings).offsets, same.offsets)
+
+
 @pytest.mark.slow  # test_correlogram.py asks it of the other method
 def test_more_disks_than_expected_are_all_found(cube, settings):
     few = find_disks(cube, replace(settings, n_disks=4))
