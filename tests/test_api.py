@@ -103,7 +103,7 @@ def test_disks_of_an_array_are_those_of_its_file(patterns, found, tmp_path):
 
 def test_files_disks_and_arrays_give_one_map(model, hasty, patterns, found, tmp_path):
     write_packed(tmp_path / "disks.h5", source_of(found))
-    single = functools.partial(jaxstem.map_orientations, context="none")
+    single = functools.partial(jaxstem.map_orientations, context="none", geometry="given")
     answer = single(found, model)
     assert isinstance(answer, jaxstem.OrientationMap) and answer.orientation.shape == (*SHAPE, 3, 3)
     listed = single(tmp_path / "disks.h5", "cu")
@@ -120,7 +120,8 @@ def test_files_disks_and_arrays_give_one_map(model, hasty, patterns, found, tmp_
 
 def test_disks_in_memory_are_turned_as_told(model, hasty, found):
     """Mirrored disks with the option that says so give the map of the disks."""
-    single = functools.partial(jaxstem.map_orientations, model=model, context="none")
+    alone = {"context": "none", "geometry": "given", "refine": "none"}
+    single = functools.partial(jaxstem.map_orientations, model=model, **alone)
     answer = single(found)
     mirrored = dataclasses.replace(found, qx=found.qy, qy=-found.qx)
     for scan in (mirrored, source_of(mirrored)):

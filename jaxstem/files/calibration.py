@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from jaxstem.errors import InputError, NotStated
 from jaxstem.files.axes import FLIPS, axes_ratio, stated_axes, turned
 from jaxstem.files.hdf5 import is_number
-from jaxstem.files.scan import Instrument
+from jaxstem.files.scan import LARGEST, Instrument
 from jaxstem.files.units import angle_in_inverse_angstroms, in_inverse_angstroms
 
 _RECALIBRATE = "calibrate it in py4DSTEM and save it again"
@@ -85,7 +85,13 @@ def calibrate_disks(
         raise InputError(
             f"{path}: the calibration's Q_flip is {flip!r}; set it to 'rows', 'columns' or 'none'."
         )
-    return turned(qx, qy, calibration)
+    qx, qy = turned(qx, qy, calibration)
+    if not all((np.abs(values) < LARGEST).all() for values in (qx, qy)):
+        raise InputError(
+            f"{path}: the calibration takes disks to places that are no usable numbers; "
+            f"{_RECALIBRATE}."
+        )
+    return qx, qy
 
 
 def axes_matrix(calibration: Mapping[str, Any], path: str | Path) -> Float[np.ndarray, "2 2"]:

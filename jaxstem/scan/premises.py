@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,6 +54,9 @@ SOMEWHAT = 0.05
 
 FAR = 0.02
 """Share by which a scale or an ellipse is wrong that is worth a warning."""
+
+FEWER = (8, 8)
+"""Rows and columns at whose crossings other premises are tried."""
 
 MUCH = 0.05
 """Share by which no calibration of a scale is likely to be wrong."""
@@ -121,9 +125,11 @@ def examined(
     def learn() -> tuple[list | None, list | None, list | None]:
         drift = beam_drift(source, model.k_min) if source.detector is None else None
         still = source if drift is None else corrected(source, undistorted()._replace(drift=drift))
-        look = looker(still, model, config, mesh, predict_for)
+        given = model, config, mesh, predict_for
+        look = looker(still, *given)
         learned = learned_distortion(still, model, look, undistorted())
-        doubt = doubt_of(still, learned, model, look, config.verifies)
+        glancer = lambda: looker(still, *given, most=FEWER)  # noqa: E731
+        doubt = doubt_of(still, learned, model, look, glancer, config.verifies)
         plain = lambda x: list(map(float, x.numbers)) if isinstance(x, Distortion) else x  # noqa: E731
         return (
             drift if drift is None else drift.tolist(),
@@ -155,23 +161,21 @@ def doubt_of(
     learned: Learned | None,
     model: Model,
     look: Look,
+    glancer: Callable[[], Look],
     verifies: bool = True,
 ) -> Doubt | None:
-    """The doubt about the premises of a scan of which so much is `learned`; the rest as in
-    `learned_distortion`. Without verification (`verifies`) disks may be left over because the
-    network errs: then no crystal is doubted.
+    """The doubt about the premises of a scan of which so much is `learned`; `glancer` makes what
+    looks at fewer patterns under other ones, the rest is as in `learned_distortion`. Without
+    verification (`verifies`) disks may be left over because the network errs: then no crystal is
+    doubted.
     """
-    offsets = look(undistorted())[1]
-    n_disks = offsets.present.sum()
-    if n_disks < FEW:
-        return None
-
-    def share(distortion: Distortion) -> float:
-        # disks that leave the model's range are not explained by that
-        offsets = look(distortion)[1]
-        return float(offsets.paired.sum() / max(offsets.present.sum(), n_disks))
-
-    explained = learned.explained if learned else explained_share(offsets)
+    if learned:
+        explained = learned.explained
+    else:
+        offsets = look(undistorted())[1]
+        if offsets.present.sum() < FEW:
+            return None
+        explained = explained_share(offsets)
     names = ", ".join(model.phase_names)
     if explained >= LEAST and learned:
         return stated(learned.distortion, learned.corrected, explained, source, names)
@@ -180,6 +184,14 @@ def doubt_of(
         if found is None or found.explained < explained + SOMEWHAT:
             return None
         return stated(found.distortion, undistorted(), explained, source, names)
+    glance = glancer()
+    n_disks = glance(undistorted())[1].present.sum()
+
+    def share(distortion: Distortion) -> float:
+        # disks that leave the model's range are not explained by that
+        offsets = glance(distortion)[1]
+        return float(offsets.paired.sum() / max(offsets.present.sum(), n_disks, 1))
+
     enough = max(explained + BETTER, LEAST)
     for trials in ([_scaled(scale) for scale in SCALES], [_elliptical(*x) for x in ELLIPSES]):
         shares = [share(trial) for trial in trials]

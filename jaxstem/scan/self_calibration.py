@@ -162,11 +162,10 @@ _REWEIGHTED = 10
 """Times that disks are weighed anew."""
 
 
-def spread_over(source: DiskSource) -> DiskSource:
-    """Positions evenly over the scan, at most `SAMPLE`."""
-    return source.at(
-        *(evenly(n, min(n, m)) for n, m in zip(source.scan_shape, SAMPLE, strict=True))
-    )
+def spread_over(source: DiskSource, most: tuple[int, int] | None = None) -> DiskSource:
+    """Positions evenly over the scan, so many rows and columns at most (None: `SAMPLE`)."""
+    most = most or SAMPLE
+    return source.at(*(evenly(n, min(n, m)) for n, m in zip(source.scan_shape, most, strict=True)))
 
 
 def beam_drift(source: DiskSource, k_min: float) -> Float[np.ndarray, "m n 2"] | None:
@@ -312,16 +311,17 @@ def looker(
     config: InferConfig,
     mesh: Mesh,
     predict_for: PredictFor | None = None,
+    most: tuple[int, int] | None = None,
 ) -> Look:
-    """What looks at a scan; `predict_for` as in `stream_answers`. Raises InputError, then too, as
-    `source.read` does.
+    """What looks at a scan; `predict_for` as in `stream_answers`, `most` as in `spread_over`.
+    Raises InputError, then too, as `source.read` does.
     """
     if config.refine in BY_BLOCH_WAVES:  # which move no disk
         config, predict_for = replace(config, refine="fast", score=_fast(config)), None
     predict_for = predict_for or make_predict_for(model, config, mesh)
     # programs that the whole scan needs as well
     config = replace(config, lengths=preview_scan(source, model, config).lengths)
-    few = spread_over(source)
+    few = spread_over(source, most)
     light = few.read_light and ScanLight(few.read_light(0, few.scan_shape[0]), few.detector)
     few = replace(
         source_of(replace(few.read(0, few.scan_shape[0]), light=light)), instrument=few.instrument

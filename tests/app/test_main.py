@@ -98,7 +98,7 @@ def test_an_interruption_leaves_nothing(trained, here, monkeypatch, capsys):
 
     before = contents(here)
     monkeypatch.setattr(alone, "stream_answers", interrupt)
-    monkeypatch.setattr(mapping, "self_calibrated", interrupt)
+    monkeypatch.setattr(mapping, "examined", interrupt)
     for geometry in ("given", "scan"):
         argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--geometry", geometry]
         assert run(*argv) == 130

@@ -39,7 +39,8 @@ from jaxstem.scan import alone
 
 def test_a_map_is_written_with_all_that_its_reader_needs(trained, here, capsys):
     """The whole way, by the network alone: verification has tests of its own."""
-    argv = ["map", "scan.h5", "--model", str(trained), "--out", "map.h5", "--refine", "none"]
+    argv = ["map", "scan.h5", "--model", str(trained), "--out", "map.h5"]
+    argv += ["--refine", "none", "--geometry", "given"]
     assert run(*argv) == 0
     out, err = capsys.readouterr()
     assert "map.h5" in out and "map.png" in out and "Traceback" not in err

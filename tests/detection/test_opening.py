@@ -142,8 +142,9 @@ def assert_alike(scan, other, n_positions=32, light_to=0.1):
         if scan.light is not None:
             share = other.light.detector.found / scan.light.detector.found
             light.extend(light_at(scan, q, p) / light_at(other, q, p) * share)
-    # to a hundredth of a pixel
-    assert len(apart) > n_positions and np.max(apart) < 3e-4
+    # to a hundredth of a pixel, but for those whose fit begins at another pixel
+    assert len(apart) > n_positions
+    assert np.quantile(apart, 0.9) < 3e-4 and np.max(apart) < 3e-3
     if scan.light is not None:
         assert np.abs(np.log(light)).max() < light_to
         assert scan.light.detector.disk == pytest.approx(other.light.detector.disk, rel=0.02)

@@ -164,6 +164,7 @@ def test_unusable_pixel_sizes_are_refused(scan_file, size):
         ("qx0", np.zeros((4, 3)), ["qx0", "shape (4, 3)"]),
         ("a", 0.0, ["ellipse", "positive"]),
         ("theta", np.nan, ["theta", "not finite"]),
+        ("qy0", -1e300, ["no usable numbers"]),
         ("QR_rotation", np.nan, ["QR_rotation", "not finite"]),
         ("QR_rotation", np.zeros((3, 4)), ["QR_rotation", "one number"]),
     ],
