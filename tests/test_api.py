@@ -118,6 +118,7 @@ def test_files_disks_and_arrays_give_one_map(model, hasty, patterns, found, tmp_
     assert listed.attributes["model"] == "cu" and answer.attributes["model"] == "Cu"
 
 
+@pytest.mark.slow
 def test_disks_in_memory_are_turned_as_told(model, hasty, found):
     """Mirrored disks with the option that says so give the map of the disks."""
     alone = {"context": "none", "geometry": "given", "refine": "none"}
