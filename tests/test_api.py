@@ -59,7 +59,9 @@ def found(patterns):
 @pytest.fixture
 def hasty(model, monkeypatch):
     """Maps by the small network alone, whatever is asked for."""
-    monkeypatch.setattr(api, "infer_config", lambda *_: InferConfig(refine="none"))
+    monkeypatch.setattr(
+        api, "infer_config", lambda *_: InferConfig(refine="none", geometry="given")
+    )
     monkeypatch.setattr(api, "load_model", lambda name: model)
 
 

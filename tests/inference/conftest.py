@@ -21,6 +21,7 @@ DIRECT = 10.0
 @pytest.fixture(scope="session")
 def config():
     return InferConfig(
+        geometry="given",
         score=ScoreConfig(n_modes=4, levels=ScoreConfig().levels[:1]),
         chance=-1e6,  # to have a crystal everywhere, whatever the untrained network proposes
         lengths=(16,),
