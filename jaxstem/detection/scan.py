@@ -28,9 +28,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from jaxstem.detection.beam import beam_is_measured
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.correlogram import correlate_patterns
-from jaxstem.detection.estimates import beam_is_measured
 from jaxstem.detection.faults import ceiling
 from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks, Layout, Plan
 from jaxstem.detection.light import apertures_of, places_apart, room_for_light, stored_light
@@ -119,7 +119,8 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
     radius = config.radius or (math.sqrt(plan.area / math.pi) if isinstance(plan, Plan) else None)
     size = config.pixel_size or cube.pixel_size
     clipped = ceiling(patterns, good)
-    measured = beam_is_measured(patterns, good, plan.centre, radius or 3.0, clipped)
+    middle = np.asarray(plan.centre)
+    measured = beam_is_measured(patterns, good, middle, radius or 3.0, clipped)
     instrument = Instrument(
         pixel_size=size and mean_pixel_size(size, cube.calibration),
         axes=cube.axes,
