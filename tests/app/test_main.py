@@ -63,6 +63,29 @@ def test_help_and_mistyped_options_need_no_jax():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
+def test_files_that_are_missing_are_told_before_anything_is_loaded(tmp_path):
+    given = {
+        "map": ["--model", "cu"],
+        "detect": ["--out", "out.h5"],
+        "convert": ["--out", "out.h5"],
+        "calibrate": ["--cif", "no.cif", "--out", "out.json"],
+        "report": ["--out", "out.html"],
+        "export": ["--out", "out.ang"],
+        "evaluate": ["no_truth.h5"],
+    }
+    program = (
+        "import sys; from jaxstem.app.main import main\n"
+        f"for name, more in {given!r}.items():\n"
+        "    assert main([name, 'no.h5', *more]) == 2, name\n"
+        "    loaded = [x for x in ('jax', 'numpy', 'h5py', 'matplotlib') if x in sys.modules]\n"
+        "    assert not loaded, (name, loaded)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no.h5 does not exist; check the name.") == len(given)
+
+
 def test_nobody_reading_ends_a_command_quietly():
     reader, writer = os.pipe()
     os.close(reader)

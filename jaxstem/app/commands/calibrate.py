@@ -36,8 +36,9 @@ def calibrate(
     from jaxstem.crystal.reading import read_cif
     from jaxstem.detection.calibration import calibrate, summary
     from jaxstem.detection.opening import read_scan
-    from jaxstem.runtime.paths import check_apart
+    from jaxstem.runtime.paths import check_apart, check_there
 
+    check_there(scan, *cif)
     check_apart(out, scan, *cif)
     options = reading.options()
     options.refuse(("calibration", "ellipse"), "The calibration is what is looked for")

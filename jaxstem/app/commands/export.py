@@ -31,6 +31,9 @@ def export(
     """
     require_between("--grain-deg", grain_deg, 0.01, 180.0, "degrees")
 
+    from jaxstem.runtime.paths import check_there
+
+    check_there(map_file)
     from jaxstem.maps.export import export_map
 
     export_map(map_file, out, grain_deg, overwrite)
