@@ -277,7 +277,7 @@ def _mrc_signal(path: Path) -> dict[str, Any]:
     """
     from rsciio.mrc import file_reader
 
-    plain = file_reader(str(path), lazy=True, metadata_file=None)[0]
+    plain = file_reader(str(path), lazy=True, chunks=-1, metadata_file=None)[0]
     about = path.with_name(re.sub(r"_movie$", "", path.stem) + "_info.txt")
     found, said = plain, {}
     for information in ("auto", *([str(about)] if about.is_file() else [])):
@@ -288,8 +288,8 @@ def _mrc_signal(path: Path) -> dict[str, Any]:
             break
     else:
         return plain
-    frames = math.prod(plain["data"].shape[:-2])
-    if found["data"].ndim < 3 or math.prod(found["data"].shape[:-2]) != frames:
+    same = math.prod(found["data"].shape[:-2]) == math.prod(plain["data"].shape[:-2])
+    if not same and said.get("Scan - Type", "Raster") == "Raster":
         found = plain | {"original_metadata": found["original_metadata"]}
     axes = [dict(axis) for axis in found["axes"]]
     if len(axes) == 4:

@@ -94,7 +94,7 @@ def test_merlin_of_each_depth(merlin, chips, depth):
 
 @pytest.mark.parametrize("rows", [128, 64])
 def test_merlin_of_fewer_rows(merlin, rows):
-    """The hot pixel that a file's name has is counted from the lowest row, which is stored first."""
+    """The file's name counts the hot pixel from the lowest row, which is stored first."""
     (path,) = merlin.glob(f"*sig256x{rows}_nav4x2*.mib")
     cube = read_cube(path)
     assert cube.shape == (2, 4, rows, 256)

@@ -361,6 +361,16 @@ def test_direct_electron(tmp_path, data, name):
     assert "information file" in cube.axes and "does not name" in cube.pixel_units
 
 
+def test_direct_electron_that_scans_to_and_fro(tmp_path, data):
+    """Each frame at the column and row that the file of positions says."""
+    there = [(x, y) for y in range(ROWS) for x in range(COLUMNS)[:: 1 if y % 2 else -1]]
+    frames = np.stack([data[y, x] for x, y in there])
+    path = write_mrc(tmp_path / "20240101_00042_movie.mrc", frames)
+    write_information(tmp_path / "20240101_00042_info.txt", **{"Scan - Type": "Serpentine"})
+    np.savetxt(tmp_path / "20240101_00042_scan_coordinates.csv", there, "%d", delimiter=",")
+    assert_same(read_cube(path), data, pixel_size=None)
+
+
 def test_direct_electron_of_other_numbers(tmp_path, data):
     """Several scans in one file, or one that was broken off, have no shape that is stated."""
     path = write_mrc(tmp_path / "scan.mrc", data.reshape(-1, HEIGHT, WIDTH))
