@@ -9,7 +9,9 @@ in a TIFF, and have to be given for the others.
 
 from __future__ import annotations
 
+import math
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,32 +41,38 @@ def tiff_pages(
     """What reads frames of a TIFF's series `number` (0 for most), given slices of the axes before
     the last two, and the kind of its numbers.
 
-    Pages that are stored as they are are mapped, others read one by one. Raises InputError for
-    colours.
+    Pages that lie one after the other as they are come from the file in one piece, others one by
+    one from the file that stays open, for there may be many to find. Raises InputError for colours.
     """
     import tifffile
 
-    with tifffile.TiffFile(path) as tiff:
-        series = tiff.series[number]
-        samples = series.axes.endswith("S")
-        shape = series.shape[: -3 if samples else -2]
-        mapped = series.dataoffset is not None and not samples
-        paged = len(series.pages) == int(np.prod(shape))
-        dtype = series.dtype
+    tiff = tifffile.TiffFile(path)
+    series = tiff.series[number]
+    samples = series.axes.endswith("S")
+    scan, frame = np.split(series.shape, [len(series.shape) - (3 if samples else 2)])
+    order = np.arange(math.prod(scan)).reshape(scan)
+    stored = np.dtype(tiff.byteorder + series.dtype.char)
+    offset = None if samples else series.dataoffset
+    one_by_one, alone = len(series.pages) == order.size, threading.Lock()
+    if offset is not None:
+        tiff.close()
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        if mapped:
-            return np.array(tifffile.memmap(path, series=number, mode="r")[index])
-        with tifffile.TiffFile(path) as tiff:
-            if not paged:  # one page that holds all
-                frames = tiff.series[number].asarray()[index]
-            else:
-                wanted = np.arange(int(np.prod(shape))).reshape(shape)[index]
+        wanted = order[index]
+        if offset is not None:
+            first, n = wanted.min(), math.prod(frame)
+            count, start = (wanted.max() - first + 1) * n, offset + first * n * stored.itemsize
+            block = np.fromfile(path, stored, count, offset=start)
+            return block.reshape(-1, *frame)[wanted - first]
+        with alone:
+            if one_by_one:
                 frames = tiff.asarray(key=wanted.ravel().tolist(), series=number)
-                frames = frames.reshape(*wanted.shape, *tiff.series[number].shape[len(shape) :])
+                frames = frames.reshape(*wanted.shape, *frame)
+            else:  # one page that holds all
+                frames = series.asarray()[index]
         return _grey(frames, path) if samples else frames
 
-    return read, dtype
+    return read, series.dtype
 
 
 def picture_signal(path: Path) -> dict[str, Any]:
