@@ -6,6 +6,7 @@ files, Blockfile and TVIPS are written by RosettaSciIO, the others byte by byte 
 layouts. Counts, scan and detector differ along every axis, so that no exchange of axes goes unseen.
 """
 
+import importlib
 import json
 import string
 import struct
@@ -459,8 +460,7 @@ def test_pixels_that_are_not_square(tmp_path, data):
 
 def write_part(path, data, first, line=False):
     """A part of a scan that has its axes from the `first` on; a `line` of positions, if so said."""
-    from rsciio.hspy import file_writer
-
+    file_writer = importlib.import_module(f"rsciio.{path.suffix[1:]}").file_writer
     part = signal(np.zeros((ROWS, COLUMNS, HEIGHT, WIDTH)))
     axes = [dict(axis, index_in_array=i) for i, axis in enumerate(part["axes"][first:])]
     axes[0]["navigate"] |= line
@@ -469,12 +469,13 @@ def write_part(path, data, first, line=False):
     return path
 
 
-def test_single_patterns_and_stacks(tmp_path, data):
+@pytest.mark.parametrize("suffix", [".hspy", ".zspy"])
+def test_single_patterns_and_stacks(tmp_path, data, suffix):
     """A file of one pattern is a scan of one position; a stack is the scan that the user says."""
-    one = read_cube(write_part(tmp_path / "one.hspy", data[1, 2], 2))
+    one = read_cube(write_part(tmp_path / f"one{suffix}", data[1, 2], 2))
     np.testing.assert_array_equal(one.rows(0, 1), data[1:2, 2:3])
     assert one.pixel_size == pytest.approx(PIXEL) and one.voltage_kv == KV
-    stack = write_part(tmp_path / "stack.hspy", data[1], 1)
+    stack = write_part(tmp_path / f"stack{suffix}", data[1], 1)
     refused(stack, "5 patterns", "--scan-shape")
     np.testing.assert_array_equal(read_cube(stack, (1, 5)).rows(0, 1), data[1:2])
     middle = read_cube(stack, (1, 2), frames=Frames(1, 4, 1))
