@@ -20,7 +20,7 @@ from jaxtyping import Int
 from jaxstem.errors import InputError
 from jaxstem.files.axes import changed, with_flip_folded
 from jaxstem.files.calibration import calibrate_disks, stated_instrument, stated_scan_step
-from jaxstem.files.hdf5 import open_hdf5, plain_value
+from jaxstem.files.hdf5 import open_hdf5, plain_value, read_lists, stored_value
 from jaxstem.files.light import Light
 from jaxstem.files.scan import DISK_FIELDS, LARGEST, DiskScan, DiskSource
 from jaxstem.files.stored_light import (
@@ -103,7 +103,7 @@ def bragg_source(
 
     def read(start: int, stop: int) -> DiskScan:
         with open_hdf5(path) as file:
-            disks, counts = _joined_lists(list(file[name][start:stop].ravel()), kind)
+            disks, counts = read_lists(file[name], start, stop, path)
         _check_finite(disks, counts, start, scan_shape, path)
         here, shape = of_rows(start, stop)
         qx, qy = calibrate_disks(disks, counts, shape, here, path)
@@ -195,7 +195,8 @@ def emd_metadata(group: h5py.Group) -> dict:
     values = {}
     for key, node in group.items():
         if isinstance(node, h5py.Dataset) and emd_attribute(node, "type") != "None":
-            values[key] = node[()] if node.shape else plain_value(node[()])
+            value = stored_value(node)
+            values[key] = value if node.shape else plain_value(value)
     return values
 
 
@@ -214,15 +215,6 @@ def _bragg_lists(group: h5py.Group, path: str | Path) -> h5py.Dataset:
             "them to (rows, columns) in py4DSTEM and save them again."
         )
     return dataset
-
-
-def _joined_lists(
-    lists: list[np.ndarray], kind: np.dtype
-) -> tuple[np.ndarray, Int[np.ndarray, "positions"]]:
-    """All disks of some positions in one array, and how many each position has."""
-    counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    # joining the buffers is some 15 times as fast as np.concatenate on many short record arrays
-    return np.frombuffer(b"".join(lists), dtype=kind), counts
 
 
 def _check_finite(
@@ -255,7 +247,7 @@ def stated_voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
         match = VOLTAGE_KEY.fullmatch(node.name.rsplit("/", 1)[-1])
         if match and isinstance(node, h5py.Dataset) and node.shape == ():
             if "/metadatabundle/" in node.name:
-                value = in_kv(plain_value(node[()]), match.group(2))
+                value = in_kv(plain_value(stored_value(node)), match.group(2))
                 if value is not None:
                     stated[node.name] = value
 

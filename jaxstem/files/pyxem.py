@@ -42,7 +42,7 @@ def read_vectors(path: str | Path) -> DiskScan:
         raise InputError(f"{path} holds no DiffractionVectors; save them with pyxem.")
     from rsciio.hspy import file_reader
 
-    with open_hdf5(path):
+    with open_hdf5(path, lists=True):
         found = [signal for signal in file_reader(str(path)) if _is_vectors(signal)]
     if len(found) > 1:
         raise InputError(f"{path} holds {len(found)} sets of DiffractionVectors; save one alone.")

@@ -38,7 +38,7 @@ from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube
 from jaxstem.files.dectris import dectris_cube
 from jaxstem.files.formats import format_of
-from jaxstem.files.hdf5 import plain_value
+from jaxstem.files.hdf5 import open_hdf5, plain_value
 from jaxstem.files.stack import ALL_FRAMES, Frames, checked_cube, framed
 from jaxstem.files.units import VOLTAGE_KEY, angle_in_inverse_angstroms, in_inverse_angstroms, in_kv
 
@@ -92,6 +92,9 @@ def raw_cube(
             options = {"chunks": -1}  # a view of the mapped file, whatever sizes it claims
         elif reader == "emd":
             options = {"select_type": "images"}
+        if reader in ("emd", "hspy"):
+            with open_hdf5(path, lists=True):  # RosettaSciIO opens it as it is
+                pass
         elif reader == "zspy":
             options = {"mode": "r"}
         module = importlib.import_module(f"rsciio.{reader}")
