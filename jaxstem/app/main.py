@@ -100,6 +100,12 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         about = [str(part) for part in (error.filename, error.strerror) if part]
         return complain(f"{': '.join(about) or error}.", 2)
+    except MemoryError:
+        return complain("there is not enough memory; free some, or work on a part of the scan.", 2)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # jax's word for it
+            raise
+        return complain("the device's memory does not suffice; give a smaller --batch.", 2)
     except KeyboardInterrupt:
         return complain("interrupted.", 130)
     except Ended as ended:

@@ -69,7 +69,11 @@ def _trouble(error: Exception) -> str:
 
 
 def stored_value(dataset: h5py.Dataset):
-    """What a dataset holds. Raises OSError for lists, which HDF5 may not survive reading."""
+    """What a dataset holds. Raises OSError for lists, which HDF5 may not survive reading, and for
+    what is no dataset.
+    """
+    if not isinstance(dataset, h5py.Dataset):
+        raise OSError("no dataset where one should be")
     if dataset.dtype.hasobject and h5py.check_string_dtype(dataset.dtype) is None:
         raise OSError("lists where numbers or texts should be")
     return dataset[()]
