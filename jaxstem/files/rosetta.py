@@ -29,6 +29,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,12 @@ def raw_cube(
         found = _scan_in(module.file_reader(str(path), lazy=True, **options), path)
         data, axes = _ordered(found, reader)
 
+    held = _sizes(path, reader)
+
     def fetch(*index: slice) -> np.ndarray:
+        # a mapped file that has become shorter would end the process
+        if _sizes(path, reader) != held:
+            raise InputError(f"{path} has changed since it was opened; wait until it is written.")
         with _own_words(path):
             return np.asarray(data[index].compute(scheduler="synchronous"))
 
@@ -134,6 +140,16 @@ def raw_cube(
         axes=f"detector axes as RosettaSciIO presents {_NAMES[reader]}",
     )
     return checked_cube(framed(cube, stated, scan_shape, frames))
+
+
+def _sizes(path: Path, reader: str) -> list[int]:
+    """Bytes of the files that hold the patterns; -1 of one that is not there any more."""
+    files = [path]
+    if reader == "empad":
+        files += [path.with_suffix(".raw")]
+    elif reader == "tvips":
+        files = sorted(path.parent.glob(f"{escape(path.stem[:-3])}*.tvips"))
+    return [each.stat().st_size if each.is_file() else -1 for each in files]
 
 
 @contextmanager
