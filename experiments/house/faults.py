@@ -341,7 +341,7 @@ sys.exit(main(sys.argv[2:]))
 
 def device_memory(folder: Path, _: Arguments, rng: random.Random) -> Iterator[tuple[str, str]]:
     """XLA's error of exhausted memory is raised for batches of more than a few patterns."""
-    for name, more, most in (("map", ["--batch", "128"], 40), ("detect", [], 8)):
+    for name, more, most in (("map", ["--batch", "128"], 64), ("detect", [], 8)):
         words = [*commands(folder)[name], *more]
         out = Path(commands(folder)[name][-1])
         run(words)
