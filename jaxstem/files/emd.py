@@ -152,12 +152,13 @@ def holds_disks(path: str | Path) -> bool:
 def _bragg_groups(file: h5py.File) -> list[h5py.Group]:
     found = []
 
-    def collect(_, node):
-        is_group = isinstance(node, h5py.Group)
-        if is_group and emd_attribute(node, "python_class") == "BraggVectors":
-            found.append(node)
+    def collect(name, about):
+        if about.type == h5py.h5o.TYPE_GROUP:
+            node = file[name]
+            if emd_attribute(node, "python_class") == "BraggVectors":
+                found.append(node)
 
-    file.visititems(collect)
+    h5py.h5o.visit(file.id, collect, info=True)  # without opening arrays, which takes longest
     return found
 
 
@@ -243,15 +244,16 @@ def stated_voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
     """
     stated = {}
 
-    def collect(_, node):
-        match = VOLTAGE_KEY.fullmatch(node.name.rsplit("/", 1)[-1])
-        if match and isinstance(node, h5py.Dataset) and node.shape == ():
+    def collect(name):
+        match = VOLTAGE_KEY.fullmatch(name.rsplit("/", 1)[-1])
+        node = root[name] if match else None
+        if isinstance(node, h5py.Dataset) and node.shape == ():
             if "/metadatabundle/" in node.name:
                 value = in_kv(plain_value(stored_value(node)), match.group(2))
                 if value is not None:
                     stated[node.name] = value
 
-    root.visititems(collect)
+    root.visit(collect)
     if not stated:
         return None
     values = list(stated.values())

@@ -31,8 +31,8 @@ from jaxstem.files.global_heap import (
     read_collection,
 )
 
-_ATTRIBUTE, _CONTINUATION = 0x0C, 0x10
-"""Types of messages in the header of an object."""
+_TYPE, _ATTRIBUTE, _CONTINUATION, _ELSEWHERE = 0x03, 0x0C, 0x10, 0x15
+"""Types of messages in the header of an object; the last one tells where other attributes are."""
 
 _ANY_LENGTH, _TEXT = 9, 1
 """The class of a type whose elements have any length, and the kind that is text."""
@@ -65,15 +65,13 @@ def _are_sound(path: str, stamp: tuple[int, ...], lists: bool) -> bool:
             return False  # widths of addresses that nobody writes
         heaps, others = Heaps(raw, file.userblock_size), []
 
-        def look(_, node: h5py.HLObject) -> None:
-            if not _attributes_are_sound(node, raw, heaps, lists):
-                others.append(node.name)
-            if isinstance(node, h5py.Dataset) and not _array_is_sound(node, raw, heaps, lists):
-                others.append(node.name)
+        def look(name: bytes, about) -> None:
+            if not _is_sound(file, name, about, raw, heaps, lists):
+                others.append(name)
 
         try:
-            look("", file)
-            file.visititems(look)
+            look(b"/", h5py.h5o.get_info(file.id))
+            h5py.h5o.visit(file.id, look, info=True)
         except Damaged:
             return False
         except Exception:  # other damage, which is told where the file is read
@@ -81,7 +79,29 @@ def _are_sound(path: str, stamp: tuple[int, ...], lists: bool) -> bool:
     return not others or _read_by_hdf5(path, others, lists)
 
 
-def _read_by_hdf5(path: str, names: list[str], lists: bool) -> bool:
+def _is_sound(
+    file: h5py.File, name: bytes, about, raw: io.FileIO, heaps: Heaps, lists: bool
+) -> bool:
+    """Whether all of an object was looked at that has any length. Raises Damaged where that is."""
+    sound, may_have_any_length = True, False
+    for kind, flags, body in _messages(raw, about.addr, heaps.base):
+        if kind == _ATTRIBUTE:
+            try:
+                sound &= not flags & _SHARED and _attribute_is_sound(body, heaps, lists)
+            except (IndexError, struct.error) as error:
+                raise Damaged("an attribute that is cut short") from error
+        elif kind == _ELSEWHERE:  # the address follows, which is not there where there are none
+            start = 2 + 2 * (body[1:2] == b"\1" or body[1:2] == b"\3")
+            sound &= body[start : start + 8] == b"\xff" * 8
+        elif kind == _TYPE:
+            stated = body[0] & 15 if body and not flags & _SHARED else _ANY_LENGTH
+            may_have_any_length |= stated in (_ANY_LENGTH, *_COMPOSITE)
+    if about.type == h5py.h5o.TYPE_DATASET and may_have_any_length:
+        sound &= _array_is_sound(file[name], raw, heaps, lists)
+    return sound
+
+
+def _read_by_hdf5(path: str, names: list[bytes], lists: bool) -> bool:
     """Whether HDF5 met no damaged heap in the attributes and texts of these objects."""
     with _GuardedFile(path) as guarded:
         with suppress(Exception), h5py.File(path, "r", driver="fileobj", fileobj=guarded) as file:
@@ -146,22 +166,8 @@ def _array_is_sound(dataset: h5py.Dataset, raw: io.FileIO, heaps: Heaps, lists: 
     return True
 
 
-def _attributes_are_sound(node: h5py.HLObject, raw: io.FileIO, heaps: Heaps, lists: bool) -> bool:
-    """Whether all attributes were looked at. Raises Damaged for damaged ones."""
-    stated = h5py.h5a.get_num_attrs(node.id)
-    if not stated:
-        return True
-    found = 0
-    for flags, body in _messages(raw, h5py.h5o.get_info(node.id).addr, heaps.base, _ATTRIBUTE):
-        try:
-            found += not flags & _SHARED and _attribute_is_sound(body, heaps, lists)
-        except (IndexError, struct.error) as error:
-            raise Damaged("an attribute that is cut short") from error
-    return found == stated
-
-
-def _messages(raw: io.FileIO, address: int, base: int, wanted: int) -> Iterator[tuple[int, bytes]]:
-    """Flags and content of the messages of one type in the header of an object at an address.
+def _messages(raw: io.FileIO, address: int, base: int) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and content of the messages in the header of an object at an address.
 
     Raises Damaged for a header whose parts do not fit together.
     """
@@ -202,8 +208,8 @@ def _messages(raw: io.FileIO, address: int, base: int, wanted: int) -> Iterator[
                 )
                 # newer ones have a signature and a sum around
                 blocks.append((base + onward + 4 * newer, size - 8 * newer))
-            elif kind == wanted:
-                yield content[flags], body
+            else:
+                yield kind, content[flags], body
             place = stop
 
 
