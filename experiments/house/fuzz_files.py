@@ -14,6 +14,7 @@ What went wrong is kept in --keep, each in a folder of its own. Writes results/f
 import faulthandler
 import io
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -41,10 +42,15 @@ _NUMBERS = (0, 1, 2, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 
 _WORDS = ("nan", "inf", "-1", "0", "1e400", "?", "'", '"', "\0", "ü", "[", "{", "true", "9" * 40)
 
 
+_IDLE = 5
+"""Times the limit after which a process is ended that waits, or that others keep waiting."""
+
+
 @dataclass(frozen=True)
 class Arguments:
     """n: mutated files that are read; commands: that are given to commands; real: a folder of
-    instruments' files; only: formats; seed, first: of the mutations; limit: seconds for each;
+    instruments' files; only: formats; seed, first: of the mutations; limit: seconds of processors
+    for each, so that what else the machine does counts little;
     memory: GiB; keep: folder for what went wrong; out: JSON to write.
     """
 
@@ -247,10 +253,11 @@ class Worker:
             self.process = context.Process(target=work, args=work_on, daemon=True)
             self.process.start()
             theirs.close()
-        self.pipe.send((name, main, whole_command, 0.9 * limit))
-        start, ended = time.monotonic(), None
+        self.pipe.send((name, main, whole_command, 0.9 * _IDLE * limit))
+        start, used, ended = time.monotonic(), self._seconds(), None
         while not self.pipe.poll(0.02):
-            if time.monotonic() - start > limit:
+            idle = time.monotonic() - start > _IDLE * limit
+            if idle or self._seconds() - used > limit:
                 ended = "hang"
             elif self._gibibytes() > self.arguments.memory:
                 ended = "memory"
@@ -265,6 +272,14 @@ class Worker:
         self.process.join()
         code, self.process = self.process.exitcode, None
         return ended, f"exit code {code}\n{self.log.read_text()[-3000:]}"
+
+    def _seconds(self) -> float:
+        """Of processors that it took so far."""
+        try:
+            text = Path(f"/proc/{self.process.pid}/stat").read_text()
+        except OSError:
+            return 0.0
+        return sum(map(int, text.rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def _gibibytes(self) -> float:
         try:

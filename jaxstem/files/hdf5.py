@@ -106,6 +106,8 @@ def plain_value(value):
         value = value.tolist()
     if isinstance(value, bytes):
         return value.decode()
+    if isinstance(value, str):  # bytes that are no text stand in it as halves of pairs
+        return value.encode("utf-8", "replace").decode()
     return [plain_value(item) for item in value] if isinstance(value, list) else value
 
 

@@ -278,6 +278,8 @@ def _read_materials(description: dict[str, Any], grid: np.ndarray) -> tuple[Mate
     ends = np.cumsum([phase["n_cells"] for phase in description["phases"]])
     if ends[-1] != len(grid):
         raise ValueError("grid.npy does not fit the phases in model.json")
+    if grid.ndim != 2 or not np.allclose(np.linalg.norm(grid, axis=-1), 1.0, atol=1e-3):
+        raise ValueError("grid.npy holds something else than unit quaternions")
     found = [Crystal.from_dict(phase["crystal"]) for phase in description["phases"]]
     # models of before these settings travelled are for the usual thicknesses
     microscope = described_microscope(description)
