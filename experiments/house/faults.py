@@ -326,7 +326,7 @@ fitting = memory.in_parts_that_fit
 
 def on_a_small_device(ask, *more):
     def asked(batch):
-        if max(len(x) for x in jax.tree.leaves(batch[:1])) > most:
+        if len(jax.tree.leaves(batch)[0]) > most:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating.")
         return ask(batch)
     return fitting(asked, *more)
