@@ -51,7 +51,7 @@ def texts_are_sound(path: str | Path, lists: bool = False) -> bool:
     """Whether HDF5 can read the attributes and texts of a file, and with `lists` its arrays of
     lists; `read_lists` needs no such look.
 
-    A file is looked at once as long as it stays as it is. What else is wrong with it is not told.
+    A file is looked at once as long as it stays as it is. Raises OSError where it cannot be read.
     """
     status = os.stat(path)
     stamp = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
@@ -72,10 +72,10 @@ def _are_sound(path: str, stamp: tuple[int, ...], lists: bool) -> bool:
         try:
             look(b"/", h5py.h5o.get_info(file.id))
             h5py.h5o.visit(file.id, look, info=True)
-        except Damaged:
-            return False
-        except Exception:  # other damage, which is told where the file is read
-            pass
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            if getattr(error, "errno", None):  # the system's, not the file's
+                raise
+            return False  # Damaged among them; what was not reached was not looked at
     return not others or _read_by_hdf5(path, others, lists)
 
 
