@@ -156,10 +156,13 @@ def unfinished(folder: Path) -> list[str]:
 
 
 def left_over(process: subprocess.Popen) -> int:
-    """Processes of the command's session that still live, half a second after it."""
-    time.sleep(0.5)
-    listed = subprocess.run(["ps", "-s", str(process.pid), "-o", "pid="], capture_output=True)
-    return len(listed.stdout.split())
+    """Processes of the command's session that still live some seconds after it."""
+    for _ in range(50):
+        listed = subprocess.run(["ps", "-s", str(process.pid), "-o", "pid="], capture_output=True)
+        if not (left := len(listed.stdout.split())):
+            break
+        time.sleep(0.1)
+    return left
 
 
 def full_disk(folder: Path, _: Arguments, rng: random.Random) -> Iterator[tuple[str, str]]:

@@ -130,6 +130,7 @@ def settle_jax() -> None:
     # small programs are many, and compiling them anew takes longer than all else at the start
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("jax._src.xla_bridge", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    # errors of orbax's threads, with tracebacks, which are raised as well
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
