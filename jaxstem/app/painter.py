@@ -32,6 +32,9 @@ _DONE = "painted"
 PATIENCE = 300.0
 """Seconds that the other process may take for a picture; the largest take a tenth of that."""
 
+_LOOK = 1.0
+"""Seconds between two looks of the other process whether this one lives."""
+
 _GRACE = 5.0
 """Seconds until a process that was killed is given up, as one that waits for a dead disk."""
 
@@ -129,7 +132,7 @@ def _started() -> subprocess.Popen | None:
 def _end_with(parent: int) -> None:
     """End this process when the one that began it is no more, be this still loading."""
     while os.getppid() == parent:
-        time.sleep(_GRACE)
+        time.sleep(_LOOK)
     os._exit(1)
 
 
