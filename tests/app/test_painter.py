@@ -127,7 +127,8 @@ def test_a_painter_ends_when_its_input_does():
 
 def test_a_painter_ends_with_the_process_that_began_it():
     """Also where that was killed while the painter is loading, and looks at no input yet."""
-    child = "import os; from jaxstem.app.painter import _end_with; _end_with({parent})"
+    child = "import time; from jaxstem.app.painter import _end_with; _end_with({parent}); "
+    child += "time.sleep(600)"
     parent = (
         "import os, subprocess, sys; "
         f"child = {child!r}.format(parent=os.getpid()); "
