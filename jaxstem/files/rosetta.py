@@ -31,6 +31,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube
 from jaxstem.files.dectris import dectris_cube
 from jaxstem.files.formats import format_of
-from jaxstem.files.hdf5 import is_number, plain_value
+from jaxstem.files.hdf5 import is_number, open_hdf5, plain_value
 from jaxstem.files.pictures import picture_signal, tiff_pages, with_unit, zarr_signals
 from jaxstem.files.stack import ALL_FRAMES, Frames, checked_cube, framed
 from jaxstem.files.units import VOLTAGE_KEY, angle_in_inverse_angstroms, in_inverse_angstroms, in_kv
@@ -105,7 +106,12 @@ def raw_cube(
         if reader == "tiff":
             pages, dtype = tiff_pages(path, found["number"])
 
+    held = _sizes(path, reader)
+
     def fetch(*index: slice) -> np.ndarray:
+        # a mapped file that has become shorter would end the process
+        if _sizes(path, reader) != held:
+            raise InputError(f"{path} has changed since it was opened; wait until it is written.")
         with _own_words(path):
             if pages is not None:
                 return pages(index)
@@ -149,6 +155,16 @@ def raw_cube(
     return checked_cube(framed(cube, stated, scan_shape, frames))
 
 
+def _sizes(path: Path, reader: str) -> list[int]:
+    """Bytes of the files that hold the patterns; -1 of one that is not there any more."""
+    files = [path]
+    if reader == "empad":
+        files += [path.with_suffix(".raw")]
+    elif reader == "tvips":
+        files = sorted(path.parent.glob(f"{escape(path.stem[:-3])}*.tvips"))
+    return [each.stat().st_size if each.is_file() else -1 for each in files]
+
+
 @contextmanager
 def _own_words(path: Path) -> Iterator[None]:
     """Whatever a reader of foreign files trips over becomes one sentence."""
@@ -183,6 +199,9 @@ def _found(path: Path, reader: str) -> tuple[Path, dict[str, Any], tuple[int, in
     elif reader == "quantumdetector":
         number, stated = _merlin_scan(path)
         options = {"navigation_shape": (number,), "chunks": -1}
+    elif reader in ("emd", "hspy"):
+        with open_hdf5(path, lists=True):  # RosettaSciIO opens it as it is
+            pass
     module = importlib.import_module(f"rsciio.{reader}")
     signals = module.file_reader(str(path), lazy=True, **options)
     if reader == "tiff":

@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "recall",
             "trouble",
         ],
+        "memory": ["in_parts_that_fit", "is_exhausted"],
         "parallel": [
             "all_agree",
             "first_says",

@@ -144,6 +144,22 @@ def test_a_signal_that_ends_the_process_leaves_nothing(number, here, monkeypatch
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError("Unable to allocate 40. GiB"), "not enough memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), "--batch"),
+    ],
+)
+def test_too_little_memory_is_told_in_one_sentence(error, words, here, monkeypatch, capsys):
+    def too_much(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(np, "savetxt", too_much)
+    argv = ["convert", "scan.h5", "--out", "disks.csv"]
+    assert_command_refused(argv, here, capsys, words)
+
+
 @pytest.mark.parametrize("command", ["detect", "convert", "calibrate", "map"])
 def test_no_command_replaces_what_it_reads(command, here, capsys):
     shutil.copy(sample("Cu.cif"), "Cu.cif")

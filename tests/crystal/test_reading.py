@@ -611,3 +611,17 @@ def test_files_of_people(name):
     else:
         crystal = read_cif(SHARED / f"{name}.cif")
         assert (crystal.space_group, len(crystal.numbers)) == expected
+
+
+@pytest.mark.parametrize(
+    ("edge", "coordinate", "words"),
+    [(3.6, 2147483648.5, "far away"), (3.6, "nan", "finite"), (1e5, 0.5, "beyond all solids'")],
+)
+def test_damaged_numbers_of_a_poscar_take_no_time(tmp_path, edge, coordinate, words):
+    path = tmp_path / "POSCAR"
+    path.write_text(
+        f"Cu\n1.0\n{edge} 0 0\n0 {edge} 0\n0 0 3.6\nCu\n4\nDirect\n"
+        f"0 0 0\n0 0.5 {coordinate}\n0.5 0 0.5\n0.5 0.5 0\n"
+    )
+    with pytest.raises(InputError, match=words):
+        read_cif(path)

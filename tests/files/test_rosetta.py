@@ -604,3 +604,16 @@ def test_empad_descriptions_are_read_or_refused(scans, old, new):
         read_or_refuse(read_all, path)
     finally:
         xml.write_text(text)
+
+
+@pytest.mark.parametrize("suffix", [".mib", ".blo", ".xml", ".tvips"])
+def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(data, tmp_path, suffix):
+    """It is mapped, and pages that are no more would end the process."""
+    write = {".mib": write_mib, ".blo": write_blo, ".xml": write_empad, ".tvips": write_tvips}
+    if suffix == ".blo":
+        data = data[..., :10, :]
+    path = write[suffix](tmp_path / f"scan{suffix}", data)
+    cube = read_cube(path, scan_shape=scan_shape_of(path.suffix))
+    held = path.with_suffix(".raw") if suffix == ".xml" else path
+    held.write_bytes(held.read_bytes()[: held.stat().st_size // 2])
+    assert_refused(lambda _: cube.rows(0, 3), path, "has changed")
