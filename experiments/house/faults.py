@@ -246,7 +246,7 @@ def killed(folder: Path, given: Arguments, rng: random.Random) -> Iterator[tuple
         yield name, _what_is_left(name, out, old[name] if there else None, process)
         for path in out.parent.glob(".*"):  # what a killed process leaves, under its own names
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        if name == "train":
+        if name == "train" and not whole(out):
             code, said, _ = run(words)
             fine = code == 0 and whole(out)
             yield "train, again", "resumed and finished" if fine else f"{code}: {said[-300:]}"

@@ -170,7 +170,9 @@ def command_of(name: str, main: Path, folder: Path) -> list[str]:
     if name == "map export":
         return ["export", str(main), "--out", str(folder / "o.ang")]
     if name == "toml":
-        return ["map", bragg, "--out", out, "--config", str(main)]
+        # what is typed wins: a line that is lost asks for no programs that compile for a minute
+        quick = ["--refine", "none", "--context", "none", "--geometry", "given"]
+        return ["map", bragg, "--out", out, *quick, "--config", str(main)]
     if name == "training":
         return ["train", "--cif", str(folder / "none.cif"), "--out", out, "--config", str(main)]
     if name == "calibration":

@@ -118,7 +118,7 @@ def _started() -> subprocess.Popen | None:
     here = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "jaxstem.app.painter"],
+            [sys.executable, "-P", "-m", "jaxstem.app.painter", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -136,9 +136,9 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def serve() -> None:
+def serve(parent: int) -> None:
     """Load what draws, then obey the orders of the standard input to its end."""
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     gc.disable()  # of what is loaded and drawn all lives to the end, as a rule
     from matplotlib.figure import Figure
 
@@ -154,4 +154,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(int(sys.argv[1]))

@@ -120,7 +120,7 @@ def test_nothing_is_started_where_all_is_loaded():
 @pytest.mark.slow
 def test_a_painter_ends_when_its_input_does():
     """As it does when the process that started it is killed."""
-    command = [sys.executable, "-m", "jaxstem.app.painter"]
+    command = [sys.executable, "-m", "jaxstem.app.painter", str(os.getpid())]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
     assert (ended.returncode, ended.stdout) == (0, b"")
 
