@@ -98,7 +98,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "orix": ["crystal_map", "orix_phase", "standard_cell"],
         "packed": ["is_packed", "packed_source", "write_packed"],
         "pyxem": ["holds_vectors", "read_vectors"],
-        "pictures": ["picture_signal", "tiff_pages", "with_unit", "zarr_signals"],
+        "pictures": ["pages_end", "picture_signal", "tiff_pages", "with_unit", "zarr_signals"],
         "rosetta": ["raw_cube"],
         "scan": [
             "BY_FILE",

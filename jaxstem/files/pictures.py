@@ -35,6 +35,28 @@ def with_unit(signal: dict[str, Any], number: int) -> dict[str, Any]:
     return signal | {"axes": axes, "number": number}
 
 
+def pages_end(path: Path) -> bool:
+    """Whether the pages of a TIFF, each of which says where the next one is, come to an end.
+
+    Of files of other kinds True (TIFF 6.0, Adobe, 1992, section 2; BigTIFF has eight bytes for
+    places and counts).
+    """
+    with path.open("rb") as file:
+        start = file.read(16)
+        order = {b"II": "little", b"MM": "big"}.get(start[:2])
+        if order is None or (version := int.from_bytes(start[2:4], order)) not in (42, 43):
+            return True
+        counted, entry, width = (2, 12, 4) if version == 42 else (8, 20, 8)
+        place, seen = int.from_bytes(start[width : 2 * width], order), set()
+        while place and place not in seen:
+            seen.add(place)
+            file.seek(place)
+            n = int.from_bytes(file.read(counted), order)
+            file.seek(place + counted + n * entry)
+            place = int.from_bytes(file.read(width), order)
+    return not place
+
+
 def tiff_pages(
     path: Path, number: int
 ) -> tuple[Callable[[tuple[slice, ...]], Num[np.ndarray, "... height width"]], np.dtype]:

@@ -42,7 +42,7 @@ from jaxstem.files.cube import Cube
 from jaxstem.files.dectris import dectris_cube
 from jaxstem.files.formats import format_of
 from jaxstem.files.hdf5 import is_number, open_hdf5, plain_value
-from jaxstem.files.pictures import picture_signal, tiff_pages, with_unit, zarr_signals
+from jaxstem.files.pictures import pages_end, picture_signal, tiff_pages, with_unit, zarr_signals
 from jaxstem.files.stack import ALL_FRAMES, Frames, checked_cube, framed
 from jaxstem.files.units import VOLTAGE_KEY, angle_in_inverse_angstroms, in_inverse_angstroms, in_kv
 
@@ -202,6 +202,8 @@ def _found(path: Path, reader: str) -> tuple[Path, dict[str, Any], tuple[int, in
     elif reader in ("emd", "hspy"):
         with open_hdf5(path, lists=True):  # RosettaSciIO opens it as it is
             pass
+    elif reader == "tiff" and not pages_end(path):
+        raise ValueError("pages that go round in a circle")
     module = importlib.import_module(f"rsciio.{reader}")
     signals = module.file_reader(str(path), lazy=True, **options)
     if reader == "tiff":

@@ -153,3 +153,22 @@ def test_stores_that_are_not_right_are_refused(tmp_path, data):
     (path / ".zarray").unlink()
     (path / "zarr.json").write_text("{}")
     assert_refused(read_cube, path, "format 3")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_pages_that_go_round_are_refused(tmp_path, stack, bigtiff, byteorder):
+    path = tmp_path / "scan.tif"
+    with tifffile.TiffWriter(path, bigtiff=bigtiff, byteorder=byteorder) as writer:
+        for page in stack[:4]:
+            writer.write(page, metadata=None, contiguous=False)
+    read_cube(path, (2, 2))
+    with tifffile.TiffFile(path) as tiff:
+        last, first = tiff.pages[3], tiff.pages[1]
+        n, places = len(last.tags), (last.offset, first.offset)
+    onward = places[0] + (8 + 20 * n if bigtiff else 2 + 12 * n)
+    content = bytearray(path.read_bytes())
+    order, width = {"<": "little", ">": "big"}[byteorder], 8 if bigtiff else 4
+    content[onward : onward + width] = places[1].to_bytes(width, order)
+    path.write_bytes(content)
+    assert_refused(read_cube, path, "damaged")
