@@ -13,14 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxstem.crystal.cell import Crystal
-from jaxstem.detection.ring_fit import (
-    Calibration,
-    fit_rings,
-    nearest_ring,
-    ring_disks,
-    rings,
-    to_scattering_vectors,
-)
+from jaxstem.detection.ring_fit import Calibration, fit_rings, nearest_ring, ring_disks
+from jaxstem.detection.ring_mixture import rings, to_scattering_vectors
 from jaxstem.errors import InputError
 from jaxstem.files.axes import FLIPS
 from jaxstem.files.scan import DiskScan
