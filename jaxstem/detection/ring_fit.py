@@ -6,10 +6,10 @@ Where one explains the disks and no other does so nearly as well, it is fitted: 
 disks (`ring_mixture`), or, where single crystals say more than rings do, to their spots. Where two
 scales explain about as much, both are named and none is chosen.
 
-The uncertainty holds that of a bootstrap over blocks of the scan, since neighbouring patterns of
-one grain share their errors; that of rings drawn anew, since a ring may be taken for another and
-texture fills some only; the scatter between patterns; and how far other assignments lie that
-explain as much. The result is written in py4DSTEM's terms (`files.calibrate_disks`): Q_pixel_size,
+The uncertainty is that of blocks of the scan that err together, since neighbouring patterns of one
+grain do, and of rings that do, since one may be taken for another and texture fills some only; of
+spots, also the scatter between patterns. It is wider where other assignments lie near that explain
+as much. The result is written in py4DSTEM's terms (`files.calibrate_disks`): Q_pixel_size,
 and a, b, theta.
 """
 
@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 
 from jaxstem.crystal.cell import Crystal
 from jaxstem.detection.ring_mixture import (
+    Mixture,
     belonging,
     first_ring,
     fit_mixture,
@@ -49,6 +50,12 @@ _LEAST_CENTRED, _LARGEST_SPREAD = 0.75, 0.9
 
 _BLOCKS = 5
 """Blocks along each side of the scan, among which the bootstrap draws."""
+
+_HALF_SQUARE = 1e-4
+"""Half of the square [1/Å²] of excitation errors as they are, and how far it is from that."""
+
+_PLACES = 0.012
+"""Error [px] that all disks may share, away from the beam."""
 
 _TIMES = 1.3
 """By which errors are larger than their estimates say, which are drawn from few rings."""
@@ -112,7 +119,6 @@ def fit_rings(
     scan: DiskScan,
     crystals: Sequence[Crystal],
     pixel_size: float | None = None,
-    seed: int = 0,
     within: float = WITHIN,
 ) -> Calibration:
     """Pixel size and ellipse from disks in detector pixels and the crystals in the scan.
@@ -145,7 +151,7 @@ def fit_rings(
     if best.by_spots > best.on_rings:
         fitted = _by_spots(x, best, start)
     else:
-        fitted = _by_rings(scan, x, block, crystals, start, phase, seed)
+        fitted = _by_rings(scan, x, block, crystals, start, phase)
     error = np.hypot(fitted.pop("relative_error"), widened(found) / 1.5)
     next_best = next((other for other in found[1:] if _differ(best, other) > 0.015), None)
     return Calibration(
@@ -205,9 +211,9 @@ def _by_spots(x, best: Candidate, start: Float[np.ndarray, " 3"]) -> dict[str, A
     }
 
 
-def _by_rings(scan, x, block, crystals, start, phase: str, seed: int) -> dict[str, Any]:
+def _by_rings(scan, x, block, crystals, start, phase: str) -> dict[str, Any]:
     """The fit to the rings of all disks, from where the search ended."""
-    fit = fit_mixture(x, crystals, float(start[0]), start)
+    fit = fit_mixture(x, crystals, float(start[0]), start, width=0.25)
     parameters, mixture = fit.parameters, fit.mixture
     belongs, index, distance = belonging(x, parameters, mixture)
     near = belongs.sum(1) > 0.5
@@ -219,13 +225,13 @@ def _by_rings(scan, x, block, crystals, start, phase: str, seed: int) -> dict[st
             f"{scan.source}: the disks do not lie on the rings of {phase}, or not on them alone; "
             "check the crystal, give a rough pixel size, or a scan without other phases."
         )
-    pull = (belongs * distance).sum(1) / (mixture.width**2 * parameters[0])
-    score = radius_gradients(x, parameters) * pull[:, None]
-    error = _bootstrap(score, block, seed)
     ring = np.where(near, index[np.arange(len(x)), belongs.argmax(1)], -1)
-    by_ring = _clustered(score, ring)
+    parameters, error = _shortened(x, parameters, mixture, (block, ring))
+    # nor are disks found without any error that grows with their distance
+    radius = np.mean(np.hypot(*x[near].T))
+    error[0] = np.hypot(error[0], parameters[0] * _PLACES / radius)
+    error *= _TIMES
     ellipticity, theta = _ellipse(parameters)
-    error = np.maximum(error, by_ring) * _TIMES
     return {
         "pixel_size": float(parameters[0] * np.sqrt(1 - np.sum(parameters[1:] ** 2))),
         "relative_error": float(error[0] / parameters[0]),
@@ -238,16 +244,41 @@ def _by_rings(scan, x, block, crystals, start, phase: str, seed: int) -> dict[st
     }
 
 
-def _clustered(score: Float[np.ndarray, "n 3"], ring: Int[np.ndarray, " n"]):
-    """Standard deviations of the parameters where the disks of a ring err together: the sandwich of
-    their summed scores, for the degrees of freedom of so few of them (Cameron & Miller, J. Human
-    Resources 50 (2015) 317).
+def _shortened(x, parameters: Float[np.ndarray, " 3"], mixture: Mixture, clusters):
+    """Parameters and their standard deviations when rings may be a little smaller than |g|.
+
+    A reflection that is excited at a distance s_g from the Ewald sphere puts its disk at
+    |g| - s_g² / (2 |g|), to first order; the mean of s_g² / 2 is fitted along, about what it is in
+    foils of usual thickness. Errors are those of disks that err together, in each way to group
+    them: the sandwich of their summed scores (Cameron & Miller, J. Human Resources 50 (2015) 317).
     """
-    numbers = np.unique(ring[ring >= 0])
-    sums = np.array([score[ring == number].sum(0) for number in numbers])
-    bread = np.linalg.pinv(score.T @ score)
-    few = len(numbers) / max(len(numbers) - 1, 1)
-    return np.sqrt(few * np.diag(bread @ (sums.T @ sums) @ bread))
+    belongs, index, distance = belonging(x, parameters, mixture)
+    length = mixture.lengths[index]
+    share = belongs / (mixture.width * parameters[0]) ** 2
+    moved = radius_gradients(x, parameters)
+    inverse = (share / length).sum(1)
+    hessian = np.zeros((4, 4))
+    hessian[:3, :3] = (moved * share.sum(1)[:, None]).T @ moved
+    hessian[:3, 3] = hessian[3, :3] = moved.T @ inverse
+    hessian[3, 3] = (share / length**2).sum() + 1 / _HALF_SQUARE**2
+    residual = share * distance * parameters[0]
+    score = np.column_stack([moved * residual.sum(1)[:, None], (residual / length).sum(1)])
+    change = np.linalg.solve(hessian, -score.sum(0) + [0, 0, 0, 1 / _HALF_SQUARE])
+    found = parameters + change[:3]
+    # as it is after this step
+    left = residual + share * ((moved @ change[:3])[:, None] + change[3] / length)
+    score = np.column_stack([moved * left.sum(1)[:, None], (left / length).sum(1)])
+    # doubt about a disk's ring makes information less than the Hessian says
+    prior = np.diag([0, 0, 0, 1 / _HALF_SQUARE**2])
+    inverse = np.linalg.pinv(score.T @ score + prior)
+    variance = np.diag(inverse)
+    for cluster in clusters:
+        numbers = np.unique(cluster[cluster >= 0])
+        if len(numbers) > 3:
+            sums = np.array([score[cluster == number].sum(0) for number in numbers])
+            meat = len(numbers) / (len(numbers) - 1) * sums.T @ sums + prior
+            variance = np.maximum(variance, np.diag(inverse @ meat @ inverse))
+    return found, np.sqrt(variance[:3])
 
 
 def ring_disks(scan: DiskScan) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
@@ -314,23 +345,6 @@ def _centred(x, parameters, lengths) -> float:
     half = np.where(own > 0, above[index], below[index])
     counted = wide[index] & (index > 0) & (index < len(lengths) - 1)
     return float((np.abs(own) < half / 2)[counted].mean()) if counted.sum() > _LEAST_DISKS else 1.0
-
-
-def _bootstrap(
-    score: Float[np.ndarray, "n 3"], block: Int[np.ndarray, " n"], seed: int, n: int = 200
-) -> Float[np.ndarray, " 3"]:
-    """Standard deviations of the parameters when blocks of the scan are drawn anew: one step each
-    along the disks' scores, the derivatives of their log-likelihoods. The information is that of
-    the scores, in which doubt about a disk's ring counts.
-    """
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(block == number) for number in np.unique(block)]
-    if len(members) < 4:
-        members = list(np.arange(len(score))[:, None])
-    sums = np.array([score[own].sum(0) for own in members])
-    drawn = rng.integers(len(members), size=(n, len(members)))
-    information = np.linalg.pinv(score.T @ score)
-    return np.std(sums[drawn].sum(1) @ information, axis=0)
 
 
 def _ellipse(parameters) -> tuple[float, float]:

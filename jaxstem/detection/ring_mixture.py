@@ -107,7 +107,7 @@ def likely_scales(
     for number in np.argsort(-score, kind="stable"):
         if len(chosen) == _PEAKS or not np.isfinite(score[number]):
             break
-        if all(abs(number - other) * _STEP > 0.014 for other in chosen):
+        if all(abs(number - other) * _STEP > 0.02 for other in chosen):
             chosen.append(int(number))
     return [float(tries[number]) for number in chosen]
 
@@ -119,16 +119,17 @@ def fit_mixture(
     start: Float[np.ndarray, " 3"] | None = None,
     rounds: int = 300,
     most: int | None = None,
+    width: float = 0.5,
 ) -> RingFit:
     """Steps 1 and 2 of the module's docstring about a scale [1/Å]; `start`: parameters at which to
-    begin instead; most: disks that are used, evenly chosen.
+    begin instead; most: disks that are used, evenly chosen; width: of the rings at first [px].
     """
     if most:
         x = x[:: max(1, len(x) // most)]
     radius = np.hypot(*x.T)
     lengths, weights, _ = rings(crystals, 1.2 * scale * radius.max())
     background = _background(radius)
-    mixture = Mixture(lengths, weights, background(radius), 0.5, 0.7, weights)
+    mixture = Mixture(lengths, weights, background(radius), width, 0.7, weights)
     enough = min(most or _LATTICE_DISKS, _LATTICE_DISKS)
     parameters = _lattice(x, scale, mixture, background, enough) if start is None else start
     settled = False
@@ -160,7 +161,11 @@ def ring_evidence(x: Float[np.ndarray, "n 2"], fit: RingFit, weight: float) -> f
     size = float(np.hypot(*to_scattering_vectors(x, parameters).T).max())
     seen = mixture.lengths < size + parameters[0]
     counts = weight * np.bincount(index.ravel(), belongs.ravel(), len(mixture.lengths))[seen]
-    expected = mixture.expected[seen]
+    # how disks grow fewer outwards is no matter of the scale: as the background has it
+    length, expected = mixture.lengths[seen], mixture.expected[seen]
+    apart = np.log(length[:, None] / length) / 0.25
+    smooth = np.exp(-0.5 * apart**2) @ expected
+    expected = expected * length * _background(radius)(length / parameters[0]) / smooth
     alpha = 0.7 * seen.sum() * expected / expected.sum()
     integrated = gammaln(alpha.sum()) - gammaln(alpha.sum() + counts.sum())
     integrated += np.sum(gammaln(alpha + counts) - gammaln(alpha))

@@ -31,7 +31,7 @@ READ = 5
 _LEAST_SPOTS, _INNER_SPOTS = 5, 20
 """Spots of a pattern that is read, and how many suffice near the beam."""
 
-_ENOUGH, _SURE = 400, 60.0
+_ENOUGH, _SURE = 200, 60.0
 """Disks at places of their own, and their evidence, with which rings alone decide."""
 
 _COUNTED = 150
@@ -45,6 +45,9 @@ _LEAST = 25.0
 
 _SAME, _NEAR = 0.004, 0.015
 """ln of scales that are one, and of such as widen the error."""
+
+_FINELY = 0.0025 * np.array([-5, -4, -3, -2, -1, 1, 2, 3, 4, 5])
+"""Steps of a scale at which the best fit to rings begins again."""
 
 _ALIKE = 0.006
 """By how much readings of one scale differ, in ln s and in E."""
@@ -116,7 +119,7 @@ def search(
 
 
 def _explains(reading: Reading) -> bool:
-    return reading.gain > 30 and reading.explained > 0.6 * reading.spots
+    return reading.gain > max(30, 3 * reading.spots) and reading.explained > 0.7 * reading.spots
 
 
 def _decides(found: list[Candidate]) -> bool:
@@ -128,12 +131,31 @@ def _by_rings(x, crystals, low, high, own) -> list[RingFit]:
     if len(x) < 10:
         return []
     weight = min(1.0, _COUNTED / len(x), own / len(x))
-    found = []
-    for scale in likely_scales(x, crystals, low, high):
-        fit = fit_mixture(x, crystals, scale, rounds=25, most=1500)
-        if low < fit.parameters[0] < high:
-            found.append(fit._replace(evidence=ring_evidence(x, fit, weight)))
-    return found
+    fits = [
+        fit_mixture(x, crystals, scale, rounds=25, most=1500)
+        for scale in likely_scales(x, crystals, low, high)
+    ]
+    evident = lambda fit: fit._replace(evidence=ring_evidence(x, fit, weight))  # noqa: E731
+    found = [evident(fit) for fit in fits if low < fit.parameters[0] < high]
+    if not found:
+        return []
+    # where rings lie close together a fit ends at the next best of them
+    scale, *ellipse = max(found, key=lambda fit: fit.evidence).parameters
+    for step in _FINELY:
+        start = np.array([scale * (1 + step), *ellipse])
+        fit = fit_mixture(x, crystals, scale, start, rounds=25, most=1500, width=0.25)
+        if fit.parameters[0] > 0:
+            found.append(evident(fit))
+    # where rings are many and mostly empty even the true scale is less likely than a background
+    # without rings: what counts is by how much it is likelier than others
+    best = max(found, key=lambda fit: fit.evidence, default=None)
+    others = [f.evidence for f in found if _apart(f, best) > _NEAR]
+    chance = min(float(np.median(others)) if others else 0.0, 0.0)
+    return [fit._replace(evidence=fit.evidence - chance) for fit in found]
+
+
+def _apart(one: RingFit, other: RingFit) -> float:
+    return abs(_of_ring(one)[0] - _of_ring(other)[0])
 
 
 def _chosen(pattern: Int[np.ndarray, " n"]) -> list[int]:
@@ -151,16 +173,16 @@ def _candidates(
     rings: list[RingFit], read: list[list[Reading]], x: Float[np.ndarray, "n 2"]
 ) -> list[Candidate]:
     """Scales by what rings and readings say together, the likeliest first, each one once."""
-    places = [(*_of_ring(fit),) for fit in rings]
-    places += [(np.log(r.scale), *r.ellipse) for readings in read for r in readings]
+    places = [(_of_ring(fit), fit) for fit in rings]
+    places += [((np.log(r.scale), *r.ellipse), None) for readings in read for r in readings]
     found = []
-    for place in places:
+    for place, own in places:
         at = np.array(place)
         near = [
             max((_agreed(r, at) for r in readings), default=None, key=_first) for readings in read
         ]
         used = [(gain, r) for gain, r in (pair for pair in near if pair) if gain > 0]
-        by_rings = [(_agreed_ring(fit, at), fit) for fit in rings]
+        by_rings = [(_agreed_ring(fit, at), fit) for fit in ([own] if own else rings)]
         ring = max(by_rings, key=_first, default=(0.0, None))
         found.append(_together(at, ring, [r for _, r in used], sum(gain for gain, _ in used)))
     found.sort(key=lambda candidate: -candidate.evidence)
