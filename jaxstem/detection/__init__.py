@@ -11,10 +11,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "calibration": [
+            "about_rivals",
             "calibrate",
             "draw_calibration",
             "IN_PIXELS",
             "read_calibration",
+            "stated_size",
             "summary",
             "write_calibration",
         ],
@@ -119,8 +121,26 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "fit_rings",
             "nearest_ring",
             "ring_disks",
+        ],
+        "ring_mixture": [
+            "belonging",
+            "first_ring",
+            "fit_mixture",
+            "likely_scales",
+            "Mixture",
+            "radius_gradients",
+            "ring_evidence",
+            "RingFit",
             "rings",
             "to_scattering_vectors",
+        ],
+        "scale_search": [
+            "believed",
+            "Candidate",
+            "independent",
+            "rivals",
+            "search",
+            "widened",
         ],
         "scan": [
             "calibrated",
@@ -132,6 +152,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "progress_bar",
             "stream_disks",
             "write_bragg",
+        ],
+        "zone_fit": [
+            "read_spots",
+            "Reading",
+            "Table",
+            "table_of",
         ],
     },
 )

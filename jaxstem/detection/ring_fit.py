@@ -54,7 +54,7 @@ _BLOCKS = 5
 _HALF_SQUARE = 1e-4
 """Half of the square [1/Å²] of excitation errors as they are, and how far it is from that."""
 
-_PLACES = 0.012
+_PLACES = 0.008
 """Error [px] that all disks may share, away from the beam."""
 
 _TIMES = 1.3
@@ -120,13 +120,15 @@ def fit_rings(
     crystals: Sequence[Crystal],
     pixel_size: float | None = None,
     within: float = WITHIN,
+    stated: float | None = None,
 ) -> Calibration:
     """Pixel size and ellipse from disks in detector pixels and the crystals in the scan.
 
     scan: read with the calibration `IN_PIXELS`; pixel_size [1/Å]: about what it may be, looked for
-    up to 1 + `within` times larger and smaller, everywhere where None. Raises InputError where
-    there are too few disks, they do not lie on the crystal's rings, with pixels of that size could
-    not, or where pixel sizes that differ explain them about equally.
+    up to 1 + `within` times larger and smaller; where None about what is `stated`, if rings may be
+    seen with that, else everywhere. Raises InputError where there are too few disks, they do not
+    lie on the crystal's rings, with pixels of that size could not, or where pixel sizes that differ
+    explain them about equally.
     """
     x, pattern, block, strength = _beyond_beam(scan)
     if len(x) < _LEAST_SPOTS:
@@ -135,7 +137,10 @@ def fit_rings(
             f"give a scan with {_LEAST_DISKS} or more."
         )
     radius = np.hypot(*x.T)
-    low, high = _range(scan, crystals, radius, pixel_size, within)
+    if pixel_size is not None:
+        source = f"{scan.source}: --pixel-size {pixel_size:g}"
+        _check_reach(pixel_size * radius.max(), crystals, source)
+    low, high = _range(crystals, radius, pixel_size, within, stated)
     phase = ", ".join(crystal.name for crystal in crystals)
     found = search(x, strength, pattern, crystals, low, high, scan.voltage_kv)
     if not found or not believed(found[0]):
@@ -181,14 +186,14 @@ def _undecided(source: str, phase: str, best: Candidate, others: list[Candidate]
     )
 
 
-def _range(scan, crystals, radius, pixel_size: float | None, within: float):
+def _range(crystals, radius, pixel_size, within: float, stated) -> tuple[float, float]:
     """Scales [1/Å] that are tried."""
+    inner = min(map(first_ring, crystals))
+    if pixel_size is None and stated and inner < stated * radius.max() < REACH:
+        pixel_size, within = stated, WITHIN
     if pixel_size is not None:
-        stated = f"{scan.source}: --pixel-size {pixel_size:g}"
-        _check_reach(pixel_size * radius.max(), crystals, stated)
         return pixel_size / (1 + within), pixel_size * (1 + within)
     # no detector reaches farther than REACH, and hardly all of the disks lie within the first ring
-    inner = min(map(first_ring, crystals))
     low = inner / np.quantile(radius, 0.7)
     return low, max(min(REACH / radius.max(), 4 * inner / np.quantile(radius, 0.03)), 1.1 * low)
 

@@ -25,8 +25,11 @@ from jaxstem.detection.ring_mixture import RingFit, fit_mixture, likely_scales, 
 from jaxstem.detection.zone_fit import Reading, read_spots, table_of
 from jaxstem.errors import InputError
 
-READ = 5
+READ = 4
 """Patterns whose spots are read."""
+
+_SUFFICE = 3
+"""Patterns that suffice where they agree."""
 
 _LEAST_SPOTS, _INNER_SPOTS = 5, 20
 """Spots of a pattern that is read, and how many suffice near the beam."""
@@ -48,6 +51,9 @@ _SAME, _NEAR = 0.004, 0.015
 
 _FINELY = 0.0025 * np.array([-5, -4, -3, -2, -1, 1, 2, 3, 4, 5])
 """Steps of a scale at which the best fit to rings begins again."""
+
+_CLOSE = 3.0
+"""Distance [px] of rings that may be taken for one another."""
 
 _ALIKE = 0.006
 """By how much readings of one scale differ, in ln s and in E."""
@@ -109,6 +115,9 @@ def search(
             wavelength = electron_wavelength(1e3 * (voltage_kv or 200.0))
             readings += read_spots(x[own], strength[own], table, wavelength, low, high)
         read.append((number, sorted(readings, key=lambda reading: -reading.gain)))
+        if len(read) >= _SUFFICE and all(found and _explains(found[0]) for _, found in read):
+            if _decides(_candidates([], [found for _, found in read], x)):
+                break
     # patterns of one grain say nothing more by their rings
     plain = [number for number, readings in read if readings and _explains(readings[0])]
     if plain:
@@ -123,7 +132,7 @@ def _explains(reading: Reading) -> bool:
 
 
 def _decides(found: list[Candidate]) -> bool:
-    return found[0].evidence > _SURE and not rivals(found)
+    return bool(found) and found[0].evidence > _SURE and not rivals(found)
 
 
 def _by_rings(x, crystals, low, high, own) -> list[RingFit]:
@@ -141,7 +150,8 @@ def _by_rings(x, crystals, low, high, own) -> list[RingFit]:
         return []
     # where rings lie close together a fit ends at the next best of them
     scale, *ellipse = max(found, key=lambda fit: fit.evidence).parameters
-    for step in _FINELY:
+    gaps = np.diff(found[0].mixture.lengths) / scale
+    for step in _FINELY if np.median(gaps) < _CLOSE else ():
         start = np.array([scale * (1 + step), *ellipse])
         fit = fit_mixture(x, crystals, scale, start, rounds=25, most=1500, width=0.25)
         if fit.parameters[0] > 0:
@@ -184,6 +194,8 @@ def _candidates(
         used = [(gain, r) for gain, r in (pair for pair in near if pair) if gain > 0]
         by_rings = [(_agreed_ring(fit, at), fit) for fit in ([own] if own else rings)]
         ring = max(by_rings, key=_first, default=(0.0, None))
+        if not used and ring[1] is None:
+            continue
         found.append(_together(at, ring, [r for _, r in used], sum(gain for gain, _ in used)))
     found.sort(key=lambda candidate: -candidate.evidence)
     apart: list[Candidate] = []
