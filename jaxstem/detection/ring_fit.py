@@ -235,6 +235,7 @@ def _by_rings(scan, x, block, crystals, start, phase: str) -> dict[str, Any]:
     # nor are disks found without any error that grows with their distance
     radius = np.mean(np.hypot(*x[near].T))
     error[0] = np.hypot(error[0], parameters[0] * _PLACES / radius)
+    error[0] = np.hypot(error[0], parameters[0] * away / 2)
     error *= _TIMES
     ellipticity, theta = _ellipse(parameters)
     return {

@@ -44,7 +44,7 @@ _NEXT = 3
 _LATTICE_DISKS, _MOST_STRETCHED = 3000, 0.03
 """Disks that are enough for the lattice, and how far it reaches along e1 and e2."""
 
-_PEAKS = 8
+_PEAKS = 7
 """Scales at which a fit begins."""
 
 _STEP = 0.004

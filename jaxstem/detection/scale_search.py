@@ -21,20 +21,26 @@ from jaxtyping import Float, Int
 
 from jaxstem.crystal.cell import Crystal
 from jaxstem.crystal.electron import electron_wavelength
-from jaxstem.detection.ring_mixture import RingFit, fit_mixture, likely_scales, ring_evidence
+from jaxstem.detection.ring_mixture import (
+    RingFit,
+    belonging,
+    fit_mixture,
+    likely_scales,
+    ring_evidence,
+)
 from jaxstem.detection.zone_fit import Reading, read_spots, table_of
 from jaxstem.errors import InputError
 
 READ = 4
 """Patterns whose spots are read."""
 
-_SUFFICE = 3
+_SUFFICE = 2
 """Patterns that suffice where they agree."""
 
 _LEAST_SPOTS, _INNER_SPOTS = 5, 20
 """Spots of a pattern that is read, and how many suffice near the beam."""
 
-_ENOUGH, _SURE = 200, 60.0
+_ENOUGH, _SURE = 200, 40.0
 """Disks at places of their own, and their evidence, with which rings alone decide."""
 
 _COUNTED = 150
@@ -46,11 +52,14 @@ _MARGIN, _SHARE = 10.0, 0.12
 _LEAST = 25.0
 """Log-likelihood above chance without which nothing is believed."""
 
-_SAME, _NEAR = 0.004, 0.015
-"""ln of scales that are one, and of such as widen the error."""
+_MOST_OF_THEM = 0.5
+"""Share of a pattern's spots that a reading must explain."""
 
-_FINELY = 0.0025 * np.array([-5, -4, -3, -2, -1, 1, 2, 3, 4, 5])
-"""Steps of a scale at which the best fit to rings begins again."""
+_SAME, _NEAR, _FAR = 0.0012, 0.015, 0.04
+"""ln of scales that are one, of such as widen the error, and that are no longer near."""
+
+_LACK = 0.25
+"""What scales near the best one lack that may still be right, as a share of its evidence."""
 
 _CLOSE = 3.0
 """Distance [px] of rings that may be taken for one another."""
@@ -139,9 +148,10 @@ def _by_rings(x, crystals, low, high, own) -> list[RingFit]:
     """Ring fits at all likely scales."""
     if len(x) < 10:
         return []
+    x = x[:: max(1, len(x) // 3000)]
     weight = min(1.0, _COUNTED / len(x), own / len(x))
     fits = [
-        fit_mixture(x, crystals, scale, rounds=25, most=1500)
+        fit_mixture(x, crystals, scale, rounds=18, most=1000)
         for scale in likely_scales(x, crystals, low, high)
     ]
     evident = lambda fit: fit._replace(evidence=ring_evidence(x, fit, weight))  # noqa: E731
@@ -150,18 +160,35 @@ def _by_rings(x, crystals, low, high, own) -> list[RingFit]:
         return []
     # where rings lie close together a fit ends at the next best of them
     scale, *ellipse = max(found, key=lambda fit: fit.evidence).parameters
-    gaps = np.diff(found[0].mixture.lengths) / scale
-    for step in _FINELY if np.median(gaps) < _CLOSE else ():
-        start = np.array([scale * (1 + step), *ellipse])
-        fit = fit_mixture(x, crystals, scale, start, rounds=25, most=1500, width=0.25)
-        if fit.parameters[0] > 0:
-            found.append(evident(fit))
+    best = max(found, key=lambda fit: fit.evidence)
+    if np.median(np.diff(best.mixture.lengths)) < _CLOSE * scale:
+        for step in _finely(x, best):
+            start = np.array([scale * (1 + step), *ellipse])
+            fit = fit_mixture(x, crystals, scale, start, rounds=18, most=1000, width=0.25)
+            if fit.parameters[0] > 0:
+                found.append(evident(fit))
     # where rings are many and mostly empty even the true scale is less likely than a background
     # without rings: what counts is by how much it is likelier than others
     best = max(found, key=lambda fit: fit.evidence, default=None)
-    others = [f.evidence for f in found if _apart(f, best) > _NEAR]
+    others = [f.evidence for f in found if _apart(f, best) > _FAR]
     chance = min(float(np.median(others)) if others else 0.0, 0.0)
     return [fit._replace(evidence=fit.evidence - chance) for fit in found]
+
+
+def _finely(x, fit: RingFit) -> list[float]:
+    """Steps of a fit's scale at which another fit may begin: peaks of the likelihood near it."""
+    steps = np.arange(-0.035, 0.0351, 0.001)
+    mixture = fit.mixture._replace(weights=fit.mixture.expected, width=0.3)
+    x = x[:: max(1, len(x) // 1000)]
+    mixture = mixture._replace(background=mixture.background[: len(x)])
+    likely = []
+    for step in steps:
+        parameters = fit.parameters * np.array([1 + step, 1, 1])
+        belongs, _, _ = belonging(x, parameters, mixture)
+        likely.append(-np.sum(np.log(np.maximum(1 - belongs.sum(1), 1e-9))))
+    likely = np.array(likely)
+    peaks = np.flatnonzero((likely >= np.roll(likely, 1)) & (likely >= np.roll(likely, -1)))
+    return steps[peaks[np.argsort(-likely[peaks])][:9]].tolist()
 
 
 def _apart(one: RingFit, other: RingFit) -> float:
@@ -183,16 +210,26 @@ def _candidates(
     rings: list[RingFit], read: list[list[Reading]], x: Float[np.ndarray, "n 2"]
 ) -> list[Candidate]:
     """Scales by what rings and readings say together, the likeliest first, each one once."""
+    # what explains some of the spots only is of grains that overlap, or none at all
+    read = [[r for r in readings if r.explained > _MOST_OF_THEM * r.spots] for readings in read]
     places = [(_of_ring(fit), fit) for fit in rings]
-    places += [((np.log(r.scale), *r.ellipse), None) for readings in read for r in readings]
+    places += [((np.log(r.scale), *r.ellipse), r) for readings in read for r in readings]
     found = []
     for place, own in places:
         at = np.array(place)
+        # of its own pattern a reading stands for itself, however good another near it is
         near = [
-            max((_agreed(r, at) for r in readings), default=None, key=_first) for readings in read
+            max(
+                (_agreed(r, at) for r in ([own] if any(r is own for r in readings) else readings)),
+                default=None,
+                key=_first,
+            )
+            for readings in read
         ]
         used = [(gain, r) for gain, r in (pair for pair in near if pair) if gain > 0]
-        by_rings = [(_agreed_ring(fit, at), fit) for fit in ([own] if own else rings)]
+        by_rings = [
+            (_agreed_ring(fit, at), fit) for fit in ([own] if isinstance(own, RingFit) else rings)
+        ]
         ring = max(by_rings, key=_first, default=(0.0, None))
         if not used and ring[1] is None:
             continue
@@ -247,28 +284,26 @@ def _together(at, ring, used: list[Reading], by_spots: float) -> Candidate:
 def rivals(found: list[Candidate]) -> list[Candidate]:
     """Scales that explain about as much as the best one, and are not near it."""
     best = found[0]
-    least = best.evidence - max(_MARGIN, _SHARE * best.evidence)
+    lacking = [best.evidence - other.evidence for other in found]
+    off = [abs(np.log(other.scale / best.scale)) for other in found]
     return [
         other
-        for other in found[1:]
-        if other.evidence > least and abs(np.log(other.scale / best.scale)) > _NEAR
+        for other, lack, far in zip(found, lacking, off, strict=True)
+        if far > _NEAR
+        and lack < max(_MARGIN, (_SHARE if far > _FAR else 1.5 * _SHARE) * best.evidence)
     ]
 
 
 def widened(found: list[Candidate]) -> float:
     """Relative error of the best scale's assignment: how far others are that explain as much."""
     best = found[0]
-    least = best.evidence - max(_MARGIN, _SHARE * best.evidence)
-    off = [
-        abs(np.log(other.scale / best.scale))
-        for other in found[1:]
-        if other.evidence > least and abs(np.log(other.scale / best.scale)) <= _NEAR
-    ]
-    return max(off, default=0.0)
+    least = best.evidence - max(_MARGIN, _LACK * best.evidence)
+    off = [abs(np.log(other.scale / best.scale)) for other in found[1:] if other.evidence > least]
+    return max((far for far in off if far <= _NEAR), default=0.0)
 
 
 def believed(best: Candidate) -> bool:
     """Whether a scale explains more than chance would, and most of the spots that were read."""
     if best.by_spots > best.on_rings:
-        return best.evidence > _LEAST and best.explained > 0.55
+        return best.evidence > _LEAST and best.explained > _MOST_OF_THEM
     return best.evidence > _LEAST
