@@ -37,7 +37,7 @@ from jaxstem.files.scan import DiskScan
 
 _LEAST_DISKS = 30
 
-_LEAST_SPOTS = 8
+_LEAST_SPOTS = 9
 """Disks without which nothing is tried."""
 
 REACH = 4.0
@@ -134,7 +134,7 @@ def fit_rings(
     if len(x) < _LEAST_SPOTS:
         raise InputError(
             f"{scan.source} has {len(x)} disks beyond the direct beam, too few to calibrate on; "
-            f"give a scan with {_LEAST_DISKS} or more."
+            f"give a scan with {_LEAST_SPOTS} or more."
         )
     radius = np.hypot(*x.T)
     if pixel_size is not None:

@@ -31,10 +31,10 @@ MOST_SPOTS = 48
 _INNER = 10
 """Spots next to the beam by which readings are looked through."""
 
-_PAIRS, _MOST_READINGS = 4, 700
+_PAIRS, _MOST_READINGS = 5, 1000
 """Pairs of spots from which readings start, and readings of each at most."""
 
-_REFINED, _KEPT = 56, 20
+_REFINED, _KEPT = 70, 24
 """Readings that are fitted to all spots, and those of them that are fitted to the end."""
 
 _MOST_STRETCHED = 0.05
@@ -58,7 +58,7 @@ _LOOSELY = 0.06
 _SURELY, _FAINTER = 0.92, 0.75
 """Probability of the strongest reflections to be seen, and the power of the intensity in it."""
 
-_MOST_REFLECTIONS = 4000
+_MOST_REFLECTIONS = 5000
 
 
 class Table(NamedTuple):

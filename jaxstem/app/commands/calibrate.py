@@ -25,7 +25,7 @@ def calibrate(
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
-    """Fit pixel size and ellipse to the rings or spots of a known crystal.
+    """Fit pixel size and ellipse to the rings or spots of a crystal.
 
     Many sizes are tried; where two explain the disks about equally both are named and none chosen.
 
@@ -34,8 +34,8 @@ def calibrate(
         cif: The unit cells of the crystals that fill the scan.
         out: Calibration to write; its picture goes beside it (.png).
         reading: How the scan is read; --pixel-size is about what it may be.
-        within: How much larger than --pixel-size it may be, or as many times smaller; 75 also
-            about what the file states.
+        within: How much larger than --pixel-size it may be, or as many times smaller; 75 about
+            what the file states.
         overwrite: Replace FILE.json and FILE.png.
         output: What is said.
     """
