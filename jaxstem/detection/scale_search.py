@@ -49,7 +49,7 @@ _COUNTED = 150
 _MARGIN, _SHARE = 10.0, 0.12
 """What a rival lacks in log-likelihood, at least and as a share of the best one's."""
 
-_LEAST = 25.0
+_LEAST = 35.0
 """Log-likelihood above chance without which nothing is believed."""
 
 _MOST_OF_THEM = 0.5

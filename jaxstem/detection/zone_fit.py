@@ -285,7 +285,8 @@ def _fitted(fit: _Fit, rounds: range, x, view, table: Table, wavelength: float) 
         near = (length2 < (1.15 * scale[0] * np.hypot(*view)) ** 2) & (off < farthest)
         g, own2, intensity = table.g[near], length2[near], table.intensity[near]
         place = g @ p.T + shift
-        seen = (np.abs(place) < view).all(1) & (np.hypot(*place.T) > 4.0)
+        far = np.hypot(*place.T)
+        seen = (np.abs(place) < view).all(1) & (far > 4.0) & (far < radius.max() + 1)
         g, place, own2, intensity = g[seen], place[seen], own2[seen], intensity[seen]
         if len(g) < 2:
             return nothing
@@ -363,7 +364,7 @@ def _gains(step, light, match, used, spread: float, view) -> Float[np.ndarray, "
     """Log-likelihood of the spots above that of as many anywhere (module's docstring), for each
     tilt's `light` (T, N).
     """
-    area = 4 * view[0] * view[1]
+    area = min(4 * view[0] * view[1], np.pi * np.sum(view**2))
     n_spots = len(match)
     own, place = np.unique(match[used], return_inverse=True)
     n_false = n_spots - len(own)

@@ -25,9 +25,7 @@ def calibrate(
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
-    """Fit pixel size and ellipse to the rings or spots of a crystal.
-
-    Many sizes are tried; where two explain the disks about equally both are named and none chosen.
+    """Fit pixel size and ellipse to rings or spots of a crystal.
 
     Args:
         scan: Raw patterns or Bragg disks in detector pixels.
