@@ -54,6 +54,9 @@ _BLOCKS = 5
 _HALF_SQUARE = 1e-4
 """Half of the square [1/Å²] of excitation errors as they are, and how far it is from that."""
 
+_LARGEST_ERROR = 0.0085
+"""Relative error of a pixel size that is of no use."""
+
 _PLACES = 0.008
 """Error [px] that all disks may share, away from the beam."""
 
@@ -158,6 +161,12 @@ def fit_rings(
     else:
         fitted = _by_rings(scan, x, block, crystals, start, phase)
     error = np.hypot(fitted.pop("relative_error"), widened(found) / 1.5)
+    if error > _LARGEST_ERROR:
+        raise InputError(
+            f"{scan.source}: readings of the disks as {phase} about {best.scale:.6f} 1/Å a pixel "
+            f"differ by {100 * error:.1f} % and do not lie on one scale; give patterns of more "
+            "orientations, of another crystal or at another camera length."
+        )
     next_best = next((other for other in found[1:] if _differ(best, other) > 0.015), None)
     return Calibration(
         **fitted,
