@@ -265,6 +265,7 @@ def map_header(
             "specimen": asdict(replace(model.specimen, thickness=likelihood.thickness)),
             "read_options": (options or ReadOptions()).given(),
             "distortion": given.distortion.stored(),
+            "beam": source.instrument.stored_beam(),
         },
         keeps_single=context == "scan",
     )

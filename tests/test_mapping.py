@@ -191,6 +191,16 @@ def test_disks_are_mapped_where_they_belong(model, table, one_device, rng, monke
     assert stored_distortion(as_given.settings["distortion"]).most == 0.0
 
 
+def test_a_beam_from_elsewhere_is_kept(model, table, one_device):
+    """For the report, which weighs counts by it; nothing where patterns show the beam."""
+    scan = read_scan(table)
+    hidden = replace(scan.instrument, beam_unseen=True, incident=7e4)
+    found = map_scan(replace(scan, instrument=hidden), model, CONFIG, **one_device)
+    assert scan.instrument.with_stored_beam(found.settings["beam"]) == hidden
+    seen = map_scan(scan, model, CONFIG, **one_device)
+    assert scan.instrument.with_stored_beam(seen.settings["beam"]) == scan.instrument
+
+
 def test_nothing_is_left_of_a_map_that_fails(model, table, one_device, tmp_path, monkeypatch):
     source, before = open_scan(table), os.listdir(tmp_path)
     monkeypatch.setattr(batching, "PIECE", 5)

@@ -62,21 +62,19 @@ def reliability(
     right as often as their confidence says, each by itself: what so few of them show at least.
     """
     place = np.clip((confidence * bins).astype(int), 0, bins - 1)
-
-    def by_bin(right) -> list[list[float]]:
-        each = [(place == b) for b in np.unique(place)]
-        return [[float(x) for x in (b.mean(), confidence[b].mean(), right[b].mean())] for b in each]
-
-    error = lambda rows: sum(w * abs(c - r) for w, c, r in rows)  # noqa: E731
-    rows, rng = by_bin(right), np.random.default_rng(0)
-    drawn = [error(by_bin(rng.random(len(confidence)) < confidence)) for _ in range(DRAWS)]
+    _, place, n = np.unique(place, return_inverse=True, return_counts=True)
+    in_bins = lambda values: np.bincount(place, values) / n  # noqa: E731
+    share, said = n / len(confidence), in_bins(confidence)
+    error = lambda right: float(np.sum(share * np.abs(said - in_bins(right))))  # noqa: E731
+    rng = np.random.default_rng(0)
+    drawn = [error(rng.random(len(confidence)) < confidence) for _ in range(DRAWS)]
     return {
         "n": len(confidence),
-        "expected_calibration_error": round(error(rows), 4),
+        "expected_calibration_error": round(error(right), 4),
         "by_chance": round(float(np.mean(drawn)), 4),
         "mean_confidence": round(float(np.mean(confidence)), 4),
         "share_right": round(float(np.mean(right)), 4),
-        "bins": rows,
+        "bins": np.stack([share, said, in_bins(right)], axis=-1).tolist(),
     }
 
 

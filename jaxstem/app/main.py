@@ -100,6 +100,12 @@ def _run(arguments: list[str]) -> int:
     except OSError as error:
         about = [str(part) for part in (error.filename, error.strerror) if part]
         return complain(f"{': '.join(about) or error}.", 2)
+    except MemoryError:
+        return complain("there is not enough memory; free some, or work on a part of the scan.", 2)
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # jax's word for it
+            raise
+        return complain("the device's memory does not suffice; give a smaller --batch.", 2)
     except KeyboardInterrupt:
         return complain("interrupted.", 130)
     except Ended as ended:
@@ -124,6 +130,8 @@ def settle_jax() -> None:
     # small programs are many, and compiling them anew takes longer than all else at the start
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for name in ("jax._src.xla_bridge", "absl"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    # errors of orbax's threads, with tracebacks, which are raised as well
+    for name in ("absl", "asyncio", "concurrent.futures"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")

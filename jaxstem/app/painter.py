@@ -18,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -30,6 +31,9 @@ _DONE = "painted"
 
 PATIENCE = 300.0
 """Seconds that the other process may take for a picture; the largest take a tenth of that."""
+
+_LOOK = 1.0
+"""Seconds between two looks of the other process whether this one lives."""
 
 _GRACE = 5.0
 """Seconds until a process that was killed is given up, as one that waits for a dead disk."""
@@ -114,7 +118,7 @@ def _started() -> subprocess.Popen | None:
     here = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "jaxstem.app.painter"],
+            [sys.executable, "-P", "-m", "jaxstem.app.painter", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -125,8 +129,16 @@ def _started() -> subprocess.Popen | None:
         return None
 
 
-def serve() -> None:
+def _end_with(parent: int) -> None:
+    """End this process when the one that began it is no more, be this still loading."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    os._exit(1)
+
+
+def serve(parent: int) -> None:
     """Load what draws, then obey the orders of the standard input to its end."""
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     gc.disable()  # of what is loaded and drawn all lives to the end, as a rule
     from matplotlib.figure import Figure
 
@@ -142,4 +154,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(int(sys.argv[1]))

@@ -159,6 +159,10 @@ def from_structure(structure: Structure, name: str) -> Crystal:
     )
 
 
+_FARTHEST = 1e4
+"""Cells by which atoms may be away from the first one; farther ones come of damage."""
+
+
 def crystal_of(
     name: str,
     cell: Sequence[float],
@@ -172,8 +176,10 @@ def crystal_of(
     InputError for a cell without volume, for an element without scattering factors, and for atoms
     on top of each other.
     """
-    if not np.all(np.isfinite(positions)):
-        raise InputError("an atom's coordinates are no finite numbers; correct them.")
+    if not np.all(np.abs(positions) < _FARTHEST):
+        raise InputError(
+            "an atom's coordinates are no finite numbers, or far away from the cell; correct them."
+        )
     unknown = sorted(set(numbers.tolist()) - lobato_parameters().keys())
     if unknown:
         raise InputError(f"no electron scattering factors are known for the element {unknown[0]}.")

@@ -186,6 +186,10 @@ class Packing:
     strain: float
 
 
+_NOTHING = 1e-2
+"""Share of the least density below which no neighbours are looked for."""
+
+
 def packed(atoms: Atoms, lattice: Float[np.ndarray, "3 3"]) -> Packing:
     """Density and nearest neighbours of atoms in a cell with rows a, b, c in Å."""
     from pymatgen.optimization.neighbors import find_points_in_spheres
@@ -195,9 +199,12 @@ def packed(atoms: Atoms, lattice: Float[np.ndarray, "3 3"]) -> Packing:
     weight = np.array([elements[z].weight for z in atoms.numbers.tolist()])
     radius = np.array([elements[z].covalent_r for z in atoms.numbers.tolist()], float)
     density = float(atoms.occupancies @ weight) / volume * _G_PER_CM3
+    if density < _NOTHING * _DENSITIES[0]:  # neighbours would be looked for in an empty space
+        return Packing(density, float("inf"), float("inf"), (0, 0), 0.0)
     room = (volume / max(len(np.unique(atoms.positions, axis=0)), 1)) ** (1 / 3)
     reach = min(2 * radius.max() * 1.2, 3 * room)
-    cartesian = np.ascontiguousarray(atoms.positions @ lattice)
+    # cells away from the first one would be gone through, one by one
+    cartesian = np.ascontiguousarray((atoms.positions % 1.0) @ lattice)
     one, other, _, distance = find_points_in_spheres(
         cartesian,
         cartesian,

@@ -10,6 +10,14 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "beam": [
+            "Beam",
+            "beam_centroids",
+            "beam_is_measured",
+            "find_beam",
+            "look_for_beam",
+            "no_beam",
+        ],
         "calibration": [
             "about_rivals",
             "calibrate",
@@ -51,16 +59,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "solve",
         ],
         "estimates": [
-            "Beam",
-            "beam_centroids",
-            "beam_is_measured",
             "estimate_gain",
             "estimate_pedestal",
             "estimate_probe",
             "false_alarm_threshold",
-            "find_beam",
-            "look_for_beam",
-            "no_beam",
             "radial_background",
             "vacuum_probe",
         ],

@@ -16,18 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
+from jaxstem.detection.beam import beam_centroids, find_beam, look_for_beam, no_beam
 from jaxstem.detection.config import DEFAULT, DetectConfig, check_method
 from jaxstem.detection.correlogram import from_corner, zero_sum
 from jaxstem.detection.estimates import (
     WIDER,
-    beam_centroids,
     estimate_gain,
     estimate_pedestal,
     estimate_probe,
     false_alarm_threshold,
-    find_beam,
-    look_for_beam,
-    no_beam,
     radial_background,
     vacuum_probe,
 )

@@ -28,9 +28,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from jaxstem.detection.beam import beam_is_measured
 from jaxstem.detection.config import DEFAULT, DetectConfig
 from jaxstem.detection.correlogram import correlate_patterns
-from jaxstem.detection.estimates import beam_is_measured
 from jaxstem.detection.faults import ceiling
 from jaxstem.detection.layout import CorrelogramLayout, CorrelogramPlan, FoundDisks, Layout, Plan
 from jaxstem.detection.light import apertures_of, places_apart, room_for_light, stored_light
@@ -47,6 +47,7 @@ from jaxstem.files.light import Light
 from jaxstem.files.scan import DiskScan, Instrument
 from jaxstem.files.stored_light import calibrated_light, write_light
 from jaxstem.runtime import parallel
+from jaxstem.runtime.memory import in_parts_that_fit
 from jaxstem.runtime.parallel import REPLICATED, SHARDED, keep_freed_memory, pmap
 from jaxstem.runtime.paths import atomic_path
 from jaxstem.runtime.sharing import own_rows
@@ -119,7 +120,8 @@ def plan_search(cube: Cube, config: DetectConfig = DEFAULT) -> PlannedSearch:
     radius = config.radius or (math.sqrt(plan.area / math.pi) if isinstance(plan, Plan) else None)
     size = config.pixel_size or cube.pixel_size
     clipped = ceiling(patterns, good)
-    measured = beam_is_measured(patterns, good, plan.centre, radius or 3.0, clipped)
+    middle = np.asarray(plan.centre)
+    measured = beam_is_measured(patterns, good, middle, radius or 3.0, clipped)
     instrument = Instrument(
         pixel_size=size and mean_pixel_size(size, cube.calibration),
         axes=cube.axes,
@@ -243,17 +245,22 @@ def stream_disks(
         detect = _on_mesh(mesh, layout)
     total, done = math.prod(cube.scan_shape), 0
 
+    def fitted(find):
+        some = lambda patterns, start, stop: patterns[start:stop]  # noqa: E731
+        return in_parts_that_fit(lambda patterns: find(patterns, plan), size, least, some)
+
+    least = 1 if mesh is None else mesh.size
+    fitting = fitted(detect)
+
     def search(patterns):
         n = len(patterns)
         if n < size:  # one shape, one compilation
             patterns = np.concatenate([patterns, np.repeat(patterns[-1:], size - n, axis=0)])
-        on_host = lambda found: jax.tree.map(lambda x: np.asarray(x)[:n], found)  # noqa: E731
-        found = on_host(detect(patterns, plan))
-        full = layout
-        while found.mask.all(1).any() and full.n_disks < 1000:
+        found, full = fitting(patterns), layout
+        while found.mask[:n].all(1).any() and full.n_disks < 1000:
             full = full._replace(n_disks=4 * full.n_disks)
-            found = on_host(_detector(full)(patterns, plan))
-        return found
+            found = fitted(_detector(full))(patterns)
+        return jax.tree.map(lambda x: x[:n], found)
 
     for found in _overlapped(search, _pieces(cube, size)):
         done += len(found.mask)

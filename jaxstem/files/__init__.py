@@ -55,14 +55,24 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "undistorted",
         ],
         "formats": ["format_of", "READERS"],
+        "global_heap": [
+            "Damaged",
+            "Heaps",
+            "plain_references",
+            "read_bytes",
+            "read_collection",
+        ],
         "hdf5": [
             "is_number",
             "numeric_array",
             "open_hdf5",
             "plain_value",
+            "read_lists",
             "read_settings",
+            "stored_value",
             "write_settings",
         ],
+        "hdf5_damage": ["texts_are_sound"],
         "hdf5_writing": ["create_hdf5"],
         "light": [
             "Apertures",
@@ -88,6 +98,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "orix": ["crystal_map", "orix_phase", "standard_cell"],
         "packed": ["is_packed", "packed_source", "write_packed"],
         "pyxem": ["holds_vectors", "read_vectors"],
+        "pictures": ["picture_signal", "tiff_pages", "with_unit", "zarr_signals"],
         "rosetta": ["raw_cube"],
         "scan": [
             "BY_FILE",

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube
-from jaxstem.files.hdf5 import open_hdf5, plain_value
+from jaxstem.files.hdf5 import open_hdf5, plain_value, stored_value
 from jaxstem.files.stack import ALL_FRAMES, Frames, checked_cube, framed
 from jaxstem.files.units import in_kv
 
@@ -62,10 +62,10 @@ def dectris_cube(
             file.get(f"entry/instrument/detector/detectorSpecific/{name}")
             for name in ("ntrigger", "nimages")
         ]
-        stated = tuple(int(x[()]) if isinstance(x, h5py.Dataset) else 0 for x in numbers)
+        stated = tuple(int(stored_value(x)) if isinstance(x, h5py.Dataset) else 0 for x in numbers)
         energy = file.get("entry/instrument/beam/incident_energy")
         if voltage_kv is None and isinstance(energy, h5py.Dataset) and energy.shape == ():
-            voltage_kv = in_kv(plain_value(energy[()]), "eV")
+            voltage_kv = in_kv(plain_value(stored_value(energy)), "eV")
 
     def fetch(_: slice, own: slice) -> np.ndarray:
         start, stop, step = own.indices(int(ends[-1]))

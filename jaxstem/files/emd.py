@@ -20,7 +20,7 @@ from jaxtyping import Int
 from jaxstem.errors import InputError
 from jaxstem.files.axes import changed, with_flip_folded
 from jaxstem.files.calibration import calibrate_disks, stated_instrument, stated_scan_step
-from jaxstem.files.hdf5 import open_hdf5, plain_value
+from jaxstem.files.hdf5 import open_hdf5, plain_value, read_lists, stored_value
 from jaxstem.files.light import Light
 from jaxstem.files.scan import DISK_FIELDS, LARGEST, DiskScan, DiskSource
 from jaxstem.files.stored_light import (
@@ -103,7 +103,7 @@ def bragg_source(
 
     def read(start: int, stop: int) -> DiskScan:
         with open_hdf5(path) as file:
-            disks, counts = _joined_lists(list(file[name][start:stop].ravel()), kind)
+            disks, counts = read_lists(file[name], start, stop, path)
         _check_finite(disks, counts, start, scan_shape, path)
         here, shape = of_rows(start, stop)
         qx, qy = calibrate_disks(disks, counts, shape, here, path)
@@ -152,12 +152,13 @@ def holds_disks(path: str | Path) -> bool:
 def _bragg_groups(file: h5py.File) -> list[h5py.Group]:
     found = []
 
-    def collect(_, node):
-        is_group = isinstance(node, h5py.Group)
-        if is_group and emd_attribute(node, "python_class") == "BraggVectors":
-            found.append(node)
+    def collect(name, about):
+        if about.type == h5py.h5o.TYPE_GROUP:
+            node = file[name]
+            if emd_attribute(node, "python_class") == "BraggVectors":
+                found.append(node)
 
-    file.visititems(collect)
+    h5py.h5o.visit(file.id, collect, info=True)  # without opening arrays, which takes longest
     return found
 
 
@@ -195,7 +196,8 @@ def emd_metadata(group: h5py.Group) -> dict:
     values = {}
     for key, node in group.items():
         if isinstance(node, h5py.Dataset) and emd_attribute(node, "type") != "None":
-            values[key] = node[()] if node.shape else plain_value(node[()])
+            value = stored_value(node)
+            values[key] = value if node.shape else plain_value(value)
     return values
 
 
@@ -214,15 +216,6 @@ def _bragg_lists(group: h5py.Group, path: str | Path) -> h5py.Dataset:
             "them to (rows, columns) in py4DSTEM and save them again."
         )
     return dataset
-
-
-def _joined_lists(
-    lists: list[np.ndarray], kind: np.dtype
-) -> tuple[np.ndarray, Int[np.ndarray, "positions"]]:
-    """All disks of some positions in one array, and how many each position has."""
-    counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    # joining the buffers is some 15 times as fast as np.concatenate on many short record arrays
-    return np.frombuffer(b"".join(lists), dtype=kind), counts
 
 
 def _check_finite(
@@ -251,15 +244,16 @@ def stated_voltage_kv(root: h5py.Group, path: str | Path) -> float | None:
     """
     stated = {}
 
-    def collect(_, node):
-        match = VOLTAGE_KEY.fullmatch(node.name.rsplit("/", 1)[-1])
-        if match and isinstance(node, h5py.Dataset) and node.shape == ():
+    def collect(name):
+        match = VOLTAGE_KEY.fullmatch(name.rsplit("/", 1)[-1])
+        node = root[name] if match else None
+        if isinstance(node, h5py.Dataset) and node.shape == ():
             if "/metadatabundle/" in node.name:
-                value = in_kv(plain_value(node[()]), match.group(2))
+                value = in_kv(plain_value(stored_value(node)), match.group(2))
                 if value is not None:
                     stated[node.name] = value
 
-    root.visititems(collect)
+    root.visit(collect)
     if not stated:
         return None
     values = list(stated.values())

@@ -16,15 +16,21 @@ READERS = {
     ".dm4": "digitalmicrograph",
     ".hspy": "hspy",
     ".mib": "quantumdetector",
+    ".mrc": "mrc",
+    ".mrcs": "mrc",
+    ".png": "picture",
+    ".tif": "tiff",
+    ".tiff": "tiff",
     ".tvips": "tvips",
     ".xml": "empad",
+    ".zarr": "zarr",
     ".zspy": "zspy",
 }
-"""The RosettaSciIO reader for each suffix."""
+"""The reader for each suffix: RosettaSciIO's of that name, or one of `pictures.py`."""
 
 
 def format_of(path: str | Path) -> str | None:
-    """Who reads a raw file: a RosettaSciIO reader, "dectris", or None for another HDF5 file.
+    """Who reads a raw file: one of `READERS`, "dectris", "emd", or None for another HDF5 file.
 
     Raises InputError for a file that should be HDF5 and cannot be read.
     """
@@ -32,6 +38,8 @@ def format_of(path: str | Path) -> str | None:
     suffix = path.suffix.lower()
     if suffix == ".raw":
         return "empad"
+    if suffix == ".zarr" and (path / "Experiments").is_dir():  # as HyperSpy lays it out
+        return "zspy"
     if suffix in READERS:
         return READERS[suffix]
     with open_hdf5(path) as file:

@@ -20,6 +20,7 @@ from jaxstem.files.hdf5 import (
     open_hdf5,
     plain_value,
     read_settings,
+    stored_value,
     write_settings,
 )
 from jaxstem.files.hdf5_writing import create_hdf5
@@ -155,9 +156,11 @@ def read_map(path: str | Path, every: int = 1) -> OrientationMap:
         shape = arrays["phase"].shape
         for name, dataset in LATER.items():
             arrays.setdefault(name, np.full(dataset.shape(*shape), np.nan, dataset.dtype))
-        phase_names = tuple(plain_value(name) for name in file["phase_names"][()])
+        phase_names = tuple(plain_value(name) for name in stored_value(file["phase_names"]))
         crystals = tuple(
-            Crystal.from_dict({key: plain_value(value[()]) for key, value in group.items()})
+            Crystal.from_dict(
+                {key: plain_value(stored_value(value)) for key, value in group.items()}
+            )
             for group in (file[f"phases/{number}"] for number in range(len(phase_names)))
         )
         settings = read_settings(file["settings"]) if "settings" in file else {}

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from jaxstem.errors import InputError
-from jaxstem.files.hdf5 import open_hdf5
+from jaxstem.files.hdf5 import open_hdf5, plain_value
 from jaxstem.files.hdf5_writing import create_hdf5
 from jaxstem.files.scan import DISK_FIELDS, LARGEST, DiskScan, DiskSource, no_disk_at_all
 from jaxstem.runtime.paths import atomic_path
@@ -110,7 +110,10 @@ def packed_source(path: str | Path) -> DiskSource:
         problem = _offsets_problem(offsets, len(file["qx"]))
         if problem:
             raise InputError(f"{path}: {problem}; {_REMEDY}.")
-    scan_step, scan_units = float(attributes["scan_step"]), str(attributes["scan_units"])
+    scan_step, scan_units = (
+        float(attributes["scan_step"]),
+        str(plain_value(attributes["scan_units"])),
+    )
     voltage_kv = attributes.get("voltage_kv")
     voltage_kv = None if voltage_kv is None else float(voltage_kv)
 

@@ -24,7 +24,11 @@ def holds_vectors(path: str | Path) -> bool:
         experiments = file.get("Experiments")
         if file.attrs.get("file_format") != "HyperSpy" or not isinstance(experiments, h5py.Group):
             return False
-        signals = [group.get("metadata/Signal") for group in experiments.values()]
+        signals = [
+            group.get("metadata/Signal")
+            for group in experiments.values()
+            if isinstance(group, h5py.Group)
+        ]
         types = [signal.attrs.get("signal_type") for signal in signals if signal is not None]
         return any(str(kind).startswith("diffraction_vectors") for kind in types)
 
@@ -42,7 +46,7 @@ def read_vectors(path: str | Path) -> DiskScan:
         raise InputError(f"{path} holds no DiffractionVectors; save them with pyxem.")
     from rsciio.hspy import file_reader
 
-    with open_hdf5(path):
+    with open_hdf5(path, lists=True):
         found = [signal for signal in file_reader(str(path)) if _is_vectors(signal)]
     if len(found) > 1:
         raise InputError(f"{path} holds {len(found)} sets of DiffractionVectors; save one alone.")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Raw scans as detectors and other programs store them.
 
-EMPAD, Merlin (MIB), Digital Micrograph, Blockfile, TVIPS, HyperSpy (`.hspy`, `.zspy`) and Velox
-files are opened by RosettaSciIO, lazily: it says where in the file each pattern lies, and patterns
-are read when they are asked for, so that a scan need not fit in memory. Dectris masters (Arina) are
-read with h5py, because RosettaSciIO reads them at once.
+EMPAD, Merlin (MIB), Digital Micrograph, Blockfile, TVIPS, MRC (Direct Electron's too), TIFF,
+HyperSpy (`.hspy`, `.zspy`) and Velox files are opened by RosettaSciIO, lazily: it says where in the
+file each pattern lies, and patterns are read when they are asked for, so that a scan need not fit
+in memory. What it reads at once is read by others: Dectris masters (Arina) with h5py, the pages of
+a TIFF with tifffile (`pictures.py`, which has PNG and plain Zarr as well).
 
 Three things differ between formats, and are settled here:
 
@@ -18,7 +19,7 @@ and columns they must be given; they are never guessed. A file of one pattern is
 position.
 
 *Units.* A detector axis in 1/nm, 1/Å, or mrad (with the voltage) gives the pixel size; any other
-unit (cm, pixels) does not, and the size must then be given. So must that of TVIPS files.
+unit (cm, pixels) does not, and the size must then be given. So must that of TVIPS and MRC files.
 docs/file-formats.md lists what each format was tested with.
 """
 
@@ -26,9 +27,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,8 @@ from jaxstem.errors import InputError
 from jaxstem.files.cube import Cube
 from jaxstem.files.dectris import dectris_cube
 from jaxstem.files.formats import format_of
-from jaxstem.files.hdf5 import plain_value
+from jaxstem.files.hdf5 import is_number, open_hdf5, plain_value
+from jaxstem.files.pictures import picture_signal, tiff_pages, with_unit, zarr_signals
 from jaxstem.files.stack import ALL_FRAMES, Frames, checked_cube, framed
 from jaxstem.files.units import VOLTAGE_KEY, angle_in_inverse_angstroms, in_inverse_angstroms, in_kv
 
@@ -51,11 +55,25 @@ _NAMES = {
     "emd": "Velox files",
     "empad": "EMPAD files",
     "hspy": "HyperSpy files",
+    "mrc": "MRC files",
+    "picture": "",
     "quantumdetector": "Merlin frames, their rows reversed",
+    "tiff": "",
     "tvips": "TVIPS files",
+    "zarr": "",
     "zspy": "HyperSpy files",
 }
-"""What each reader reads, and what is known of the detector's axes there."""
+"""What each reader reads, and what is known of the detector's axes there; "" for what has no axes
+of its own but is read as stored.
+"""
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "blockfile": {"chunks": -1},  # a view of the mapped file, whatever sizes it claims
+    "digitalmicrograph": {"chunks": -1},
+    "emd": {"select_type": "images"},
+    "zspy": {"mode": "r"},
+}
+"""Of RosettaSciIO's readers."""
 
 _MERLIN_HEADER = 384
 
@@ -81,26 +99,22 @@ def raw_cube(
         return dectris_cube(path, scan_shape, voltage_kv, frames)
     if not path.exists():
         raise InputError(f"{path} does not exist; check the name.")
-    stated, options = None, {}
     with _own_words(path):
-        if reader == "empad":
-            path = _empad_xml(path)
-        elif reader == "quantumdetector":
-            number, stated = _merlin_scan(path)
-            options = {"navigation_shape": (number,), "chunks": -1}
-        elif reader in ("blockfile", "digitalmicrograph"):
-            options = {"chunks": -1}  # a view of the mapped file, whatever sizes it claims
-        elif reader == "emd":
-            options = {"select_type": "images"}
-        elif reader == "zspy":
-            options = {"mode": "r"}
-        module = importlib.import_module(f"rsciio.{reader}")
-        logging.getLogger("rsciio").setLevel(logging.ERROR)
-        found = _scan_in(module.file_reader(str(path), lazy=True, **options), path)
+        path, found, stated = _found(path, reader)
         data, axes = _ordered(found, reader)
+        dtype, pages = np.dtype(data.dtype), None
+        if reader == "tiff":
+            pages, dtype = tiff_pages(path, found["number"])
+
+    held = _sizes(path, reader)
 
     def fetch(*index: slice) -> np.ndarray:
+        # a mapped file that has become shorter would end the process
+        if _sizes(path, reader) != held:
+            raise InputError(f"{path} has changed since it was opened; wait until it is written.")
         with _own_words(path):
+            if pages is not None:
+                return pages(index)
             return np.asarray(data[index].compute(scheduler="synchronous"))
 
     if data.ndim == 4:
@@ -113,13 +127,21 @@ def raw_cube(
 
     if voltage_kv is None:
         voltage_kv = _stated_voltage(found)
-    if reader == "tvips":  # its header has the pixel's width in nm, not in reciprocal space
-        axes = [{key: axis[key] for key in axis if key != "units"} for axis in axes]
+    if reader in ("tvips", "mrc"):  # a header that has pixels of a specimen [nm], if any
+        axes = [*axes[:-2], *({key: a[key] for key in a if key != "units"} for a in axes[-2:])]
     pixel_size, calibration, pixel_units = _detector_scale(axes[-2:], voltage_kv)
     scan_step, scan_units = _scan_scale(axes[:-2])
+    words = []
+    with _own_words(path):  # tags may be of any kind
+        if reader == "digitalmicrograph" and data.ndim > 2:
+            turn, words = _digiscan(found, scan_step, scan_units)
+            calibration |= turn
+        elif found.get("of_information"):
+            pixel_units, words = _of_information(found)
+    order = f"as RosettaSciIO presents {_NAMES[reader]}" if _NAMES[reader] else "as stored"
     cube = Cube(
         shape=tuple(int(n) for n in ((1,) * 4 + data.shape)[-4:]),
-        dtype=np.dtype(data.dtype),
+        dtype=dtype,
         read=read,
         pixel_size=pixel_size,
         calibration=calibration,
@@ -128,9 +150,19 @@ def raw_cube(
         voltage_kv=voltage_kv,
         source=str(path),
         pixel_units=pixel_units,
-        axes=f"detector axes as RosettaSciIO presents {_NAMES[reader]}",
+        axes=", ".join([f"detector axes {order}", *words]),
     )
     return checked_cube(framed(cube, stated, scan_shape, frames))
+
+
+def _sizes(path: Path, reader: str) -> list[int]:
+    """Bytes of the files that hold the patterns; -1 of one that is not there any more."""
+    files = [path]
+    if reader == "empad":
+        files += [path.with_suffix(".raw")]
+    elif reader == "tvips":
+        files = sorted(path.parent.glob(f"{escape(path.stem[:-3])}*.tvips"))
+    return [each.stat().st_size if each.is_file() else -1 for each in files]
 
 
 @contextmanager
@@ -147,6 +179,34 @@ def _own_words(path: Path) -> Iterator[None]:
             f"{path} is cut short, damaged or of a kind that cannot be read; copy it again, or "
             "convert it to .hspy or py4DSTEM's HDF5."
         ) from error
+
+
+def _found(path: Path, reader: str) -> tuple[Path, dict[str, Any], tuple[int, int] | None]:
+    """The file that was opened, the scan in it as RosettaSciIO has signals, and (rows, columns)
+    where they are stated beside the patterns.
+    """
+    logging.getLogger("rsciio").setLevel(logging.ERROR)
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    stated, options = None, _OPTIONS.get(reader, {})
+    if reader == "picture":
+        return path, picture_signal(path), None
+    if reader == "zarr":
+        return path, _scan_in(zarr_signals(path), path), None
+    if reader == "mrc":
+        return path, _mrc_signal(path), None
+    if reader == "empad":
+        path = _empad_xml(path)
+    elif reader == "quantumdetector":
+        number, stated = _merlin_scan(path)
+        options = {"navigation_shape": (number,), "chunks": -1}
+    elif reader in ("emd", "hspy"):
+        with open_hdf5(path, lists=True):  # RosettaSciIO opens it as it is
+            pass
+    module = importlib.import_module(f"rsciio.{reader}")
+    signals = module.file_reader(str(path), lazy=True, **options)
+    if reader == "tiff":
+        signals = [with_unit(signal, number) for number, signal in enumerate(signals)]
+    return path, _scan_in(signals, path), stated
 
 
 def _scan_in(found: list[dict[str, Any]], path: Path) -> dict[str, Any]:
@@ -201,6 +261,11 @@ def _merlin_scan(path: Path) -> tuple[int, tuple[int, int] | None]:
     """Number of whole patterns in a MIB file, and (rows, columns) where its .hdr states them."""
     with path.open("rb") as file:
         fields = file.read(_MERLIN_HEADER).decode("ascii").split(",")
+    if fields[6] == "R64":
+        raise InputError(
+            f"{path} holds raw (R64) frames of the Merlin chips, which are not read; convert it to "
+            "counts (U08, U16 or U32) with the detector's software."
+        )
     header, width, height = int(fields[2]), int(fields[4]), int(fields[5])
     number = path.stat().st_size // (header + width * height * int(fields[6][1:]) // 8)
     about = path.with_suffix(".hdr")
@@ -220,6 +285,77 @@ def _merlin_scan(path: Path) -> tuple[int, tuple[int, int] | None]:
     if frames > triggered > 1 and frames % triggered == 0:  # a trigger a row, and not one for all
         return number, (frames // triggered, triggered)
     return number, (frames, 1) if frames > number == 1 else None  # cut short: no single pattern
+
+
+def _mrc_signal(path: Path) -> dict[str, Any]:
+    """The patterns of an MRC file; of Direct Electron's as scan rows and columns where the
+    information file beside it says so of as many patterns as there are.
+
+    RosettaSciIO finds that file and the positions of other scans than rasters, but gives all axes a
+    step of 1; the scan's is put in its place.
+    """
+    from rsciio.mrc import file_reader
+
+    plain = file_reader(str(path), lazy=True, chunks=-1, metadata_file=None)[0]
+    about = path.with_name(re.sub(r"_movie$", "", path.stem) + "_info.txt")
+    found, said = plain, {}
+    for information in ("auto", *([str(about)] if about.is_file() else [])):
+        with suppress(Exception):  # an information file that says nothing of use is none
+            found = file_reader(str(path), lazy=True, metadata_file=information)[0]
+            said = said or found["original_metadata"].get("de_metadata", {})
+        if said:
+            break
+    else:
+        return plain
+    same = math.prod(found["data"].shape[:-2]) == math.prod(plain["data"].shape[:-2])
+    if not same and said.get("Scan - Type", "Raster") == "Raster":
+        found = plain | {"original_metadata": found["original_metadata"]}
+    axes = [dict(axis) for axis in found["axes"]]
+    if len(axes) == 4:
+        step = _said_number(said, "Specimen Pixel Size X (nanometers)")
+        axes[1] = axes[1] | ({"scale": step, "units": "nm"} if step else {"units": ""})
+    volts = _said_number(said, "Instrument Accelerating Voltage (V)")
+    metadata = {"Acquisition_instrument": {"TEM": {"beam_energy": volts and volts / 1e3}}}
+    return found | {"axes": axes, "metadata": metadata, "of_information": True}
+
+
+def _said_number(said: dict[str, Any], name: str) -> float | None:
+    """A number above 0 of an information file, -1 there standing for none."""
+    try:
+        value = float(said.get(name, -1))
+    except ValueError:
+        return None
+    return value if 0 < value < np.inf else None
+
+
+def _of_information(found: dict[str, Any]) -> tuple[str | None, list[str]]:
+    """Of Direct Electron's information file: the pixel size's units that cannot be used, in words,
+    and where the scan's shape and step come from.
+
+    RosettaSciIO takes "Diffraction Pixel Size" for 1/nm, the maker's own client for mrad, and the
+    file does not say: it is not used.
+    """
+    said = found["original_metadata"]["de_metadata"]
+    stated = _said_number(said, "Diffraction Pixel Size X") is not None
+    units = "a unit that its information file does not name" if stated else None
+    return units, ["scan by its information file"] if found["data"].ndim == 4 else []
+
+
+def _digiscan(found: dict[str, Any], step: float, units: str) -> tuple[dict[str, Any], list[str]]:
+    """Of a Digital Micrograph scan: entries of the calibration for its rotation, and where step and
+    rotation come from, in words.
+
+    DigiScan's "Rotation" [degrees] turns the scan, and patterns against it the other way: the sense
+    in which LiberTEM's microscope_calibration (util/jeol_dm4.py) takes it, tried there on one
+    microscope. What the camera itself is turned by no tag says.
+    """
+    tags = found["original_metadata"].get("ImageList", {}).get("TagGroup0", {})
+    angle = plain_value(tags.get("ImageTags", {}).get("DigiScan", {}).get("Rotation"))
+    words = [] if units == "pixels" else [f"scan step {step:g} {units} by its calibration"]
+    if not is_number(angle) or not np.isfinite(angle):
+        return {}, words
+    words.append(f"scan turned by {angle:g}° by its tag DigiScan.Rotation")
+    return {"QR_rotation": math.radians(-angle), "QR_flip": False}, words
 
 
 def _empad_xml(path: Path) -> Path:

@@ -14,8 +14,9 @@ some scan rows at a time; `source_of` makes one of a `DiskScan`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -65,6 +66,18 @@ class Instrument:
     pedestal: float = 0.0
     beam_unseen: bool = False
     incident: float | None = None
+
+    def stored_beam(self) -> dict[str, bool | float]:
+        """What was found out of a beam that cannot be measured, for a map's settings; else none."""
+        if not self.beam_unseen:
+            return {}
+        return {"unseen": True} | ({"incident": self.incident} if self.incident else {})
+
+    def with_stored_beam(self, settings: Mapping[str, Any]) -> Instrument:
+        """The instrument with the beam that such settings tell of."""
+        if not settings.get("unseen"):
+            return self
+        return replace(self, beam_unseen=True, incident=settings.get("incident"))
 
 
 @dataclass(frozen=True)

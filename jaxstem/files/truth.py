@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxstem.errors import InputError
-from jaxstem.files.hdf5 import numeric_array, open_hdf5
+from jaxstem.files.hdf5 import numeric_array, open_hdf5, stored_value
 from jaxstem.orientation.rotations import rotation_fault
 
 
@@ -62,7 +62,7 @@ def read_truth(path: str | Path) -> Truth:
             raise InputError(
                 f"{path}: 'orientation' has shape {orientation.shape}; it must be (…, 3, 3)."
             )
-        phase = np.asarray(file["phase"][()])
+        phase = np.asarray(stored_value(file["phase"]))
         if phase.dtype.kind not in "SO":
             raise InputError(f"{path}: 'phase' holds no strings; give the phases' names.")
         optional = {

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "likeliest_labels",
             "no_labels",
             "nothing_to_see",
+            "part_of",
             "OPEN",
             "PaddedBatch",
             "Piece",

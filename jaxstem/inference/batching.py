@@ -225,6 +225,13 @@ class PaddedBatch(NamedTuple):
     asked: tuple[np.ndarray, ...] = ()
 
 
+def part_of(batch: PaddedBatch, start: int, stop: int) -> PaddedBatch:
+    """The patterns `start` to `stop - 1` of a batch, without where they belong."""
+    rows = batch.disks, tuple(batch.exposed[:3]), batch.light, batch.asked
+    disks, exposed, light, asked = jax.tree.map(lambda x: x[start:stop], rows)
+    return PaddedBatch(disks, Exposure(*exposed, batch.exposed.limit), [], light, asked)
+
+
 def nothing_to_see(size: int, length: int, limit: Limit, like: Light | None) -> PaddedBatch:
     """A batch of `size` patterns of this length, none of which has a disk; with counts such as
     those that these are `like`, if any.

@@ -121,9 +121,14 @@ class InferConfig:
         """Patterns that a CPU looks at together."""
         return self.lot or min(LOT, ON_CPU[self.refine])
 
+    def least_on(self, mesh: Mesh) -> int:
+        """The fewest patterns a step: one for each device, on CPUs a lot."""
+        on_cpu = mesh.devices.flat[0].platform == "cpu"
+        return mesh.size * (self.together if on_cpu else 1)
+
     def batch_on(self, mesh: Mesh) -> int:
         """Patterns a step, a multiple of the number of devices, on CPUs of a lot on each."""
         on_cpu = mesh.devices.flat[0].platform == "cpu"
         usual = ON_CPU[self.refine] if on_cpu else ON_ACCELERATOR[self.refine] * mesh.size
-        each = mesh.size * (self.together if on_cpu else 1)
+        each = self.least_on(mesh)
         return -(-(self.batch or usual) // each) * each

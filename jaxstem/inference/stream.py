@@ -31,6 +31,7 @@ from jaxstem.inference.batching import (
     batches,
     judged_source,
     nothing_to_see,
+    part_of,
     preview_scan,
 )
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
@@ -39,6 +40,7 @@ from jaxstem.inference.step import Found, PredictFor, make_predict_for
 from jaxstem.inference.verdict import Answer
 from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
+from jaxstem.runtime.memory import in_parts_that_fit
 
 
 def stream_answers(
@@ -124,13 +126,14 @@ def _streamed(
         bar = stack.enter_context(tqdm(total=total, unit="position", disable=disable))
         known = previewed.result()
         size = config.batch_on(mesh)
+        fitting = in_parts_that_fit(ask, size, config.least_on(mesh), part_of)
 
         def prepare(length: int) -> None:
             nothing = nothing_to_see(size, length, known.limit, known.light)
             if asked is not None:
                 questions = tuple(np.repeat(x[:1], size, axis=0) for x in asked(0, 1))
                 nothing = nothing._replace(asked=questions)
-            jax.block_until_ready(ask(nothing))
+            fitting(nothing)
 
         ready: dict[int, Future] = {}
         found = batches(source, model, config, known, rows, size, asked)
@@ -138,7 +141,7 @@ def _streamed(
 
         def work(batch: PaddedBatch) -> Found:
             ready[batch.disks.qx.shape[1]].result()
-            return jax.device_get(ask(batch))
+            return fitting(batch)
 
         pieces: deque[Piece] = deque()
         pending: deque = deque()

@@ -6,6 +6,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "channel_text": ["channel_axes", "channel_cell", "ctf_text"],
         "colours": [
             "AMBIGUOUS_COLOUR",
             "direction_colours",

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Orientation maps for other programs: orix, EDAX and MTEX, py4DSTEM, spreadsheets, pictures.
+"""Orientation maps for other programs: orix, EDAX, Oxford, MTEX, py4DSTEM, spreadsheets, pictures.
 
-The suffix of the file chooses: `.ang` (EDAX OIM, MTEX), `.h5` (orix), `.npy` (py4DSTEM), `.csv` (a
-table of grains, `grains.py`), `.png`, `.svg`, `.pdf` (`figure`). The first two
-are written by orix, from the `CrystalMap` that `to_orix` makes. docs/maps.md states the frames.
+The suffix of the file chooses: `.ang` (EDAX OIM, MTEX), `.ctf` (Oxford AZtec, MTEX), `.h5` (orix),
+`.npy` (py4DSTEM), `.csv` (a table of grains, `grains.py`), `.png`, `.svg`, `.pdf` (`figure`).
+`.ang` and `.h5` are written by orix, from the `CrystalMap` that `to_orix` makes, `.ctf`, which orix
+reads and does not write, by `channel_text.py`. docs/maps.md states the frames.
 
 orix knows each point group in one setting only, two-fold axes of 2/m along z. A cell in another
 one (monoclinic with unique axis b, rhombohedral axes, -31m) is handed over as an equivalent cell in
@@ -29,10 +30,11 @@ from jaxstem.errors import InputError
 from jaxstem.files.hdf5_writing import create_hdf5
 from jaxstem.files.map_file import read_map
 from jaxstem.files.orientation_map import PROPERTIES, OrientationMap
+from jaxstem.maps.channel_text import ctf_text
 from jaxstem.maps.drawing import FIGURE_SUFFIXES, figure
 from jaxstem.runtime.paths import atomic_path, check_target
 
-_SUFFIXES = (".ang", ".h5", ".npy", ".csv", *FIGURE_SUFFIXES)
+_SUFFIXES = (".ang", ".ctf", ".h5", ".npy", ".csv", *FIGURE_SUFFIXES)
 
 
 def export_map(
@@ -42,8 +44,8 @@ def export_map(
 
     grain_deg [degrees]: misorientation of neighbours that bounds a grain in a `.csv`. Raises
     InputError for another suffix, where `out` exists and `overwrite` is False or is the map itself,
-    for a map without any orientation (`.ang`, `.csv`) or of one column (`.ang`), and as `read_map`
-    does.
+    for a map without any orientation (`.ang`, `.ctf`, `.csv`) or of one column (`.ang`), and as
+    `read_map` does.
     """
     out, map_file = Path(out), Path(map_file)
     suffix = out.suffix.lower()
@@ -53,7 +55,7 @@ def export_map(
         raise InputError(f"{out} is the map itself; give the exported file another name.")
     check_target(out, overwrite)
     orientation_map = read_map(map_file)
-    if suffix in (".ang", ".csv") and not (orientation_map.phase >= 0).any():
+    if suffix in (".ang", ".ctf", ".csv") and not (orientation_map.phase >= 0).any():
         raise InputError(f"{map_file} has no orientation at any position; there is none to export.")
     if suffix == ".ang" and orientation_map.phase.shape[1] < 2:
         raise InputError(f"{map_file} has a single column, which {suffix} cannot hold; choose .h5.")
@@ -67,6 +69,10 @@ def export_map(
             temporary.write_bytes(stored.getbuffer())
         elif suffix == ".csv":
             _write_grains(temporary, orientation_map, grain_deg)
+        elif suffix == ".ctf":
+            names = [_plain_name(crystal.name, spaces=True) for crystal in orientation_map.crystals]
+            text = ctf_text(orientation_map, names, out.stem)
+            temporary.write_bytes(text.encode("utf-8"))
         else:
             _write_by_orix(temporary, orientation_map)
 

@@ -125,6 +125,8 @@ def write_report(
         measured = corrected_scan(measured, found, drift)
         patterns = patterns and patterns.corrected(found, drift.reshape(-1, 2))
         if measured.light is not None:
+            beam = measured.instrument.with_stored_beam(whole.settings.get("beam", {}))
+            measured = replace(measured, instrument=beam)
             exposed = Exposed.of(measured, whole.crystals, microscope.k_max)
             counts = [
                 packed_counts(

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -199,6 +200,13 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     return description
 
 
+_OF_DAMAGE = (
+    *(OSError, EOFError, LookupError, TypeError, ValueError, AttributeError),
+    *(ArithmeticError, MemoryError, RecursionError, SyntaxError, TokenError),
+)
+"""What Python, numpy and flax raise where files are damaged."""
+
+
 @contextmanager
 def _complete(source: str | Path) -> Iterator[None]:
     """Whatever a damaged model makes others trip over becomes one sentence."""
@@ -206,7 +214,7 @@ def _complete(source: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, EOFError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except _OF_DAMAGE as error:
         raise InputError(
             f"{source}: is not a complete jaxstem model ({error}); "
             "train it again or copy the whole folder."
@@ -270,6 +278,8 @@ def _read_materials(description: dict[str, Any], grid: np.ndarray) -> tuple[Mate
     ends = np.cumsum([phase["n_cells"] for phase in description["phases"]])
     if ends[-1] != len(grid):
         raise ValueError("grid.npy does not fit the phases in model.json")
+    if grid.ndim != 2 or not np.allclose(np.linalg.norm(grid, axis=-1), 1.0, atol=1e-3):
+        raise ValueError("grid.npy holds something else than unit quaternions")
     found = [Crystal.from_dict(phase["crystal"]) for phase in description["phases"]]
     # models of before these settings travelled are for the usual thicknesses
     microscope = described_microscope(description)

@@ -27,6 +27,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "recall",
             "trouble",
         ],
+        "memory": ["in_parts_that_fit", "is_exhausted"],
         "parallel": [
             "all_agree",
             "first_says",
@@ -42,7 +43,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "start_cluster",
             "stop_requests",
         ],
-        "paths": ["atomic_path", "check_apart", "check_target", "replace_file", "told_of"],
+        "paths": [
+            "atomic_path",
+            "check_apart",
+            "check_target",
+            "check_there",
+            "replace_file",
+            "told_of",
+        ],
         "programs": ["cached_pmap"],
         "reductions": [
             "filled",

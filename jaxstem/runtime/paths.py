@@ -106,6 +106,15 @@ def check_target(path: str | Path, overwrite: bool = False) -> None:
     _refuse_existing(path, overwrite)
 
 
+def check_there(*paths: str | Path | None) -> None:
+    """Raise InputError for a file that is to be read and does not exist, before what reads it is
+    loaded.
+    """
+    for path in paths:
+        if path is not None and not Path(path).exists():
+            raise InputError(f"{path} does not exist; check the name.")
+
+
 def check_apart(path: str | Path, *read: str | Path) -> None:
     """Raise InputError where what is to be written to `path` would replace a file that is read."""
     path = Path(path)

@@ -232,7 +232,7 @@ def stated(
             options.append(f"--pixel-size {known.pixel_size / found.scale:.4g}")
     if is_elliptical:
         said.append(
-            f"rings are longer than wide by {100 * share:.1f} %, at {angle:.0f}° from qx to qy"
+            f"rings are {_ratio(found):.3f} times as long as wide, at {angle:.0f}° from qx to qy"
             f"{' (corrected)' if of_ellipse else ''}"
         )
         if known.ellipse is None:
@@ -259,8 +259,13 @@ def _ellipse_option(found: Distortion, known: Instrument) -> str:
         turned(*np.eye(2), by_name | {"QR_rotation": math.radians(known.rotation_deg or 0.0)})
     )
     on_detector = found._replace(stretch=to_lab.T @ found.stretch @ to_lab)
+    return f"--ellipse {_ratio(found):.4f} {on_detector.ellipse[1]:.1f}"
+
+
+def _ratio(found: Distortion) -> float:
+    """Of the axes of a ring that is distorted."""
     short, long = np.linalg.eigvalsh(found.stretch)
-    return f"--ellipse {(1.0 + long) / (1.0 + short):.4f} {on_detector.ellipse[1]:.1f}"
+    return float((1.0 + long) / (1.0 + short))
 
 
 def _scaled(scale: float) -> Distortion:

@@ -27,7 +27,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "scatter_intensities",
             "within",
         ],
-        "checkpoint": ["checksum", "open_checkpoints", "restore_newest", "save"],
+        "checkpoint": [
+            "checksum",
+            "open_checkpoints",
+            "restore_newest",
+            "save",
+            "told_where_they_cannot_be_written",
+        ],
         "config": ["preset_config", "TrainConfig"],
         "library": [
             "build_library",

@@ -9,8 +9,12 @@ not pass is passed over for the one before.
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,28 @@ from jaxstem.errors import InputError
 from jaxstem.runtime import parallel
 
 KEEP = 2
+
+
+_SYSTEM = re.compile(r"os_error_code='(\d+)'")
+"""How tensorstore, which orbax writes with, tells the number of the system's error."""
+
+
+@contextmanager
+def told_where_they_cannot_be_written(folder: str | Path) -> Iterator[None]:
+    """Within the block failures of the disk while checkpoints are written, of which tensorstore
+    tells in errors of its own, become InputErrors.
+    """
+    try:
+        yield
+    except Exception as error:
+        found = _SYSTEM.search(str(error))
+        number = int(found[1]) if found else getattr(error, "errno", None)
+        if isinstance(error, InputError) or not number:
+            raise
+        raise InputError(
+            f"{folder}: no checkpoint could be written ({os.strerror(number).lower()}); make room "
+            "there, and the same command goes on from the last one."
+        ) from error
 
 
 def open_checkpoints(folder: str | Path) -> ocp.CheckpointManager:

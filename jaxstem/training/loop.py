@@ -143,7 +143,8 @@ def train(
     bar = tqdm(
         total=total, initial=first, unit="step", disable=None if progress is None else not progress
     )
-    with bar, closing(checkpoints), parallel.stop_requests() as stop_requested:
+    told = checkpoint.told_where_they_cannot_be_written(out)
+    with told, bar, closing(checkpoints), parallel.stop_requests() as stop_requested:
         for done in range(first + 1, last + 1):
             state, _ = step_fn(state)
             bar.update()

@@ -63,6 +63,29 @@ def test_help_and_mistyped_options_need_no_jax():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
+def test_files_that_are_missing_are_told_before_anything_is_loaded(tmp_path):
+    given = {
+        "map": ["--model", "cu"],
+        "detect": ["--out", "out.h5"],
+        "convert": ["--out", "out.h5"],
+        "calibrate": ["--cif", "no.cif", "--out", "out.json"],
+        "report": ["--out", "out.html"],
+        "export": ["--out", "out.ang"],
+        "evaluate": ["no_truth.h5"],
+    }
+    program = (
+        "import sys; from jaxstem.app.main import main\n"
+        f"for name, more in {given!r}.items():\n"
+        "    assert main([name, 'no.h5', *more]) == 2, name\n"
+        "    loaded = [x for x in ('jax', 'numpy', 'h5py', 'matplotlib') if x in sys.modules]\n"
+        "    assert not loaded, (name, loaded)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no.h5 does not exist; check the name.") == len(given)
+
+
 def test_nobody_reading_ends_a_command_quietly():
     reader, writer = os.pipe()
     os.close(reader)
@@ -119,6 +142,22 @@ def test_a_signal_that_ends_the_process_leaves_nothing(number, here, monkeypatch
     assert capsys.readouterr().err == f"jaxstem: interrupted by {number.name}.\n"
     assert contents(here) == before
     assert signal.getsignal(number) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError("Unable to allocate 40. GiB"), "not enough memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating"), "--batch"),
+    ],
+)
+def test_too_little_memory_is_told_in_one_sentence(error, words, here, monkeypatch, capsys):
+    def too_much(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(np, "savetxt", too_much)
+    argv = ["convert", "scan.h5", "--out", "disks.csv"]
+    assert_command_refused(argv, here, capsys, words)
 
 
 @pytest.mark.parametrize("command", ["detect", "convert", "calibrate", "map"])

@@ -225,7 +225,8 @@ def test_what_is_told_of_the_axes_is_said_kept_and_followed(trained, here, capsy
         'flip = "columns"\ntranspose = true\nellipse = [1.02, 30.0]\nflyback = 1\n'
     )
     argv = ["map", "scan.h5", "--model", trained, "--out", "map.h5", "--no-figure"]
-    assert run(*argv, "--refine", "none", "--config", "own.toml", "--json") == 0
+    argv += ["--refine", "none", "--geometry", "given", "--json"]
+    assert run(*argv, "--config", "own.toml") == 0
     said = json.loads(capsys.readouterr().out)["about_microscope"]
     for words in (
         "axes as stored, rings 1.0200 times longer along 30.0° (as given)",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The process that draws beside the one that maps."""
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,20 @@ def test_nothing_is_started_where_all_is_loaded():
 @pytest.mark.slow
 def test_a_painter_ends_when_its_input_does():
     """As it does when the process that started it is killed."""
-    command = [sys.executable, "-m", "jaxstem.app.painter"]
+    command = [sys.executable, "-m", "jaxstem.app.painter", str(os.getpid())]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=100)
     assert (ended.returncode, ended.stdout) == (0, b"")
+
+
+def test_a_painter_ends_with_the_process_that_began_it():
+    """Also where that was killed while the painter is loading, and looks at no input yet."""
+    child = "import time; from jaxstem.app.painter import _end_with; _end_with({parent}); "
+    child += "time.sleep(600)"
+    parent = (
+        "import os, subprocess, sys; "
+        f"child = {child!r}.format(parent=os.getpid()); "
+        "subprocess.Popen([sys.executable, '-c', child]); os._exit(0)"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(painter.__file__).parents[2])}
+    # returns when nobody holds its output any more
+    subprocess.run([sys.executable, "-c", parent], capture_output=True, timeout=60, env=env)

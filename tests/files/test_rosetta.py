@@ -6,6 +6,7 @@ files, Blockfile and TVIPS are written by RosettaSciIO, the others byte by byte 
 layouts. Counts, scan and detector differ along every axis, so that no exchange of axes goes unseen.
 """
 
+import importlib
 import json
 import string
 import struct
@@ -13,11 +14,13 @@ import struct
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from helpers import assert_refused, read_or_refuse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxstem.crystal.electron import electron_wavelength
+from jaxstem.files.axes import turned
 from jaxstem.files.calibration import calibrate_disks
 from jaxstem.files.cube import chunks, sample
 from jaxstem.files.cube_readers import read_cube
@@ -136,9 +139,18 @@ def write_empad(path, data):
     return path
 
 
-def write_dm(path, data, version=4, swapped=True, tagged=True, units="1/nm", scale=10 * PIXEL):
+def write_dm(
+    path,
+    data,
+    version=4,
+    swapped=True,
+    tagged=True,
+    units="1/nm",
+    scale=10 * PIXEL,
+    rotation=None,
+):
     """Digital Micrograph: a tree of tags, big-endian lengths, little-endian values. `swapped`: with
-    the detector's axes running fastest.
+    the detector's axes running fastest; `rotation` [degrees]: DigiScan's.
     """
     word = ">q" if version == 4 else ">i"
 
@@ -164,9 +176,8 @@ def write_dm(path, data, version=4, swapped=True, tagged=True, units="1/nm", sca
     stored = data if swapped else data.transpose(2, 3, 0, 1)
     sizes = stored.shape[::-1]
     real, reciprocal = (STEP, "nm"), (scale, units)
-    order = (
-        (reciprocal, reciprocal, real, real) if swapped else (real, real, reciprocal, reciprocal)
-    )
+    order = [reciprocal, reciprocal, real, real][: data.ndim]
+    order = order if swapped else order[::-1]
     dimensions = [
         group("", value("Origin", 6, "f", 0), value("Scale", 6, "f", step), text("Units", unit))
         for step, unit in order
@@ -189,6 +200,7 @@ def write_dm(path, data, version=4, swapped=True, tagged=True, units="1/nm", sca
         "ImageTags",
         group("Meta Data", *meta),
         group("Microscope Info", value("Voltage", 6, "f", 1e3 * KV)),
+        *([] if rotation is None else [group("DigiScan", value("Rotation", 7, "d", rotation))]),
     )
     body = group("ImageList", group("", image, about))
     root = bytes([0, 0]) + number(1) + body
@@ -207,7 +219,7 @@ def read_all(path, scan_shape=None):
 
 def scan_shape_of(suffix):
     """What must be said of a format that does not state its scan."""
-    return (ROWS, COLUMNS) if suffix == ".tvips" else None
+    return (ROWS, COLUMNS) if suffix in (".tvips", ".mrc", ".tif") else None
 
 
 def refused(path, *words, scan_shape=None):
@@ -282,6 +294,94 @@ def test_merlin(tmp_path, data, hdr):
     refused(path, "cut short, damaged")
 
 
+def test_raw_frames_of_merlin_are_said_to_be_raw(tmp_path, data):
+    path = write_mib(tmp_path / "scan.mib", data)
+    path.write_bytes(path.read_bytes().replace(b",U16,", b",R64,"))
+    refused(path, "raw (R64)", "convert it to counts")
+
+
+def write_mrc(path, frames, mode=6):
+    """MRC: a header of 1024 bytes, then the frames."""
+    header = np.zeros(256, "<i4")
+    header[[0, 1, 2, 3]] = frames.shape[2], frames.shape[1], frames.shape[0], mode
+    header[[7, 8, 9]] = frames.shape[::-1]
+    header[[10, 11, 12]] = np.ones(3, "<f4").view("<i4")
+    header[[16, 17, 18]] = 1, 2, 3
+    path.write_bytes(header.tobytes() + frames.astype("<u2").tobytes())
+    return path
+
+
+def test_mrc(tmp_path, data):
+    """A stack, whose header says nothing of reciprocal space, and a single pattern."""
+    path = write_mrc(tmp_path / "scan.mrc", data.reshape(-1, HEIGHT, WIDTH))
+    refused(path, "15 patterns", "--scan-shape")
+    about = {"pixel_size": None, "step": (1.0, "pixels"), "voltage_kv": None}
+    cube = read_cube(path, (ROWS, COLUMNS))
+    assert_same(cube, data, **about)
+    assert cube.pixel_units is None
+    one = read_cube(write_mrc(tmp_path / "one.mrc", data[1, 2:3]))
+    assert_same(one, data[1:2, 2:3].astype(np.uint16), **about)
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(path, "cut short", scan_shape=(ROWS, COLUMNS))
+
+
+def write_tiff(path, data):
+    """Compressed pages, the first of which a cut takes last."""
+    tifffile.imwrite(path, data.reshape(-1, *data.shape[2:]), compression="zlib", metadata=None)
+    return path
+
+
+INFORMATION = {
+    "Instrument Accelerating Voltage (V)": 1e3 * KV,
+    "Diffraction Pixel Size X": 0.1,
+    "Diffraction Pixel Size Y": 0.1,
+    "Scan - Enable": "Enable",
+    "Scan - Size X": COLUMNS,
+    "Scan - Size Y": ROWS,
+    "Scan - Type": "Raster",
+    "Specimen Pixel Size X (nanometers)": STEP,
+    "Specimen Pixel Size Y (nanometers)": STEP,
+    "Image Size X (pixels)": WIDTH,
+    "Image Size Y (pixels)": HEIGHT,
+}
+"""What Direct Electron writes beside a scan."""
+
+
+def write_information(path, **changes):
+    said = INFORMATION | {name.replace("_", " "): value for name, value in changes.items()}
+    path.write_text("".join(f"{name:60} = {value}\n" for name, value in said.items()))
+
+
+@pytest.mark.parametrize("name", ["20240101_00042_movie.mrc", "scan_movie.mrc", "scan.mrc"])
+def test_direct_electron(tmp_path, data, name):
+    """Rows, columns, step and voltage of the information file; its pixel size has no unit."""
+    path = write_mrc(tmp_path / name, data.reshape(-1, HEIGHT, WIDTH))
+    write_information(tmp_path / (name.split(".")[0].removesuffix("_movie") + "_info.txt"))
+    cube = read_cube(path)
+    assert_same(cube, data, pixel_size=None)
+    assert "information file" in cube.axes and "does not name" in cube.pixel_units
+
+
+def test_direct_electron_that_scans_to_and_fro(tmp_path, data):
+    """Each frame at the column and row that the file of positions says."""
+    there = [(x, y) for y in range(ROWS) for x in range(COLUMNS)[:: 1 if y % 2 else -1]]
+    frames = np.stack([data[y, x] for x, y in there])
+    path = write_mrc(tmp_path / "20240101_00042_movie.mrc", frames)
+    write_information(tmp_path / "20240101_00042_info.txt", **{"Scan - Type": "Serpentine"})
+    np.savetxt(tmp_path / "20240101_00042_scan_coordinates.csv", there, "%d", delimiter=",")
+    assert_same(read_cube(path), data, pixel_size=None)
+
+
+def test_direct_electron_of_other_numbers(tmp_path, data):
+    """Several scans in one file, or one that was broken off, have no shape that is stated."""
+    path = write_mrc(tmp_path / "scan.mrc", data.reshape(-1, HEIGHT, WIDTH))
+    write_information(tmp_path / "scan_info.txt", **{"Scan - Size Y": 2})
+    refused(path, "15 patterns", "--scan-shape")
+    assert_same(read_cube(path, (ROWS, COLUMNS)), data, None, (1.0, "pixels"))
+    write_information(tmp_path / "scan_info.txt", **{"Scan - Size X": "many"})
+    refused(path, "15 patterns", "--scan-shape")
+
+
 def test_empad(tmp_path, data):
     path = write_empad(tmp_path / "scan_x5_y3.xml", data)
     big = np.zeros((ROWS, COLUMNS, 128, 128), np.float32)
@@ -302,6 +402,29 @@ def test_digital_micrograph(tmp_path, data, version, swapped, tagged):
     """In both orders of the axes, which a tag tells, or else the units."""
     path = write_dm(tmp_path / f"scan.dm{version}", data, version, swapped, tagged)
     assert_same(read_cube(path), data)
+
+
+def test_digital_micrograph_says_how_its_scan_is_turned(tmp_path, data):
+    """A scan turned from its rows towards its columns sees patterns turned the other way."""
+    cube = read_cube(write_dm(tmp_path / "scan.dm4", data, rotation=30.0))
+    assert_same(cube, data)
+    assert "2.5 nm" in cube.axes and "30° by its tag DigiScan.Rotation" in cube.axes
+    qx, qy = turned(np.array([1.0]), np.array([0.0]), cube.calibration)
+    assert (qx[0], qy[0]) == (pytest.approx(np.sqrt(0.75)), pytest.approx(-0.5))
+    given = read_cube(tmp_path / "scan.dm4", calibration={"QR_rotation": 0.2})
+    assert given.calibration["QR_rotation"] == 0.2
+    plain = read_cube(write_dm(tmp_path / "plain.dm4", data))
+    assert "QR_rotation" not in plain.calibration and "DigiScan" not in plain.axes
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_single_patterns_and_stacks_of_digital_micrograph(tmp_path, data, version):
+    one = read_cube(write_dm(tmp_path / f"one.dm{version}", data[1, 2], version))
+    np.testing.assert_array_equal(one.rows(0, 1), data[1:2, 2:3])
+    assert one.pixel_size == pytest.approx(PIXEL) and one.voltage_kv == pytest.approx(KV)
+    stack = write_dm(tmp_path / f"stack.dm{version}", data[1], version)
+    refused(stack, "5 patterns", "--scan-shape")
+    np.testing.assert_array_equal(read_cube(stack, (5, 1)).rows(0, 5), data[1][:, None])
 
 
 def test_digital_micrograph_in_milliradians(tmp_path, data):
@@ -337,8 +460,7 @@ def test_pixels_that_are_not_square(tmp_path, data):
 
 def write_part(path, data, first, line=False):
     """A part of a scan that has its axes from the `first` on; a `line` of positions, if so said."""
-    from rsciio.hspy import file_writer
-
+    file_writer = importlib.import_module(f"rsciio.{path.suffix[1:]}").file_writer
     part = signal(np.zeros((ROWS, COLUMNS, HEIGHT, WIDTH)))
     axes = [dict(axis, index_in_array=i) for i, axis in enumerate(part["axes"][first:])]
     axes[0]["navigate"] |= line
@@ -347,12 +469,13 @@ def write_part(path, data, first, line=False):
     return path
 
 
-def test_single_patterns_and_stacks(tmp_path, data):
+@pytest.mark.parametrize("suffix", [".hspy", ".zspy"])
+def test_single_patterns_and_stacks(tmp_path, data, suffix):
     """A file of one pattern is a scan of one position; a stack is the scan that the user says."""
-    one = read_cube(write_part(tmp_path / "one.hspy", data[1, 2], 2))
+    one = read_cube(write_part(tmp_path / f"one{suffix}", data[1, 2], 2))
     np.testing.assert_array_equal(one.rows(0, 1), data[1:2, 2:3])
     assert one.pixel_size == pytest.approx(PIXEL) and one.voltage_kv == KV
-    stack = write_part(tmp_path / "stack.hspy", data[1], 1)
+    stack = write_part(tmp_path / f"stack{suffix}", data[1], 1)
     refused(stack, "5 patterns", "--scan-shape")
     np.testing.assert_array_equal(read_cube(stack, (1, 5)).rows(0, 1), data[1:2])
     middle = read_cube(stack, (1, 2), frames=Frames(1, 4, 1))
@@ -407,6 +530,8 @@ WRITERS = {
     ".dm4": write_dm,
     ".blo": lambda path, data: write_blo(path, data[..., :WIDTH, :]),
     ".tvips": write_tvips,
+    ".mrc": lambda path, data: write_mrc(path, data.reshape(-1, HEIGHT, WIDTH)),
+    ".tif": lambda path, data: write_tiff(path, data),
 }
 
 
@@ -444,7 +569,7 @@ def test_scans_cut_short_are_refused(scans, suffix, share):
         put(path, content)
 
 
-@pytest.mark.parametrize("suffix", [".mib", ".blo", ".dm4", ".tvips"])
+@pytest.mark.parametrize("suffix", [".mib", ".blo", ".dm4", ".tvips", ".mrc", ".tif"])
 @settings(max_examples=15, deadline=None)
 @given(
     changes=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), max_size=4),
@@ -479,3 +604,16 @@ def test_empad_descriptions_are_read_or_refused(scans, old, new):
         read_or_refuse(read_all, path)
     finally:
         xml.write_text(text)
+
+
+@pytest.mark.parametrize("suffix", [".mib", ".blo", ".xml", ".tvips"])
+def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(data, tmp_path, suffix):
+    """It is mapped, and pages that are no more would end the process."""
+    write = {".mib": write_mib, ".blo": write_blo, ".xml": write_empad, ".tvips": write_tvips}
+    if suffix == ".blo":
+        data = data[..., :10, :]
+    path = write[suffix](tmp_path / f"scan{suffix}", data)
+    cube = read_cube(path, scan_shape=scan_shape_of(path.suffix))
+    held = path.with_suffix(".raw") if suffix == ".xml" else path
+    held.write_bytes(held.read_bytes()[: held.stat().st_size // 2])
+    assert_refused(lambda _: cube.rows(0, 3), path, "has changed")

@@ -5,6 +5,7 @@ import itertools
 import threading
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from helpers import random_lists, scan_of_lists
@@ -27,8 +28,13 @@ DIRECT = 10.0
 """Intensity of the direct beam, where the scan has it."""
 
 
-def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, config):
-    """Through lengths and batches: each position gets what was made of its own disks."""
+@pytest.mark.parametrize(("batch", "fits"), [(6, 8), (30, 8), (30, 16)])
+def test_answers_return_to_their_positions(
+    model, copper, monkeypatch, rng, config, batch, fits, recwarn
+):
+    """Through lengths and batches: each position gets what was made of its own disks, also where a
+    device has memory for fewer patterns than a batch has.
+    """
     lists = random_lists(rng, 70, 30)
     monkeypatch.setattr(batching, "PIECE", 7)
     shapes = []
@@ -36,6 +42,8 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
     def make_predict_for(model, config, mesh):
         def predict(params, disks, exposed, light):
             assert light is None
+            if len(disks.qx) > fits:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
             shapes.append(disks.qx.shape)
             first = disks.qx[:, 0] + exposed.incident + 100 * exposed.is_cut
             rotation = np.tile(first[:, None, None], (1, 3, 3))
@@ -51,7 +59,7 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
         return predict_for
 
     monkeypatch.setattr(stream, "make_predict_for", make_predict_for)
-    config = replace(config, lengths=(8, 16, 24), batch=6, lot=1, least=0)
+    config = replace(config, lengths=(8, 16, 24), batch=batch, lot=1, least=0)
     scan = replace(scan_of_lists(lists), scan_shape=(14, 5))
     answer, counts = predict_scan(model, scan, config, progress=False)
     np.testing.assert_array_equal(counts, [len(one) for one in lists])
@@ -63,7 +71,9 @@ def test_answers_return_to_their_positions(model, copper, monkeypatch, rng, conf
         assert answer.score[i] == pytest.approx(expected, rel=1e-4)
         assert answer.orientation[i, 2, 1] == answer.score[i] == answer.thickness[i] / 2
         assert answer.phase[i] == answer.second_phase[i] == min(len(one), 24)
-    assert set(shapes) == {(8, 8), (8, 16), (8, 24)}  # six, rounded up to the eight devices
+    # six and thirty, rounded up to the eight devices
+    assert set(shapes) == {(fits, 8), (fits, 16), (fits, 24)}
+    assert len([one for one in recwarn if "patterns at once" in str(one.message)]) == (batch > 6)
 
 
 @pytest.mark.parametrize("n_positions", [0, 4])

@@ -72,7 +72,7 @@ def test_names_of_several_words_or_other_letters_are_read_back(suffix, names, tm
     assert [phase.name for index, phase in read if index >= 0] == names
 
 
-@pytest.mark.parametrize("suffix", [".ang", ".h5", ".npy", ".csv", ".png", ".svg", ".pdf"])
+@pytest.mark.parametrize("suffix", [".ang", ".ctf", ".h5", ".npy", ".csv", ".png", ".svg", ".pdf"])
 def test_a_full_disk_is_told_and_nothing_left(suffix, tmp_path):
     write_map(tmp_path / "map.h5", random_map([crystal_in_setting("cubic")], 3))
     out = tmp_path / f"out{suffix}"
@@ -165,6 +165,7 @@ def test_bad_input_is_refused_in_one_sentence(tmp_path):
     for out, complaint in [
         ("map.txt", "ends in one of"),
         ("map.ang", "no orientation at any position"),
+        ("map.ctf", "no orientation at any position"),
         ("map.csv", "no orientation at any position"),
         ("map.h5", "is the map itself"),
         ("none/map.ang", "does not exist"),

@@ -359,6 +359,30 @@ def some_light(rng, side=48):
     return ScanLight(Light(sums, factor, centre), detector)
 
 
+def test_counts_are_weighed_by_the_beam_that_the_map_knows(found, tmp_path, monkeypatch, rng):
+    """Where it is hidden its counts are known from nowhere else."""
+    scan = dataclasses.replace(disk_scan(found), light=some_light(rng))
+
+    class Weighed(Exception):
+        """That it came so far is enough."""
+
+    def count(_, __, ___, exposed, *____):
+        raise Weighed(exposed.incident)
+
+    monkeypatch.setattr(report, "measured_patterns", lambda *_: (scan, None))
+    monkeypatch.setattr(report, "count", count)
+    attributes = {**found.attributes, "judge": "counts"}
+    beams = []
+    for beam in ({}, {"unseen": True, "incident": 1e9}):
+        settings = {**found.settings, "beam": beam}
+        by_counts = dataclasses.replace(found, attributes=attributes, settings=settings)
+        write_map(tmp_path / "map.h5", by_counts, overwrite=True)
+        with pytest.raises(Weighed) as caught:
+            write_report(tmp_path / "map.h5", tmp_path / "report.html", "cube.h5", overwrite=True)
+        beams.append(caught.value.args[0])
+    assert (beams[0] < 1e6).all() and (beams[1] == np.float32(1e9)).all()
+
+
 def test_counts_are_shown_for_either_answer(browser, found, tmp_path, monkeypatch, rng):
     """Those of `count`, each with what the other answer predicts there and its place."""
     from selenium.webdriver.common.action_chains import ActionChains

@@ -300,3 +300,13 @@ def test_unknown_name():
 def test_packaged_models_load():
     for name in packaged_models():
         assert all(len(m.grid) > 100 for m in load_model(name).materials)
+
+
+@pytest.mark.parametrize("value", [np.nan, 7.0, np.inf])
+def test_a_grid_of_what_are_no_rotations_is_refused(folder, value):
+    grid = np.load(folder / "grid.npy")
+    grid[3, 1] = value
+    np.save(folder / "grid.npy", grid)
+    assert "unit quaternions" in refused(folder)
+    (folder / "grid.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': ('<f4 \n")  # no end
+    assert "not a complete jaxstem model" in refused(folder)

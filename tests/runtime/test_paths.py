@@ -8,7 +8,7 @@ import pytest
 from helpers import assert_refused
 
 from jaxstem.errors import InputError
-from jaxstem.runtime.paths import atomic_path
+from jaxstem.runtime.paths import atomic_path, check_there
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -90,3 +90,11 @@ def test_unusable_targets_are_refused(tmp_path):
 
     assert_refused(write, tmp_path / "missing" / "map.h5", "does not exist")
     assert_refused(write, tmp_path, "folder")
+
+
+def test_what_is_to_be_read_must_be_there(tmp_path):
+    there = tmp_path / "scan.h5"
+    there.touch()
+    check_there(there, None, tmp_path)
+    with pytest.raises(InputError, match="other.h5 does not exist; check the name"):
+        check_there(there, tmp_path / "other.h5")

@@ -106,7 +106,7 @@ def test_an_ellipse_is_named_and_measured(seen, share, n):
     stretch = share * (np.outer(axis, axis) - 0.5 * np.eye(2))
     doubt = seen(stretch[[0, 0, 1], [0, 1, 1]], n).doubt
     assert doubt.cause == "ellipse" and doubt.size == pytest.approx(share, abs=0.005)
-    assert "longer than wide" in doubt.said and "40°" in doubt.said
+    assert "times as long as wide" in doubt.said and "40°" in doubt.said
 
 
 @pytest.mark.parametrize("flip", ["none", "rows", "columns"])

@@ -141,3 +141,14 @@ def test_a_run_without_a_sound_checkpoint_does_not_start_again_silently(damage, 
         restore(folder)
     assert "\n" not in str(told.value)
     assert steps(folder) == ["20", "30"]
+
+
+def test_a_full_disk_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="model: no checkpoint .*no space left on device.*goes on"):
+        with checkpoint.told_where_they_cannot_be_written("model"):
+            raise ValueError("Failed to write [os_error_code='28'] [source locations='x.cc']")
+    with (
+        pytest.raises(ValueError, match="else"),
+        checkpoint.told_where_they_cannot_be_written("model"),
+    ):
+        raise ValueError("something else")

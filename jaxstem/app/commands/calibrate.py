@@ -37,6 +37,11 @@ def calibrate(
         overwrite: Replace FILE.json and FILE.png.
         output: What is said.
     """
+    from jaxstem.runtime.paths import check_apart, check_there
+
+    check_there(scan, *cif)
+    check_apart(out, scan, *cif)
+
     from jaxstem.crystal.reading import read_cif
     from jaxstem.detection.calibration import (
         about_rivals,
@@ -45,9 +50,7 @@ def calibrate(
         summary,
     )
     from jaxstem.detection.opening import read_scan
-    from jaxstem.runtime.paths import check_apart
 
-    check_apart(out, scan, *cif)
     options = reading.options()
     options.refuse(("calibration", "ellipse"), "The calibration is what is looked for")
     in_pixels = replace(options, pixel_size=None, rotation_deg=None, transpose=None, flip=None)

@@ -30,8 +30,9 @@ def convert(
         overwrite: Replace DISKS.h5.
         output: What is said.
     """
-    from jaxstem.runtime.paths import check_apart, check_target
+    from jaxstem.runtime.paths import check_apart, check_target, check_there
 
+    check_there(scan)
     check_apart(out, scan)
     check_target(out, overwrite)
 

@@ -48,8 +48,9 @@ def detect(
         overwrite: Replace BRAGG.h5.
         output: What is said.
     """
-    from jaxstem.runtime.paths import atomic_path, check_apart
+    from jaxstem.runtime.paths import atomic_path, check_apart, check_there
 
+    check_there(cube)
     check_apart(out, cube)
     with atomic_path(out, overwrite) as temporary:
         from jaxstem.detection.config import DetectConfig

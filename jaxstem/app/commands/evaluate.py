@@ -35,6 +35,9 @@ def evaluate(
         overwrite: Replace TABLE.
         output: What is said.
     """
+    from jaxstem.runtime.paths import check_there
+
+    check_there(*files, *truth)
     from jaxstem.maps.evaluation import check_table, evaluate_maps, to_markdown, write_table
 
     if out:

@@ -23,14 +23,17 @@ def export(
 
     Args:
         map_file: Map that `jaxstem map` wrote.
-        out: .ang (EDAX OIM, MTEX), .h5 (orix), .npy (py4DSTEM), .csv (table of grains), .png, .svg
-            or .pdf (figure).
+        out: .ang (EDAX OIM, MTEX), .ctf (Oxford AZtec, MTEX), .h5 (orix), .npy (py4DSTEM), .csv
+            (table of grains), .png, .svg or .pdf (figure).
         grain_deg: Misorientation between neighbours that bounds a grain, for .csv.
         overwrite: Replace FILE.
         output: What is said.
     """
     require_between("--grain-deg", grain_deg, 0.01, 180.0, "degrees")
 
+    from jaxstem.runtime.paths import check_there
+
+    check_there(map_file)
     from jaxstem.maps.export import export_map
 
     export_map(map_file, out, grain_deg, overwrite)

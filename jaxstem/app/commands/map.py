@@ -91,8 +91,9 @@ def map_command(
         raise InputError(f"--method match needs --cif with the unit cells, not --model {model}.")
 
     from jaxstem.app.painter import Painter
-    from jaxstem.runtime.paths import atomic_path, check_apart, check_target
+    from jaxstem.runtime.paths import atomic_path, check_apart, check_target, check_there
 
+    check_there(scan, *cif)
     out = out or Path(f"{scan.stem}_map.h5")
     check_target(out, overwrite=True)  # a folder has no picture
     picture = out.with_suffix(".png")

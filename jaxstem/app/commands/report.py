@@ -33,6 +33,9 @@ def report(
         overwrite: Replace REPORT.html.
         output: What is said.
     """
+    from jaxstem.runtime.paths import check_there
+
+    check_there(map_file, scan)
     from jaxstem.maps.report import write_report
 
     write_report(
