@@ -31,11 +31,14 @@ MOST_SPOTS = 48
 _INNER = 10
 """Spots next to the beam by which readings are looked through."""
 
-_PAIRS, _MOST_READINGS = 5, 1000
+_PAIRS, _MOST_READINGS = 10, 6000
 """Pairs of spots from which readings start, and readings of each at most."""
 
-_REFINED, _KEPT = 70, 24
+_REFINED, _KEPT = 300, 80
 """Readings that are fitted to all spots, and those of them that are fitted to the end."""
+
+_OF_A_SCALE = 8
+"""Readings of a scale, to 3 %, besides the best of all."""
 
 _MOST_STRETCHED = 0.05
 """Largest |E| of a reading."""
@@ -254,16 +257,20 @@ def _looked_through(p, x, table: Table, wavelength: float) -> Float[np.ndarray, 
 
 
 def _various(gain, scale, most: int) -> list[int]:
-    """The best readings, and of each scale the best ones."""
+    """The best readings, and of each scale the best ones; those that symmetry makes of one another
+    (they have one scale and gain) once.
+    """
     order = np.argsort(-gain, kind="stable")
+    known = np.stack([np.round(np.log(scale), 4), np.round(gain, 2)], -1)[order]
+    order = order[np.sort(np.unique(known, axis=0, return_index=True)[1])]
     chosen = list(order[: most // 2])
     bins = np.floor(np.log(scale) / 0.03).astype(int)
     count: dict[int, int] = {}
-    for index in order:
+    for index in order[most // 2 :]:
         if len(chosen) >= most:
             break
         count[bins[index]] = count.get(bins[index], 0) + 1
-        if count[bins[index]] <= 3 and index not in chosen:
+        if count[bins[index]] <= _OF_A_SCALE:
             chosen.append(index)
     return chosen
 
