@@ -429,7 +429,7 @@ def scan_on_rings(rng, crystal, pixel_size, ratio=1.0, theta=0.0, n=40, noise=0.
     """A scan [px] of n × n positions with disks on a crystal's rings at random azimuths, rings
     longer by `ratio` along theta, and some disks anywhere.
     """
-    from jaxstem.detection.ring_fit import rings
+    from jaxstem.detection.ring_mixture import rings
     from jaxstem.files.scan import DiskScan
 
     radius, weight, _ = rings([crystal], 1.6)

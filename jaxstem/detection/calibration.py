@@ -13,14 +13,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxstem.crystal.cell import Crystal
+from jaxstem.detection.opening import open_cube, open_disks
+from jaxstem.detection.reading import ReadOptions
 from jaxstem.detection.ring_fit import (
+    WITHIN,
     Calibration,
     fit_rings,
     nearest_ring,
     ring_disks,
-    rings,
-    to_scattering_vectors,
 )
+from jaxstem.detection.ring_mixture import rings, to_scattering_vectors
 from jaxstem.errors import InputError
 from jaxstem.files.axes import FLIPS
 from jaxstem.files.scan import DiskScan
@@ -144,19 +146,41 @@ def summary(found: Calibration) -> str:
     )
 
 
+def about_rivals(found: Calibration) -> str:
+    """One line about the other scales that were tried."""
+    tried = f"pixel sizes from {found.tried_from:.6f} to {found.tried_to:.6f} 1/Å were tried"
+    if found.rival is None:
+        return f"{tried}, and no other than this explains the disks"
+    share = f"{100 * found.rival_evidence:.0f} %"
+    return f"{tried}; the next best, {found.rival:.6f}, has {share} of its evidence"
+
+
+def stated_size(path: str | Path, options: ReadOptions) -> float | None:
+    """The size of a pixel [1/Å] that a file states, None where it states none that can be used."""
+    try:
+        listed = open_disks(path, options)
+        if listed is not None:
+            return listed.instrument.pixel_size
+        return open_cube(path, options).pixel_size
+    except InputError:
+        return None
+
+
 def calibrate(
     open_in_pixels: Callable[[dict[str, Any]], DiskScan],
     crystals: Sequence[Crystal],
     out: str | Path,
     pixel_size: float | None = None,
     overwrite: bool = False,
+    within: float = WITHIN,
+    stated: float | None = None,
     **handed_on: Any,
 ) -> Calibration:
     """Fit, and write `out` (JSON) with its picture beside it.
 
-    open_in_pixels: reads the scan with the calibration it is given; handed_on: rotation [rad],
-    transpose and flip, as a `Calibration` holds them. Raises InputError as
-    `fit_rings` and `atomic_path` do.
+    open_in_pixels: reads the scan with the calibration it is given; pixel_size, within and stated:
+    as `fit_rings` takes them; handed_on: rotation [rad], transpose and flip, as a `Calibration`
+    holds them. Raises InputError as `fit_rings` and `atomic_path` do.
     """
     out = Path(out)
     if out.suffix.lower() == ".png":
@@ -164,7 +188,8 @@ def calibrate(
     check_target(out, overwrite)
     with atomic_path(out.with_suffix(".png"), overwrite) as picture:
         scan = open_in_pixels(IN_PIXELS)
-        found = replace(fit_rings(scan, crystals, pixel_size), **handed_on)
+        found = fit_rings(scan, crystals, pixel_size, within, stated)
+        found = replace(found, **handed_on)
         draw_calibration(scan, crystals, found, picture)
         write_calibration(out, found, overwrite)
     return found

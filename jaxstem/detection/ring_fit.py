@@ -1,45 +1,49 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Pixel size and ellipticity of a scan from a crystal that is known to be in it.
 
-Whatever their orientation, grains of a known crystal put their disks at the crystal's ring radii
-|g|. Disks found in detector pixels x, measured from the direct beam, must therefore lie on rings
-after the map
+Scales are tried over a wide range, on rings and on the spots of single patterns (`scale_search`).
+Where one explains the disks and no other does so nearly as well, it is fitted: to the rings of all
+disks (`ring_mixture`), or, where single crystals say more than rings do, to their spots. Where two
+scales explain about as much, both are named and none is chosen.
 
-    q = s (1 + E) x,      E = [[e1, e2], [e2, -e1]]
-
-with s in 1/Å a pixel and a symmetric, traceless E: the ellipse into which the microscope's lenses
-stretch the rings. Their radii are drawn from a mixture: of the crystal's rings, each a normal peak
-of the width that disk positions have, and of a smooth background of false disks and other phases.
-
-1. *Scale.* On an axis of ln r a change of scale is a shift. The likelihood is looked up on a
-   lattice of shifts; then on one of scales and ellipses about the best.
-2. *Fit.* Expectation maximisation (Dempster, Laird and Rubin, J. R. Stat. Soc. B 39, 1, 1977): each
-   disk belongs to the rings next to it, and to the background, with the probabilities of the
-   mixture; s, E, the width of the rings and the share of each are fitted to that, and so on. Where
-   rings lie close together, to give each disk to the nearest would pull the fit towards wherever
-   it began.
-
-The uncertainty is that of a bootstrap over blocks of the scan, since neighbouring patterns of one
-grain share their errors. The result is written in py4DSTEM's terms (`files.calibrate_disks`):
-Q_pixel_size, and a, b, theta.
+The uncertainty is that of blocks of the scan that err together, since neighbouring patterns of one
+grain do, and of rings that do, since one may be taken for another and texture fills some only; of
+spots, also the scatter between patterns. It is wider where other assignments lie near that explain
+as much. The result is written in py4DSTEM's terms (`files.calibrate_disks`): Q_pixel_size,
+and a, b, theta.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxstem.crystal.cell import Crystal, reflections
+from jaxstem.crystal.cell import Crystal
+from jaxstem.detection.ring_mixture import (
+    Mixture,
+    belonging,
+    first_ring,
+    fit_mixture,
+    radius_gradients,
+    to_scattering_vectors,
+)
+from jaxstem.detection.scale_search import Candidate, believed, rivals, search, widened
 from jaxstem.errors import InputError
 from jaxstem.files.scan import DiskScan
 
 _LEAST_DISKS = 30
 
+_LEAST_SPOTS = 9
+"""Disks without which nothing is tried."""
+
 REACH = 4.0
+
+WITHIN = 0.75
+"""By which share a pixel size that is given or stated may be too small, or another too large."""
 
 _LEAST_CENTRED, _LARGEST_SPREAD = 0.75, 0.9
 """Of disks that lie on their rings: share in the middle half, and spread [px]."""
@@ -47,13 +51,17 @@ _LEAST_CENTRED, _LARGEST_SPREAD = 0.75, 0.9
 _BLOCKS = 5
 """Blocks along each side of the scan, among which the bootstrap draws."""
 
-_ITERATIONS = 300
+_HALF_SQUARE = 1e-4
+"""Half of the square [1/Å²] of excitation errors as they are, and how far it is from that."""
 
-_NEXT = 3
-"""Rings below and above a disk to which it may belong."""
+_LARGEST_ERROR = 0.0085
+"""Relative error of a pixel size that is of no use."""
 
-_LATTICE_DISKS, _MOST_STRETCHED = 3000, 0.03
-"""Disks that are enough for the lattice, and how far it reaches along e1 and e2."""
+_PLACES = 0.008
+"""Error [px] that all disks may share, away from the beam."""
+
+_TIMES = 1.3
+"""By which errors are larger than their estimates say, which are drawn from few rings."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,9 @@ class Calibration:
     long axis from the qx axis; n_disks: disks that were fitted; share: of all disks beyond the
     beam; spread_px: robust standard deviation of the fitted disks' distances from their rings;
     phase: the crystals' names; rotation [rad]: from detector to scan axes, transpose and flip: what
-    comes before it (`files.axes`), as given.
+    comes before it (`files.axes`), as given. Pixel sizes from tried_from to tried_to were tried;
+    rival: the next likely one that is another, None where there is none, and rival_evidence: its
+    log-likelihood above chance as a share of that of the one found.
     """
 
     pixel_size: float
@@ -80,6 +90,10 @@ class Calibration:
     rotation: float | None = None
     transpose: bool | None = None
     flip: str | None = None
+    tried_from: float | None = None
+    tried_to: float | None = None
+    rival: float | None = None
+    rival_evidence: float | None = None
 
     def entries(self) -> dict[str, Any]:
         """Entries of a file's calibration as `open_scan` takes them.
@@ -104,97 +118,192 @@ class Calibration:
         return entries
 
 
-def rings(
-    crystals: Sequence[Crystal], k_max: float
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], list[str]]:
-    """Radii [1/Å], weights (of sum 1) and names of the crystals' rings up to k_max [1/Å].
-
-    The weight is how many disks a ring may be expected to show: its reflections, times the root of
-    their amplitude, since faint disks are missed. All crystals count alike.
-    """
-    radii, weights, names = [], [], []
-    for crystal in crystals:
-        try:
-            table = reflections(crystal, k_max)
-        except InputError:
-            continue
-        length = np.linalg.norm(table.g, axis=1)
-        first = np.flatnonzero(np.diff(length, prepend=-1.0) > 1e-4 * length)
-        weight = np.add.reduceat(np.sqrt(np.abs(table.structure_factor)), first)
-        radii.append(length[first])
-        weights.append(weight / weight.sum())
-        whose = f"{crystal.name} " if len(crystals) > 1 else ""
-        names += [whose + "".join(str(abs(h)) for h in hkl) for hkl in table.hkl[first]]
-    radius, weight = np.concatenate(radii), np.concatenate(weights)
-    order = np.argsort(radius, kind="stable")
-    return radius[order], weight[order] / weight.sum(), [names[i] for i in order]
-
-
 def fit_rings(
     scan: DiskScan,
     crystals: Sequence[Crystal],
     pixel_size: float | None = None,
-    seed: int = 0,
+    within: float = WITHIN,
+    stated: float | None = None,
 ) -> Calibration:
     """Pixel size and ellipse from disks in detector pixels and the crystals in the scan.
 
-    scan: read with the calibration `IN_PIXELS`; pixel_size [1/Å]: looked for within a quarter of
-    it, elsewhere where None. Raises InputError where there are too few
-    disks, they do not lie on the crystal's rings, or with pixels of that size could not.
+    scan: read with the calibration `IN_PIXELS`; pixel_size [1/Å]: about what it may be, looked for
+    up to 1 + `within` times larger and smaller; where None about what is `stated`, if rings may be
+    seen with that, else everywhere. Raises InputError where there are too few disks, they do not
+    lie on the crystal's rings, with pixels of that size could not, or where pixel sizes that differ
+    explain them about equally.
     """
-    x, block = ring_disks(scan)
-    if len(x) < _LEAST_DISKS:
+    x, pattern, block, strength = _beyond_beam(scan)
+    if len(x) < _LEAST_SPOTS:
         raise InputError(
             f"{scan.source} has {len(x)} disks beyond the direct beam, too few to calibrate on; "
-            f"give a scan with {_LEAST_DISKS} or more."
+            f"give a scan with {_LEAST_SPOTS} or more."
         )
     radius = np.hypot(*x.T)
     if pixel_size is not None:
-        stated = f"{scan.source}: --pixel-size {pixel_size:g}"
-        _check_reach(pixel_size * radius.max(), crystals, stated)
-    scale = _scale(radius, crystals, pixel_size)
-    lengths, weights, _ = rings(crystals, 1.2 * scale * radius.max())
-    background = _background(radius)
-    mixture = _Mixture(lengths, weights, background(radius), 0.5, 0.7)
-    parameters = _lattice(x, scale, mixture, background)
-    for _ in range(_ITERATIONS):
-        before = parameters
-        belongs, index, distance = _belonging(x, parameters, mixture)
-        mixture = _maximised(mixture, belongs, index, distance)
-        gradient = _gradients(x, parameters)
-        weight, pull = belongs.sum(1), (belongs * distance).sum(1) * parameters[0]
-        normal = (gradient * weight[:, None]).T @ gradient
-        parameters = parameters - np.linalg.lstsq(normal, gradient.T @ pull, rcond=None)[0]
-        if np.abs(parameters - before).max() < 1e-8:
-            break
+        source = f"{scan.source}: --pixel-size {pixel_size:g}"
+        _check_reach(pixel_size * radius.max(), crystals, source)
+    low, high = _range(crystals, radius, pixel_size, within, stated)
     phase = ", ".join(crystal.name for crystal in crystals)
-    belongs, index, distance = _belonging(x, parameters, mixture)
+    found = search(x, strength, pattern, crystals, low, high, scan.voltage_kv)
+    if not found or not believed(found[0]):
+        tried = f"with pixels of {low:.2g} to {high:.2g} 1/Å"
+        raise InputError(
+            f"{scan.source}: the disks do not lie on the rings of {phase}, or not on them alone, "
+            f"{tried}; check the crystal, give a rough pixel size, or a scan without other phases."
+        )
+    best, others = found[0], rivals(found)
+    if others:
+        raise InputError(_undecided(scan.source, phase, best, others))
+    start = np.array([best.scale / np.sqrt(1 - np.sum(np.square(best.ellipse))), *best.ellipse])
+    if best.by_spots > best.on_rings:
+        fitted = _by_spots(x, best, start)
+    else:
+        fitted = _by_rings(scan, x, block, crystals, start, phase)
+    error = np.hypot(fitted.pop("relative_error"), widened(found) / 1.5)
+    if error > _LARGEST_ERROR:
+        raise InputError(
+            f"{scan.source}: readings of the disks as {phase} about {best.scale:.6f} 1/Å a pixel "
+            f"differ by {100 * error:.1f} % and do not lie on one scale; give patterns of more "
+            "orientations, of another crystal or at another camera length."
+        )
+    next_best = next((other for other in found[1:] if _differ(best, other) > 0.015), None)
+    return Calibration(
+        **fitted,
+        pixel_size_error=float(error * fitted["pixel_size"]),
+        phase=phase,
+        tried_from=float(low),
+        tried_to=float(high),
+        rival=next_best and next_best.scale,
+        rival_evidence=next_best and max(round(next_best.evidence / best.evidence, 3), 0.0),
+    )
+
+
+def _differ(one: Candidate, other: Candidate) -> float:
+    return abs(np.log(one.scale / other.scale))
+
+
+def _undecided(source: str, phase: str, best: Candidate, others: list[Candidate]) -> str:
+    """Why no scale is chosen, and what would tell."""
+    sizes = [f"{candidate.scale:.6f}" for candidate in (best, *others[:3])]
+    more = f" (and {len(others) - 3} more)" if len(others) > 3 else ""
+    named = f"{', '.join(sizes[:-1])} and {sizes[-1]}{more} 1/Å a pixel"
+    return (
+        f"{source}: {named} explain the disks as {phase} about equally; give --pixel-size and "
+        "--within, so that one of them lies in the range, or patterns of other orientations, of "
+        "another crystal or at another camera length."
+    )
+
+
+def _range(crystals, radius, pixel_size, within: float, stated) -> tuple[float, float]:
+    """Scales [1/Å] that are tried."""
+    inner = min(map(first_ring, crystals))
+    if pixel_size is None and stated and inner < stated * radius.max() < REACH:
+        pixel_size, within = stated, WITHIN
+    if pixel_size is not None:
+        return pixel_size / (1 + within), pixel_size * (1 + within)
+    # no detector reaches farther than REACH, and hardly all of the disks lie within the first ring
+    low = inner / np.quantile(radius, 0.7)
+    return low, max(min(REACH / radius.max(), 4 * inner / np.quantile(radius, 0.03)), 1.1 * low)
+
+
+def _by_spots(x, best: Candidate, start: Float[np.ndarray, " 3"]) -> dict[str, Any]:
+    """What the readings of single patterns say."""
+    ellipticity, theta = _ellipse(start)
+    used = best.readings
+    scatter = np.std([r.ellipse for r in used], axis=0).max() if len(used) > 1 else 0.0
+    alone = float(np.sqrt(np.mean([r.error**2 for r in used])))
+    return {
+        "pixel_size": best.scale,
+        "relative_error": best.error * _TIMES,
+        "ellipticity": ellipticity,
+        "ellipticity_error": float(2 * np.hypot(2 * alone, scatter) / np.sqrt(len(used))),
+        "theta": theta,
+        "n_disks": sum(r.explained for r in used),
+        "share": best.explained,
+        "spread_px": float(np.mean([r.spread for r in used])),
+    }
+
+
+def _by_rings(scan, x, block, crystals, start, phase: str) -> dict[str, Any]:
+    """The fit to the rings of all disks, from where the search ended."""
+    fit = fit_mixture(x, crystals, float(start[0]), start, width=0.25)
+    parameters, mixture = fit.parameters, fit.mixture
+    belongs, index, distance = belonging(x, parameters, mixture)
     near = belongs.sum(1) > 0.5
-    centred = _centred(x, parameters, lengths)
+    centred = _centred(x, parameters, mixture.lengths)
     sharp = mixture.width < _LARGEST_SPREAD and centred > _LEAST_CENTRED
-    if near.sum() < _LEAST_DISKS or not sharp or not parameters[0] > 0:
+    away = abs(np.log(parameters[0] / start[0]))
+    if near.sum() < _LEAST_DISKS or not sharp or not parameters[0] > 0 or away > 0.03:
         raise InputError(
             f"{scan.source}: the disks do not lie on the rings of {phase}, or not on them alone; "
             "check the crystal, give a rough pixel size, or a scan without other phases."
         )
-    pull = (belongs * distance).sum(1) / (mixture.width**2 * parameters[0])
-    error = _bootstrap(_gradients(x, parameters) * pull[:, None], block, seed)
+    ring = np.where(near, index[np.arange(len(x)), belongs.argmax(1)], -1)
+    parameters, error = _shortened(x, parameters, mixture, (block, ring))
+    # nor are disks found without any error that grows with their distance
+    radius = np.mean(np.hypot(*x[near].T))
+    error[0] = np.hypot(error[0], parameters[0] * _PLACES / radius)
+    error[0] = np.hypot(error[0], parameters[0] * away / 2)
+    error *= _TIMES
     ellipticity, theta = _ellipse(parameters)
-    return Calibration(
-        pixel_size=float(parameters[0]) * float(np.sqrt(1 - np.sum(parameters[1:] ** 2))),
-        pixel_size_error=float(error[0]),
-        ellipticity=ellipticity,
-        ellipticity_error=float(2 * np.hypot(*error[1:]) / np.sqrt(2)),
-        theta=theta,
-        n_disks=int(near.sum()),
-        share=float(near.mean()),
-        spread_px=float(mixture.width),
-        phase=phase,
-    )
+    return {
+        "pixel_size": float(parameters[0] * np.sqrt(1 - np.sum(parameters[1:] ** 2))),
+        "relative_error": float(error[0] / parameters[0]),
+        "ellipticity": ellipticity,
+        "ellipticity_error": float(2 * np.hypot(*error[1:]) / np.sqrt(2)),
+        "theta": theta,
+        "n_disks": int(near.sum()),
+        "share": float(near.mean()),
+        "spread_px": float(mixture.width),
+    }
+
+
+def _shortened(x, parameters: Float[np.ndarray, " 3"], mixture: Mixture, clusters):
+    """Parameters and their standard deviations when rings may be a little smaller than |g|.
+
+    A reflection that is excited at a distance s_g from the Ewald sphere puts its disk at
+    |g| - s_g² / (2 |g|), to first order; the mean of s_g² / 2 is fitted along, about what it is in
+    foils of usual thickness. Errors are those of disks that err together, in each way to group
+    them: the sandwich of their summed scores (Cameron & Miller, J. Human Resources 50 (2015) 317).
+    """
+    belongs, index, distance = belonging(x, parameters, mixture)
+    length = mixture.lengths[index]
+    share = belongs / (mixture.width * parameters[0]) ** 2
+    moved = radius_gradients(x, parameters)
+    inverse = (share / length).sum(1)
+    hessian = np.zeros((4, 4))
+    hessian[:3, :3] = (moved * share.sum(1)[:, None]).T @ moved
+    hessian[:3, 3] = hessian[3, :3] = moved.T @ inverse
+    hessian[3, 3] = (share / length**2).sum() + 1 / _HALF_SQUARE**2
+    residual = share * distance * parameters[0]
+    score = np.column_stack([moved * residual.sum(1)[:, None], (residual / length).sum(1)])
+    change = np.linalg.solve(hessian, -score.sum(0) + [0, 0, 0, 1 / _HALF_SQUARE])
+    found = parameters + change[:3]
+    # as it is after this step
+    left = residual + share * ((moved @ change[:3])[:, None] + change[3] / length)
+    score = np.column_stack([moved * left.sum(1)[:, None], (left / length).sum(1)])
+    # doubt about a disk's ring makes information less than the Hessian says
+    prior = np.diag([0, 0, 0, 1 / _HALF_SQUARE**2])
+    inverse = np.linalg.pinv(score.T @ score + prior)
+    variance = np.diag(inverse)
+    for cluster in clusters:
+        numbers = np.unique(cluster[cluster >= 0])
+        if len(numbers) > 3:
+            sums = np.array([score[cluster == number].sum(0) for number in numbers])
+            meat = len(numbers) / (len(numbers) - 1) * sums.T @ sums + prior
+            variance = np.maximum(variance, np.diag(inverse @ meat @ inverse))
+    return found, np.sqrt(variance[:3])
 
 
 def ring_disks(scan: DiskScan) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:
     """Disks [px] beyond the direct beam, and the block of the scan in which each lies."""
+    x, _, block, _ = _beyond_beam(scan)
+    return x, block
+
+
+def _beyond_beam(scan: DiskScan):
+    """Disks [px] beyond the direct beam; pattern and block in which each lies, its intensity."""
     x = np.stack([scan.qx, scan.qy], -1).astype(np.float64)
     flat = np.repeat(np.arange(len(scan.offsets) - 1), np.diff(scan.offsets))
     row, column = np.divmod(flat, scan.scan_shape[1])
@@ -203,109 +312,20 @@ def ring_disks(scan: DiskScan) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray
         for place, n in zip((row, column), scan.scan_shape, strict=True)
     ]
     beyond = np.hypot(*x.T) > 4.0
-    return x[beyond], (_BLOCKS * blocks[0] + blocks[1])[beyond]
+    block = _BLOCKS * blocks[0] + blocks[1]
+    return x[beyond], flat[beyond], block[beyond], np.asarray(scan.intensity)[beyond]
 
 
 def _check_reach(reach: float, crystals: Sequence[Crystal], stated: str) -> None:
     """Raise InputError unless rings may lie within the outermost disk's radius [1/Å], which a
     rough pixel size tells to a quarter, and a detector may reach there.
     """
-    inner = min(map(_first_ring, crystals))
+    inner = min(map(first_ring, crystals))
     if not inner / 0.9 < reach < 1.25 * REACH:
         raise InputError(
             f"{stated} puts the outermost disk at {reach:.3g} 1/Å, and the rings lie from "
             f"{inner:.3g} to {REACH:g} 1/Å; give a rough pixel size, or none."
         )
-
-
-def _scale(
-    radius: Float[np.ndarray, " n"], crystals: Sequence[Crystal], pixel_size: float | None
-) -> float:
-    """Step 1 of the module's docstring: the likeliest size of a pixel [1/Å]."""
-    step = 0.002
-    if pixel_size is None:
-        # some disks lie on the innermost ring, and no detector reaches farther than REACH
-        inner = min(map(_first_ring, crystals))
-        low, high = inner / np.quantile(radius, 0.7), 1.3 * inner / np.quantile(radius, 0.03)
-        high = min(high, max(REACH / radius.max(), 1.1 * low))
-    else:
-        low, high = 0.75 * pixel_size, 1.25 * pixel_size
-    tries = np.exp(np.arange(np.log(low), np.log(high), step))
-    at = np.arange(np.log(radius.min()) - 0.2, np.log(radius.max()) + 0.2, step)
-    histogram = np.histogram(np.log(radius), np.append(at, at[-1] + step))[0]
-    smooth = _blurred(histogram.astype(float), 0.25 / step) + 1e-9
-    background = smooth / smooth.sum()
-    lengths, weights, _ = rings(crystals, 1.2 * tries[-1] * radius.max())
-    seen = histogram > 0
-    score = []
-    for size in tries:
-        # a position is known to about half a pixel
-        spread = np.maximum(0.5 * size / lengths, 0.004)
-        peaks = (at[seen, None] + np.log(size) - np.log(lengths)) / spread
-        density = np.exp(-0.5 * peaks**2) @ (weights / spread)
-        inside = weights[lengths < size * np.exp(at[-1])].sum()
-        density *= step / np.sqrt(2 * np.pi) / max(inside, 1e-12)
-        score.append(histogram[seen] @ np.log(0.3 * background[seen] + 0.7 * density))
-    return float(tries[int(np.argmax(score))])
-
-
-def _background(radius: Float[np.ndarray, " n"]):
-    """The disks' density [1/px] over the radius [px], so smooth that no ring is seen in it."""
-    step = 0.002
-    at = np.arange(np.log(radius.min()) - 1.0, np.log(radius.max()) + 1.0, step)
-    histogram = np.histogram(np.log(radius), np.append(at, at[-1] + step))[0].astype(float)
-    smooth = _blurred(histogram, 0.25 / step) + 1e-9
-    smooth /= smooth.sum() * step
-    return lambda r: np.interp(np.log(r), at + step / 2, smooth) / r
-
-
-def _lattice(x, scale: float, mixture: _Mixture, background) -> Float[np.ndarray, " 3"]:
-    """The likeliest scale and ellipse near a scale. Every so many disks are enough."""
-    x = x[:: max(1, len(x) // _LATTICE_DISKS)]
-    far = float(np.quantile(np.hypot(*x.T), 0.9))
-    radius = np.arange(0.5, 1.2 * np.hypot(*x.T).max(), 0.1)
-    peaks = (radius[:, None] - mixture.lengths / scale) / mixture.width
-    on_rings = np.exp(-0.5 * peaks**2) @ mixture.weights / (mixture.width * np.sqrt(2 * np.pi))
-    table = np.log(mixture.share * on_rings + (1 - mixture.share) * background(radius))
-    step = 0.7 * mixture.width / far
-    ellipse = step * np.arange(
-        -np.ceil(_MOST_STRETCHED / step), np.ceil(_MOST_STRETCHED / step) + 1
-    )
-    stretch = 1 + step * np.arange(-3, 4)
-    best, found = -np.inf, None
-    for e1 in ellipse:
-        for e2 in ellipse:
-            r = np.hypot(*to_scattering_vectors(x, np.array([1.0, e1, e2])).T)
-            for s in stretch:
-                place = np.clip(((s * r - 0.5) * 10).astype(int), 0, len(table) - 1)
-                value = table[place].sum()
-                if value > best:
-                    best, found = value, np.array([scale * s, e1, e2])
-    return found
-
-
-def _first_ring(crystal: Crystal) -> float:
-    """Radius [1/Å] of the innermost ring."""
-    k_max = 0.1
-    while True:
-        try:
-            return float(np.linalg.norm(reflections(crystal, k_max).g, axis=1)[0])
-        except InputError:
-            if k_max > 10:
-                raise
-            k_max *= 1.5
-
-
-def _blurred(values: Float[np.ndarray, " n"], scale: float) -> Float[np.ndarray, " n"]:
-    from scipy.ndimage import gaussian_filter1d
-
-    return gaussian_filter1d(values, scale, mode="nearest")
-
-
-def to_scattering_vectors(x: Float[np.ndarray, "n 2"], parameters: Float[np.ndarray, " 3"]):
-    """Scattering vectors q [1/Å] of disks [px]."""
-    scale, e1, e2 = parameters
-    return scale * x @ np.array([[1 + e1, e2], [e2, 1 - e1]])
 
 
 def nearest_ring(x, parameters, lengths, reach: float):
@@ -340,80 +360,6 @@ def _centred(x, parameters, lengths) -> float:
     half = np.where(own > 0, above[index], below[index])
     counted = wide[index] & (index > 0) & (index < len(lengths) - 1)
     return float((np.abs(own) < half / 2)[counted].mean()) if counted.sum() > _LEAST_DISKS else 1.0
-
-
-class _Mixture(NamedTuple):
-    """Density of disks over the radius: rings at `lengths` [1/Å] with `weights` (of sum 1), their
-    width [px], and the background's density [1/px] at each disk; `share` of all lie on rings.
-    """
-
-    lengths: Float[np.ndarray, " n"]
-    weights: Float[np.ndarray, " n"]
-    background: Float[np.ndarray, " disks"]
-    width: float
-    share: float
-
-
-def _belonging(
-    x: Float[np.ndarray, "n 2"], parameters: Float[np.ndarray, " 3"], mixture: _Mixture
-) -> tuple[Float[np.ndarray, "n m"], Int[np.ndarray, "n m"], Float[np.ndarray, "n m"]]:
-    """Probability that a disk belongs to each of the rings next to it, which they are, and how far
-    [px] beyond them it lies.
-    """
-    radius = np.hypot(*to_scattering_vectors(x, parameters).T)
-    n = len(mixture.lengths)
-    index = np.searchsorted(mixture.lengths, radius)[:, None] + np.arange(-_NEXT, _NEXT)
-    there = (index >= 0) & (index < n)
-    index = np.clip(index, 0, n - 1)
-    distance = (radius[:, None] - mixture.lengths[index]) / parameters[0]
-    density = np.exp(-0.5 * (distance / mixture.width) ** 2) * mixture.weights[index] * there
-    density *= mixture.share / (mixture.width * np.sqrt(2 * np.pi))
-    false = (1 - mixture.share) * mixture.background
-    return density / (density.sum(1) + false)[:, None], index, distance
-
-
-def _maximised(mixture: _Mixture, belongs, index, distance) -> _Mixture:
-    """The mixture that makes such a belonging likeliest; a ring's weight leans on what was expected
-    as if by one disk in ten, lest one without disks be lost.
-    """
-    total = belongs.sum()
-    counts = np.bincount(index.ravel(), belongs.ravel(), len(mixture.lengths))
-    weights = 0.9 * counts / max(total, 1e-9) + 0.1 * mixture.weights
-    width = np.sqrt((belongs * distance**2).sum() / max(total, 1e-9))
-    share = np.clip(total / len(belongs), 0.01, 0.99)
-    return mixture._replace(weights=weights, width=max(float(width), 1e-3), share=float(share))
-
-
-def _gradients(
-    x: Float[np.ndarray, "n 2"], parameters: Float[np.ndarray, " 3"]
-) -> Float[np.ndarray, "n 3"]:
-    """Derivatives of the disks' radii [1/Å] by s, e1 and e2."""
-    scale = parameters[0]
-    q = to_scattering_vectors(x, parameters)
-    unit = q / np.hypot(*q.T)[:, None]
-    columns = [
-        (unit * q).sum(1) / scale,
-        scale * (unit[:, 0] * x[:, 0] - unit[:, 1] * x[:, 1]),
-        scale * (unit[:, 0] * x[:, 1] + unit[:, 1] * x[:, 0]),
-    ]
-    return np.stack(columns, -1)
-
-
-def _bootstrap(
-    score: Float[np.ndarray, "n 3"], block: Int[np.ndarray, " n"], seed: int, n: int = 200
-) -> Float[np.ndarray, " 3"]:
-    """Standard deviations of the parameters when blocks of the scan are drawn anew: one step each
-    along the disks' scores, the derivatives of their log-likelihoods. The information is that of
-    the scores, in which doubt about a disk's ring counts.
-    """
-    rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(block == number) for number in np.unique(block)]
-    if len(members) < 4:
-        members = list(np.arange(len(score))[:, None])
-    sums = np.array([score[own].sum(0) for own in members])
-    drawn = rng.integers(len(members), size=(n, len(members)))
-    information = np.linalg.pinv(score.T @ score)
-    return np.std(sums[drawn].sum(1) @ information, axis=0)
 
 
 def _ellipse(parameters) -> tuple[float, float]:

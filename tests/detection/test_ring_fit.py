@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from helpers import scan_on_rings
 
-from jaxstem.detection.ring_fit import fit_rings, rings
+from jaxstem.detection.ring_fit import fit_rings
+from jaxstem.detection.ring_mixture import rings
 from jaxstem.errors import InputError
 from jaxstem.files.calibration import calibrate_disks
 

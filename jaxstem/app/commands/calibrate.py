@@ -13,6 +13,7 @@ import tyro
 
 from jaxstem.app.console import USUAL, Flag, OutputOptions
 from jaxstem.app.options import ANY_AS_STATED, ReadingAnyOptions
+from jaxstem.errors import InputError, require_between
 
 
 def calibrate(
@@ -20,16 +21,19 @@ def calibrate(
     cif: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CIF ...")],
     out: Annotated[Path, tyro.conf.arg(metavar="FILE.json")],
     reading: ReadingAnyOptions = ANY_AS_STATED,
+    within: Annotated[float, tyro.conf.arg(metavar="PERCENT")] = 75.0,
     overwrite: Flag = False,
     output: OutputOptions = USUAL,
 ) -> None:
-    """Fit pixel size and ellipse to the rings of a known crystal.
+    """Fit pixel size and ellipse to rings or spots of a crystal.
 
     Args:
         scan: Raw patterns or Bragg disks in detector pixels.
         cif: The unit cells of the crystals that fill the scan.
         out: Calibration to write; its picture goes beside it (.png).
-        reading: How the scan is read; --pixel-size is where the fit starts.
+        reading: How the scan is read; --pixel-size is about what it may be.
+        within: How much larger than --pixel-size it may be, or as many times smaller; 75 about
+            what the file states.
         overwrite: Replace FILE.json and FILE.png.
         output: What is said.
     """
@@ -39,12 +43,20 @@ def calibrate(
     check_apart(out, scan, *cif)
 
     from jaxstem.crystal.reading import read_cif
-    from jaxstem.detection.calibration import calibrate, summary
+    from jaxstem.detection.calibration import (
+        about_rivals,
+        calibrate,
+        stated_size,
+        summary,
+    )
     from jaxstem.detection.opening import read_scan
 
     options = reading.options()
     options.refuse(("calibration", "ellipse"), "The calibration is what is looked for")
     in_pixels = replace(options, pixel_size=None, rotation_deg=None, transpose=None, flip=None)
+    require_between("--within", within, 0.5, 900.0, "percent")
+    if reading.pixel_size is None and within != 75.0:
+        raise InputError("--within says how far from --pixel-size; give that, or leave it out.")
     turn = None if reading.rotation_deg is None else math.radians(reading.rotation_deg)
     found = calibrate(
         lambda entries: read_scan(scan, in_pixels, output.progress, calibration=entries),
@@ -52,6 +64,8 @@ def calibrate(
         out,
         reading.pixel_size,
         overwrite,
+        within / 100,
+        stated_size(scan, replace(options, pixel_size=None)),
         rotation=turn,
         transpose=options.transpose,
         flip=options.flip,
@@ -59,5 +73,6 @@ def calibrate(
     output.tell(
         {"files": [out, out.with_suffix(".png")], **asdict(found)},
         summary(found),
+        about_rivals(found),
         f"use it: jaxstem map {shlex.quote(str(scan))} --calibration {shlex.quote(str(out))} ...",
     )
