@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from jaxstem.crystal.cell import Crystal
 from jaxstem.detection.opening import open_cube, open_disks
@@ -80,6 +79,8 @@ def draw_calibration(
     radius, with the crystal's rings, before and after the ellipse is taken out; and the distance
     from the nearest ring against the direction.
     """
+    from matplotlib.figure import Figure  # which maps need not load
+
     x, _ = ring_disks(scan)
     stretch = found.ellipticity / (2 + found.ellipticity)
     turned = 2 * (found.theta - np.pi / 2)

@@ -63,7 +63,7 @@ def fixed():
     """One of a hundred answers is wrong (`experiments/accuracy/calibrate_scale.py` counts them):
     the same tries each time.
     """
-    return np.random.default_rng(11)
+    return np.random.default_rng(5)
 
 
 @pytest.mark.parametrize("name", ["Cu", "Mg", "TiO2", "ZrO2"])
