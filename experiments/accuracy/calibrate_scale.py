@@ -76,7 +76,7 @@ class Arguments:
     """
 
     n: int = 200
-    seed: int = 27
+    seed: int = 303  # others were looked at while it was made
     quick: bool = False
     out: Path | None = None
 

@@ -24,6 +24,7 @@ def contents():
 
 
 QUICK = {
+    "accuracy.calibrate_scale": r"\| all \| all \| \d+ \|",
     "accuracy.multislice": r"\| jaxstem, cu, none \| 20 \|",
     "accuracy.real_files": r"\| moo3_20cm.tif \| one pattern \| (not here|1 × 1 positions)",
     "accuracy.robustness": r"\| thickness \(Å\) \| 400 \| [\d.]+ % \(",
