@@ -18,7 +18,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -38,7 +38,7 @@ from jaxstem.errors import InputError
 from jaxstem.network.heads import HEADS
 from jaxstem.network.templates import MatchConfig
 from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
-from jaxstem.runtime.paths import replace_file
+from jaxstem.runtime.paths import atomic_path
 
 _FORMAT, _VERSION = "jaxstem-model", 4
 
@@ -155,14 +155,23 @@ def check_model_folder(out: Path) -> None:
 
 
 def save_model(folder: str | Path, model: Model) -> None:
-    """Write the three files of a model into `folder`, each under a temporary name first."""
+    """Write the three files of a model into `folder`, under temporary names until all are there; a
+    model that is there already stays until then, and is never mixed with the new one.
+    """
     folder, stored = Path(folder), stored_model(model)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "weights.msgpack", stored.weights)
     grid = io.BytesIO()  # to a file itself numpy writes in a way that can miss a full disk
     np.save(grid, stored.grid)
-    replace_file(folder / "grid.npy", grid.getvalue())
-    replace_file(folder / "model.json", json.dumps(stored.description, indent=1) + "\n")
+    content = {
+        "model.json": (json.dumps(stored.description, indent=1) + "\n").encode(),
+        "grid.npy": grid.getvalue(),
+        "weights.msgpack": stored.weights,
+    }
+    with ExitStack() as files:
+        for name, written in content.items():
+            temporary = files.enter_context(atomic_path(folder / name, overwrite=True))
+            temporary.write_bytes(written)
+        (folder / "model.json").unlink(missing_ok=True)  # it comes last
 
 
 def load_model(name: str | Path) -> Model:

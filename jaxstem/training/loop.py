@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from jaxstem.diffraction.material import Material, check_materials
 from jaxstem.errors import InputError
-from jaxstem.network.model import MODEL_FILES, Model, build_network, save_model
+from jaxstem.network.model import Model, build_network, save_model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import replace_file
 from jaxstem.training import checkpoint
@@ -122,8 +122,10 @@ def train(
         each = seconds_per_step(step_fn, probe)
         left = 60 * config.minutes * 0.97 - checks - (time.perf_counter() - start)
         total = parallel.first_says(lambda: max(20, int(left / each)))
+    about = {**settings, "total_steps": total}
     if writes:
-        _write_json(out / "run.json", {**settings, "total_steps": total})
+        replaces = (out / "model.json").exists()
+        _write_json(out / "run.json", {**about, "replaces": replaces})
 
     start_state = init_state(network, optimiser, config.seed, total, config.keep)
     state = parallel.replicate(start_state, mesh)
@@ -183,6 +185,7 @@ def train(
     model = Model(config.model, materials, params, record)
     if last == total and writes:
         save_model(out, model)
+        _write_json(out / "run.json", {**about, "replaces": False})
     return model
 
 
@@ -201,20 +204,29 @@ def _settings(materials: Sequence[Material], config: TrainConfig) -> dict[str, A
 
 
 def _claim_folder(out: Path, settings: dict[str, Any], overwrite: bool) -> int:
-    """Steps of the run to continue in `out`; for a new one those asked for (0: to be measured)."""
-    run = out / "run.json"
+    """Steps of the run to continue in `out`; for a new one those asked for (0: to be measured).
+
+    A model that is to be overwritten stays until the new one is there.
+    """
+    run, is_model = out / "run.json", (out / "model.json").exists()
     if overwrite and out.is_dir():
-        for path in [run, *(out / name for name in MODEL_FILES), out / "metrics.jsonl"]:
+        for path in (run, out / "metrics.jsonl"):
             path.unlink(missing_ok=True)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    if (out / "model.json").exists():
-        raise InputError(f"{out}: holds a finished model; choose another folder or --overwrite.")
     out.mkdir(parents=True, exist_ok=True)
+    finished = f"{out}: holds a finished model; choose another folder or --overwrite."
     if not run.exists():
+        if is_model and not overwrite:
+            raise InputError(finished)
         return settings["config"]["steps"]
     try:
         found = json.loads(run.read_text())
+        if is_model and not found.pop("replaces", False):
+            raise InputError(finished)
+        found.pop("replaces", None)
         total = int(found.pop("total_steps"))
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{run}: is damaged, so the run cannot be resumed; start it anew with --overwrite."

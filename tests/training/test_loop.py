@@ -298,6 +298,21 @@ def test_overwrite_replaces_a_finished_model(go, config, tmp_path):
     assert [row["step"] for row in rows(out)] == [1, 2]
 
 
+def test_a_model_stays_until_the_one_that_replaces_it_is_there(go, config, tmp_path):
+    """Which is resumed as any other, and is then the finished one."""
+    out, other = tmp_path / "again", replace(config, steps=4, seed=1)
+    go(replace(config, steps=2), out)
+    go(other, out, overwrite=True, stop_after=2)
+    assert load_model(out).record["config"]["seed"] == config.seed != 1
+    with pytest.raises(InputError, match="other settings"):
+        go(replace(other, seed=2), out)
+    go(other, out)
+    assert load_model(out).record["config"]["seed"] == 1
+    assert [row["step"] for row in rows(out)] == [1, 2, 3, 4]
+    with pytest.raises(InputError, match="finished model"):
+        go(other, out)
+
+
 def test_seed_decides_the_run(go, config, tmp_path):
     short = replace(config, steps=2)
     models = [go(replace(short, seed=s), tmp_path / f"{i}") for i, s in enumerate((4, 4, 5))]
