@@ -57,7 +57,7 @@ _HALF_SQUARE = 1e-4
 _LARGEST_ERROR = 0.0085
 """Relative error of a pixel size that is of no use."""
 
-_PLACES = 0.008
+_PLACES = 0.004
 """Error [px] that all disks may share, away from the beam."""
 
 _TIMES = 1.3

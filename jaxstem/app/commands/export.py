@@ -23,8 +23,8 @@ def export(
 
     Args:
         map_file: Map that `jaxstem map` wrote.
-        out: .ang (EDAX OIM, MTEX), .ctf (Oxford AZtec, MTEX), .h5 (orix), .npy (py4DSTEM), .csv
-            (table of grains), .png, .svg or .pdf (figure).
+        out: By its ending .ang (EDAX OIM, MTEX), .ctf (Oxford AZtec, MTEX), .h5 (orix), .npy
+            (py4DSTEM), .csv (table of grains), .png, .svg or .pdf (figure).
         grain_deg: Misorientation between neighbours that bounds a grain, for .csv.
         overwrite: Replace FILE.
         output: What is said.
