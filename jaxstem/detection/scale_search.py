@@ -83,6 +83,7 @@ class Candidate(NamedTuple):
 
     @property
     def evidence(self) -> float:
+        """Log-likelihood above chance [nat], by rings and spots together."""
         return self.on_rings + self.by_spots
 
 
