@@ -345,9 +345,10 @@ def nearest_ring(x, parameters, lengths, reach: float):
 
 
 def _centred(x, parameters, lengths) -> float:
-    """Share of the disks that lie in the middle half between the borders of their ring; a half
-    where rings have nothing to do with the disks, 1 where too few can be judged. The first and the
-    last ring do not count, nor those with another one less than three pixels away.
+    """Share of the disks that lie in the middle half between the borders of their ring, and the
+    standard error of a half; a half where rings have nothing to do with the disks, 1 where too few
+    can be judged. The first and the last ring do not count, nor those with another one less than
+    three pixels away.
     """
     radius = np.hypot(*to_scattering_vectors(x, parameters).T)
     borders = np.concatenate([[0.0], 0.5 * (lengths[1:] + lengths[:-1])])
@@ -359,7 +360,9 @@ def _centred(x, parameters, lengths) -> float:
     own = radius - lengths[index]
     half = np.where(own > 0, above[index], below[index])
     counted = wide[index] & (index > 0) & (index < len(lengths) - 1)
-    return float((np.abs(own) < half / 2)[counted].mean()) if counted.sum() > _LEAST_DISKS else 1.0
+    if counted.sum() <= _LEAST_DISKS:
+        return 1.0
+    return float((np.abs(own) < half / 2)[counted].mean() + 0.5 / np.sqrt(counted.sum()))
 
 
 def _ellipse(parameters) -> tuple[float, float]:

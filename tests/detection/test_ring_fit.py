@@ -40,13 +40,14 @@ def test_the_calibration_makes_rings_round(rng, crystals):
 
 
 def test_the_error_is_that_of_repetition(rng, crystals):
-    """Pixel sizes of fresh scans scatter as much as each one says."""
+    """Pixel sizes of fresh scans are as far from the truth as each one says."""
+    copper, true = [crystals["Cu"]], 0.03
     found = [
-        fit_rings(scan_on_rings(rng, crystals["Cu"], 0.03, n=15), [crystals["Cu"]], 0.03)
-        for _ in range(16)
+        fit_rings(scan_on_rings(rng, *copper, true, n=12), copper, true, within=0.02)
+        for _ in range(64)
     ]
-    scatter = np.std([x.pixel_size for x in found])
-    assert 0.35 < scatter / np.median([x.pixel_size_error for x in found]) < 2.5
+    away = np.array([(x.pixel_size - true) / x.pixel_size_error for x in found])
+    assert 0.35 < np.sqrt(np.mean(np.square(away))) < 1.5
 
 
 @pytest.mark.parametrize("size", [1e-6, 0.3, 10.0])
