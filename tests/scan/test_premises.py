@@ -24,7 +24,7 @@ from jaxstem.scan.premises import AGAINST, FAR, LEAST, examined, stated
 
 GIVEN = Instrument(0.03, pixel_size_from="as given")
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def seen(model, mesh, rng, monkeypatch):
     """
     material = model.materials[0]
     g, _, inverse_extinction = map(np.asarray, material.reflectors())
+    monkeypatch.setattr(self_calibration, "SAMPLE", (4, 6))  # as large as the scans
 
     def look(stretch, n=24, strange=0.0, instrument=GIVEN):
         orientation = random_matrices(rng, n)
