@@ -109,7 +109,8 @@ def compiled_once():
     """What is compiled for one scan serves a module's others, of the same model and phases."""
     from jaxstem import mapping
     from jaxstem.inference import stream
-    from jaxstem.scan import posterior, premises, self_calibration
+    from jaxstem.runtime.programs import cached_pmap
+    from jaxstem.scan import context, pooling, posterior, premises, self_calibration
 
     made = {}
     make_predict_for, make_programs = stream.make_predict_for, posterior.make_programs
@@ -133,7 +134,15 @@ def compiled_once():
             made[kind] = model, make_pair(model, config, mesh)
         return made[kind][1]
 
+    def program(step, mesh, in_specs, out_specs, content, folder):
+        kind = step.__qualname__, repr(content), mesh, folder
+        if kind not in made:
+            made[kind] = cached_pmap(step, mesh, in_specs, out_specs, content, folder)
+        return made[kind]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "cached_pmap", program)
+        patch.setattr(pooling, "cached_pmap", program)
         patch.setattr(premises, "make_pair", pair)
         patch.setattr(self_calibration, "make_pair", pair)
         patch.setattr(stream, "make_predict_for", predict_for)

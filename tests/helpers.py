@@ -378,10 +378,21 @@ DISK_RADIUS = 2.3
 
 def disk_image(centre, counts, slope=(0.0, 0.0), shape=(64, 64), radius=DISK_RADIUS, finer=8):
     """A disk of `counts` counts, brightness 1 + slope · (x - centre), integrated over pixels."""
-    lines = [(np.arange(n * finer) + 0.5) / finer - 0.5 for n in shape]
+    first, last = (
+        np.clip(np.round(np.add(centre, off)).astype(int), 0, shape)
+        for off in (-radius - 1, radius + 2)
+    )
+    lines = [
+        (np.arange(a * finer, b * finer) + 0.5) / finer - 0.5
+        for a, b in zip(first, last, strict=True)
+    ]
     dx, dy = lines[0][:, None] - centre[0], lines[1] - centre[1]
     inside = (np.hypot(dx, dy) < radius) * (1 + slope[0] * dx + slope[1] * dy)
-    pixels = inside.reshape(shape[0], finer, shape[1], finer).sum((1, 3))
+    rows, columns = last - first
+    pixels = np.zeros(shape)
+    pixels[first[0] : last[0], first[1] : last[1]] = inside.reshape(
+        rows, finer, columns, finer
+    ).sum((1, 3))
     return counts * pixels / pixels.sum()
 
 
