@@ -65,8 +65,8 @@ _MOST_REFLECTIONS = 5000
 
 
 class Table(NamedTuple):
-    """Reflections of a crystal: g [1/Å], intensity |F|² [Å²], and whether each stands for those
-    that symmetry makes of it.
+    """Reflections of a crystal, the shortest first: g [1/Å], intensity |F|² [Å²], and whether each
+    stands for those that symmetry makes of it.
     """
 
     g: Float[np.ndarray, "N 3"]
@@ -294,9 +294,10 @@ def _fitted(fit: _Fit, rounds: range, x, view, table: Table, wavelength: float) 
         if np.hypot(*ellipse[0]) > 1.6 * _MOST_STRETCHED:
             return nothing
         # what may be excited under any of the tilts
-        off = np.abs(table.g @ _normal(p) - 0.5 * wavelength * length2)
-        farthest = _FARTHEST + np.deg2rad(3 * step_deg) * np.sqrt(length2)
-        near = (length2 < (1.15 * scale[0] * np.hypot(*view)) ** 2) & (off < farthest)
+        short = np.searchsorted(length2, (1.15 * scale[0] * np.hypot(*view)) ** 2)
+        off = np.abs(table.g[:short] @ _normal(p) - 0.5 * wavelength * length2[:short])
+        farthest = _FARTHEST + np.deg2rad(3 * step_deg) * np.sqrt(length2[:short])
+        near = np.flatnonzero(off < farthest)
         g, own2, intensity = table.g[near], length2[near], table.intensity[near]
         place = g @ p.T + shift
         far = np.hypot(*place.T)
