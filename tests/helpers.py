@@ -424,6 +424,21 @@ def patterns_of_disks(rng, n_patterns=32, n_disks=6, weakest=200.0, strongest=2e
     return np.array(images), np.array(centres), np.array(weights), np.array(beams)
 
 
+@cache
+def _sums_everywhere():
+    import jax
+
+    from jaxstem.files.light import light_everywhere
+
+    of_all = lambda code, shape: jax.vmap(lambda one: light_everywhere(one, shape))(code)  # noqa: E731
+    return jax.jit(of_all, static_argnums=1)
+
+
+def sums_everywhere(scan_light):
+    """The electrons (n, H, W) about all places of a scan's patterns."""
+    return np.asarray(_sums_everywhere()(scan_light.light.sums, scan_light.detector.seen.shape))
+
+
 def match_disks(found, centres, reach=1.0):
     """For each true disk the index of the one found within `reach` [px], -1 where there is none."""
     index = np.full(centres.shape[:2], -1)
