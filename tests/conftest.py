@@ -109,10 +109,12 @@ def compiled_once():
     """What is compiled for one scan serves a module's others, of the same model and phases."""
     from jaxstem import mapping
     from jaxstem.inference import stream
-    from jaxstem.scan import posterior
+    from jaxstem.runtime.programs import cached_pmap
+    from jaxstem.scan import context, pooling, posterior, premises, self_calibration
 
     made = {}
     make_predict_for, make_programs = stream.make_predict_for, posterior.make_programs
+    make_pair = self_calibration.make_pair
 
     def predict_for(model, config, mesh):
         kind = id(model), config, mesh
@@ -126,7 +128,23 @@ def compiled_once():
             made[kind] = make_programs(operations, config, tiling, mesh, cache)
         return made[kind]
 
+    def pair(model, config, mesh):
+        kind = "pair", id(model), config, mesh, self_calibration.SAMPLE
+        if kind not in made:
+            made[kind] = model, make_pair(model, config, mesh)
+        return made[kind][1]
+
+    def program(step, mesh, in_specs, out_specs, content, folder):
+        kind = step.__qualname__, repr(content), mesh, folder
+        if kind not in made:
+            made[kind] = cached_pmap(step, mesh, in_specs, out_specs, content, folder)
+        return made[kind]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "cached_pmap", program)
+        patch.setattr(pooling, "cached_pmap", program)
+        patch.setattr(premises, "make_pair", pair)
+        patch.setattr(self_calibration, "make_pair", pair)
         patch.setattr(stream, "make_predict_for", predict_for)
         patch.setattr(mapping, "make_predict_for", predict_for)
         patch.setattr(posterior, "make_programs", of_tiles)

@@ -378,10 +378,21 @@ DISK_RADIUS = 2.3
 
 def disk_image(centre, counts, slope=(0.0, 0.0), shape=(64, 64), radius=DISK_RADIUS, finer=8):
     """A disk of `counts` counts, brightness 1 + slope · (x - centre), integrated over pixels."""
-    lines = [(np.arange(n * finer) + 0.5) / finer - 0.5 for n in shape]
+    first, last = (
+        np.clip(np.round(np.add(centre, off)).astype(int), 0, shape)
+        for off in (-radius - 1, radius + 2)
+    )
+    lines = [
+        (np.arange(a * finer, b * finer) + 0.5) / finer - 0.5
+        for a, b in zip(first, last, strict=True)
+    ]
     dx, dy = lines[0][:, None] - centre[0], lines[1] - centre[1]
     inside = (np.hypot(dx, dy) < radius) * (1 + slope[0] * dx + slope[1] * dy)
-    pixels = inside.reshape(shape[0], finer, shape[1], finer).sum((1, 3))
+    rows, columns = last - first
+    pixels = np.zeros(shape)
+    pixels[first[0] : last[0], first[1] : last[1]] = inside.reshape(
+        rows, finer, columns, finer
+    ).sum((1, 3))
     return counts * pixels / pixels.sum()
 
 
@@ -411,6 +422,21 @@ def patterns_of_disks(rng, n_patterns=32, n_disks=6, weakest=200.0, strongest=2e
         images.append(image + sum(disk_image(c, w) for c, w in zip(where, what, strict=True)))
         centres.append(where), weights.append(what), beams.append(beam)
     return np.array(images), np.array(centres), np.array(weights), np.array(beams)
+
+
+@cache
+def _sums_everywhere():
+    import jax
+
+    from jaxstem.files.light import light_everywhere
+
+    of_all = lambda code, shape: jax.vmap(lambda one: light_everywhere(one, shape))(code)  # noqa: E731
+    return jax.jit(of_all, static_argnums=1)
+
+
+def sums_everywhere(scan_light):
+    """The electrons (n, H, W) about all places of a scan's patterns."""
+    return np.asarray(_sums_everywhere()(scan_light.light.sums, scan_light.detector.seen.shape))
 
 
 def match_disks(found, centres, reach=1.0):

@@ -101,10 +101,6 @@ class Reading:
         """The same for `open_scan`, what files hold in the place of their names. Raises InputError
         for files and numbers that cannot be used.
         """
-        from jaxstem.detection.calibration import read_calibration
-        from jaxstem.detection.config import read_mask, read_probe
-        from jaxstem.detection.reading import ReadOptions
-
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if values.pop("untransposed"):
             if self.transpose:
@@ -113,7 +109,13 @@ class Reading:
         else:
             values["transpose"] = self.transpose or None
         values["flip"] = self.flip or None
+
+        from jaxstem.detection.config import read_mask, read_probe
+        from jaxstem.detection.reading import ReadOptions
+
         if self.calibration:
+            from jaxstem.detection.calibration import read_calibration
+
             values["calibration"] = read_calibration(self.calibration).entries()
         values["mask"] = read_mask(self.mask) if self.mask else None
         values["probe"] = read_probe(self.probe) if self.probe else None

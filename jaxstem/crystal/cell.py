@@ -19,6 +19,7 @@ Everything here is set-up work on the host: NumPy, float64, no randomness.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -331,6 +332,7 @@ def symmetry_operations(crystal: Crystal, laue: bool = True) -> Float[np.ndarray
     return u @ vh + 0.0
 
 
+@functools.lru_cache(maxsize=32)
 def _symmetry(
     crystal: Crystal,
 ) -> tuple[Float[np.ndarray, "3 3"], spglib.SpglibDataset]:

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
@@ -104,9 +105,10 @@ def _found(plan: Plan, apart: int, every: int) -> float:
     images = jnp.asarray(np.moveaxis(disk, -1, 0) / plan.area, jnp.float32)
     sums = correlate(images, plan.kernel) * (plan.area / plan.power)
     sides = tuple(-(-n // apart) for n in shape)
+    filled = np.asarray(jax.vmap(lambda one: everywhere(one[::every, ::every], sides))(sums))
     parts = [
-        map_coordinates(everywhere(one[::every, ::every], sides), place[:, None] / apart, order=1)
-        for one, place in zip(sums, middle, strict=True)
+        map_coordinates(one, place[:, None] / apart, order=1)
+        for one, place in zip(filled, middle, strict=True)
     ]
     return float(np.mean(parts))
 

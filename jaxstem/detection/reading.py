@@ -17,7 +17,6 @@ from jaxtyping import Bool, Num
 
 from jaxstem.detection.config import DEFAULT, DetectConfig, Method, check_pair
 from jaxstem.errors import InputError, require_between
-from jaxstem.files.axes import FLIPS
 from jaxstem.files.stack import Frames
 
 OF_PATTERNS = ("mask", "origin", "radius", "probe", "gain", "disk_method")
@@ -91,8 +90,11 @@ class ReadOptions:
         check_pair("--ellipse", self.ellipse, -360.0, 360.0)
         if self.ellipse is not None:
             require_between("--ellipse RATIO", self.ellipse[0], 1.0, 2.0)
-        if self.flip not in (None, *FLIPS):
-            raise InputError(f"--flip {self.flip!r}: give one of {', '.join(FLIPS)}.")
+        if self.flip is not None:
+            from jaxstem.files.axes import FLIPS  # with jax, which refusals do not wait for
+
+            if self.flip not in FLIPS:
+                raise InputError(f"--flip {self.flip!r}: give one of {', '.join(FLIPS)}.")
         if self.ellipse is not None and "a" in (self.calibration or {}):
             raise InputError("--ellipse and --calibration both state the ellipse; leave one out.")
         if self.frames is not None and self.skip_frames is not None:

@@ -65,8 +65,8 @@ _MOST_REFLECTIONS = 5000
 
 
 class Table(NamedTuple):
-    """Reflections of a crystal: g [1/Å], intensity |F|² [Å²], and whether each stands for those
-    that symmetry makes of it.
+    """Reflections of a crystal, the shortest first: g [1/Å], intensity |F|² [Å²], and whether each
+    stands for those that symmetry makes of it.
     """
 
     g: Float[np.ndarray, "N 3"]
@@ -224,7 +224,8 @@ def _scales(p: Float[np.ndarray, "H 2 3"]):
 
 def _normal(p: Float[np.ndarray, "... 2 3"]) -> Float[np.ndarray, "... 3"]:
     """Along the beam, in the crystal's frame."""
-    n = np.cross(p[..., 0, :], p[..., 1, :])
+    (a, b, c), (d, e, f) = (np.moveaxis(p[..., row, :], -1, 0) for row in (0, 1))
+    n = np.stack([b * f - c * e, c * d - a * f, a * e - b * d], -1)
     return n / np.linalg.norm(n, axis=-1, keepdims=True)
 
 
@@ -242,16 +243,22 @@ def _looked_through(p, x, table: Table, wavelength: float) -> Float[np.ndarray, 
     for chunk in np.array_split(order, max(1, len(p) // 64)):
         near = length < 1.1 * scale[chunk].max() * reach
         g, intensity = table.g[near].astype(np.float32), table.intensity[near].astype(np.float32)
-        place = np.einsum("hij,nj->hni", p[chunk], g)
+        across, down = p[chunk, 0] @ g.T, p[chunk, 1] @ g.T  # (H, N)
         off = _normal(p[chunk]) @ g.T - 0.5 * wavelength * np.sum(g**2, 1)
         light = np.sqrt(intensity) / (1 + (off / width[near]) ** 2)
-        light *= np.hypot(place[..., 0], place[..., 1]) < reach
+        light *= np.hypot(across, down) < reach
         total = np.maximum(light.sum(1), 1e-12)
-        step2 = sum((inner[:, None, None, k] - place[None, ..., k]) ** 2 for k in (0, 1))
-        # a kernel that is zero beyond its reach, which costs less than a normal distribution
-        peak = np.maximum(1 - step2 / (6 * loose**2)[:, None, None], 0) ** 2
-        peak *= (1 / (2 * np.pi * loose**2))[:, None, None]
-        density = np.einsum("mhn,hn->mh", peak, light) / total
+        density = np.empty((len(inner), len(chunk)))
+        for spot, (x0, x1) in enumerate(inner):
+            # a kernel that is zero beyond its reach, which costs less than a normal distribution
+            spread2 = loose[spot] ** 2
+            peak = (across - x0) ** 2
+            peak += (down - x1) ** 2
+            peak *= -1 / (6 * spread2)
+            peak += 1
+            np.maximum(peak, 0, out=peak)
+            peak *= peak
+            density[spot] = np.vecdot(peak, light) / (2 * np.pi * spread2 * total)
         gain[chunk] = np.log(0.2 + 0.8 * np.pi * reach**2 * density).sum(0)
     return gain
 
@@ -287,9 +294,10 @@ def _fitted(fit: _Fit, rounds: range, x, view, table: Table, wavelength: float) 
         if np.hypot(*ellipse[0]) > 1.6 * _MOST_STRETCHED:
             return nothing
         # what may be excited under any of the tilts
-        off = np.abs(table.g @ _normal(p) - 0.5 * wavelength * length2)
-        farthest = _FARTHEST + np.deg2rad(3 * step_deg) * np.sqrt(length2)
-        near = (length2 < (1.15 * scale[0] * np.hypot(*view)) ** 2) & (off < farthest)
+        short = np.searchsorted(length2, (1.15 * scale[0] * np.hypot(*view)) ** 2)
+        off = np.abs(table.g[:short] @ _normal(p) - 0.5 * wavelength * length2[:short])
+        farthest = _FARTHEST + np.deg2rad(3 * step_deg) * np.sqrt(length2[:short])
+        near = np.flatnonzero(off < farthest)
         g, own2, intensity = table.g[near], length2[near], table.intensity[near]
         place = g @ p.T + shift
         far = np.hypot(*place.T)
@@ -384,7 +392,7 @@ def _gains(step, light, match, used, spread: float, view) -> Float[np.ndarray, "
     # the faintest reflections that are seen: as many as there are spots
     faint = np.sort(light, 1)[:, -min(len(own), light.shape[1]), None]
     levels = faint * 10.0 ** np.arange(-1.5, 1.01, 0.5)
-    power = (light[:, None] / levels[..., None]) ** _FAINTER
+    power = (light**_FAINTER)[:, None] / (levels**_FAINTER)[..., None]
     seen = _SURELY * power / (1 + power)
     unseen = np.log1p(-seen)
     bright = np.log(seen[..., own] + 1e-6).sum(2) + unseen.sum(2) - unseen[..., own].sum(2)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ class Material:
             ),
         )
 
-    @property
+    @functools.cached_property
     def k_min(self) -> float:
         """Radius [1/Å] inside which a disk is the direct beam: 0.6 of the first reflection."""
         return direct_beam_radius(self.crystal, self.k_max)

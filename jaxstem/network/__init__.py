@@ -43,6 +43,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "with_simulation",
         ],
         "choice": ["fitting_model", "Fitting", "keep_model"],
+        "folders": ["model_folder", "MODEL_FILES", "packaged_models"],
         "matching": [
             "match",
             "matcher",
@@ -59,9 +60,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "described_microscope",
             "load_model",
             "Model",
-            "MODEL_FILES",
             "NEVER",
-            "packaged_models",
             "read_description",
             "restored_model",
             "save_model",

@@ -20,12 +20,12 @@ from jaxstem.crystal.cell import Crystal
 from jaxstem.crystal.identity import same_crystal
 from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE
 from jaxstem.errors import InputError
+from jaxstem.network.folders import packaged_models
 from jaxstem.network.model import (
     Model,
     StoredModel,
     described_microscope,
     load_model,
-    packaged_models,
     read_description,
     restored_model,
     stored_model,

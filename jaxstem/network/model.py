@@ -20,7 +20,6 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, NamedTuple
@@ -35,14 +34,13 @@ from jaxstem.crystal.cell import Crystal, symmetry_operations
 from jaxstem.diffraction.material import Material
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.errors import InputError
+from jaxstem.network.folders import model_folder
 from jaxstem.network.heads import HEADS
 from jaxstem.network.templates import MatchConfig
 from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
 from jaxstem.runtime.paths import atomic_path
 
 _FORMAT, _VERSION = "jaxstem-model", 4
-
-MODEL_FILES = ("model.json", "grid.npy", "weights.msgpack")
 
 NEVER = -1e4
 """The "no crystal" logit of a network that was not trained to give one."""
@@ -181,19 +179,7 @@ def load_model(name: str | Path) -> Model:
     its phases (`phase_names`), voltage [kV] and `k_max` [1/Å]; `record` says how it was trained.
     Raises InputError when there is no such model, or the folder is not a readable model.
     """
-    folder = Path(name)
-    if not any((folder / part).exists() for part in (*MODEL_FILES, "run.json")):
-        if str(name) not in packaged_models():
-            what = (
-                f"holds none of {', '.join(MODEL_FILES)}"
-                if folder.is_dir()
-                else "is neither a model folder nor a packaged model"
-            )
-            raise InputError(
-                f"{name}: {what}; train one with `jaxstem train`, or name one of: "
-                f"{', '.join(packaged_models()) or 'none'}."
-            )
-        folder = Path(str(resources.files("jaxstem") / "models" / str(name)))
+    folder = model_folder(name)
     with _complete(folder):
         description = read_description(folder)
         grid = np.load(folder / "grid.npy")
@@ -326,9 +312,3 @@ def _with_trust(params: dict[str, Any]) -> dict[str, Any]:
     """
     width = params["Dense_1"]["kernel"].shape[0]
     return params | {"trust": {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros(1)}}
-
-
-def packaged_models() -> list[str]:
-    """Names of the models that ship with jaxstem."""
-    root = resources.files("jaxstem") / "models"
-    return sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []

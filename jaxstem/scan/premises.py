@@ -37,6 +37,7 @@ from jaxstem.scan.self_calibration import (
     explained_share,
     learned_distortion,
     looker,
+    make_pair,
     told,
 )
 
@@ -125,10 +126,10 @@ def examined(
     def learn() -> tuple[list | None, list | None, list | None]:
         drift = beam_drift(source, model.k_min) if source.detector is None else None
         still = source if drift is None else corrected(source, undistorted()._replace(drift=drift))
-        given = model, config, mesh, predict_for
-        look = looker(still, *given)
+        given, pair = (model, config, mesh, predict_for), make_pair(model, config, mesh)
+        look = looker(still, *given, pair=pair)
         learned = learned_distortion(still, model, look, undistorted())
-        glancer = lambda: looker(still, *given, most=FEWER)  # noqa: E731
+        glancer = lambda: looker(still, *given, FEWER, pair)  # noqa: E731
         doubt = doubt_of(still, learned, model, look, glancer, config.verifies)
         plain = lambda x: list(map(float, x.numbers)) if isinstance(x, Distortion) else x  # noqa: E731
         return (

@@ -205,8 +205,10 @@ Pair = Callable[[DiskSource, Answer], Offsets]
 
 
 def make_pair(model: Model, config: InferConfig, mesh: Mesh) -> Pair:
-    """What pairs disks with reflections, compiled once."""
-    scoring = config.scoring
+    """What pairs disks with reflections, compiled once. Bloch waves, which move no disk, are not
+    asked.
+    """
+    scoring = _fast(config) if config.refine in BY_BLOCH_WAVES else config.scoring
     forwards = padded([all_reflections(material) for material in model.materials])
     everything = jax.tree.map(lambda *x: jnp.stack(x), *forwards)
 
@@ -313,8 +315,10 @@ def looker(
     mesh: Mesh,
     predict_for: PredictFor | None = None,
     most: tuple[int, int] | None = None,
+    pair: Pair | None = None,
 ) -> Look:
-    """What looks at a scan; `predict_for` as in `stream_answers`, `most` as in `spread_over`.
+    """What looks at a scan; `predict_for` as in `stream_answers`, `most` as in `spread_over`;
+    `pair`: of this model, configuration and mesh, if there is one.
     Raises InputError, then too, as `source.read` does.
     """
     if config.refine in BY_BLOCH_WAVES:  # which move no disk
@@ -328,7 +332,7 @@ def looker(
         source_of(replace(few.read(0, few.scan_shape[0]), light=light)), instrument=few.instrument
     )
 
-    pair = make_pair(model, config, mesh)
+    pair = pair or make_pair(model, config, mesh)
 
     def look(distortion: Distortion) -> tuple[Answer, Offsets]:
         seen = corrected(few, distortion)

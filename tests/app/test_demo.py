@@ -15,7 +15,7 @@ from jaxstem.crystal.cell import symmetry_operations
 from jaxstem.crystal.reading import read_cif
 from jaxstem.files.map_file import read_map
 from jaxstem.files.truth import read_truth
-from jaxstem.network.model import packaged_models
+from jaxstem.network.folders import packaged_models
 from jaxstem.orientation.symmetry import misorientation
 
 

@@ -11,7 +11,7 @@ from helpers import run, run_process
 from jaxstem import __version__
 from jaxstem.app.doctor import advice
 from jaxstem.app.main import main, settle_jax
-from jaxstem.network.model import packaged_models
+from jaxstem.network.folders import packaged_models
 from jaxstem.runtime.cache import entry_path, jax_folder, keep
 
 

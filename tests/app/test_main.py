@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import pytest
 from helpers import (
+    FIXTURES,
     assert_command_refused,
     contents,
     files_of_at_most,
@@ -84,6 +85,36 @@ def test_files_that_are_missing_are_told_before_anything_is_loaded(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("no.h5 does not exist; check the name.") == len(given)
+
+
+def test_what_needs_no_jax_to_be_refused_does_not_load_it(here):
+    (here / "there.h5").write_bytes(b"")
+    scan, cif = ["scan.h5"], ["--cif", str(FIXTURES / "Cu.cif")]
+    model = [*scan, "--model", "cu"]
+    refused = [
+        (["map", *scan, "--model", "nonesuch"], "a packaged model"),
+        (["map", *model, "--out", "there.h5"], "exists already"),
+        (["map", *model, *cif], "either --cif"),
+        (["map", *model, "--transpose", "--untransposed"], "either --transpose"),
+        (["map", *model, "--frames", "0", "9", "--skip-frames", "2"], "--frames and"),
+        (["map", *model, "--ellipse", "0.9", "10"], "--ellipse RATIO"),
+        (["map", *model, "--rotation-deg", "900"], "--rotation-deg 900"),
+        (["calibrate", *scan, *cif, "--out", "there.h5"], "exists already"),
+        (["detect", *scan, "--out", "there.h5"], "exists already"),
+        (["convert", *scan, "--out", "there.h5"], "exists already"),
+        (["export", *scan, "--out", "there.h5"], "exists already"),
+        (["report", *scan, "--out", "there.h5"], "exists already"),
+    ]
+    program = (
+        "import sys; from jaxstem.app.main import main\n"
+        f"for argv in {[argv for argv, _ in refused]!r}:\n"
+        "    assert main(argv) == 2 and 'jax' not in sys.modules, argv\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=here)
+    assert done.returncode == 0, done.stderr
+    for line, (argv, words) in zip(done.stderr.splitlines(), refused, strict=True):
+        assert words in line, (argv, line)
 
 
 def test_nobody_reading_ends_a_command_quietly():

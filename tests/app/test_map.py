@@ -28,7 +28,7 @@ from jaxstem.files.map_file import read_map
 from jaxstem.files.orientation_map import NO_CRYSTAL, UNASSIGNED
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS, count_disks
-from jaxstem.maps import drawing
+from jaxstem.maps import drawing, report
 from jaxstem.maps.measured import measured_patterns
 from jaxstem.maps.predicted import ReportConfig
 from jaxstem.network.choice import keep_model
@@ -219,8 +219,9 @@ def test_the_voltage_can_be_stated(trained, here, answers, capsys):
     assert run(*argv, "--overwrite") == 0
 
 
-def test_what_is_told_of_the_axes_is_said_kept_and_followed(trained, here, capsys):
+def test_what_is_told_of_the_axes_is_said_kept_and_followed(trained, here, capsys, monkeypatch):
     """Typed or from a settings file; the report opens the scan as the map did."""
+    monkeypatch.setattr(report, "_figures", lambda *_: [])
     (here / "own.toml").write_text(
         'flip = "columns"\ntranspose = true\nellipse = [1.02, 30.0]\nflyback = 1\n'
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The process that draws beside the one that maps."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def test_an_interruption_while_a_painter_draws_leaves_nothing(hanging, monkeypat
 
 
 def test_nothing_is_started_where_all_is_loaded():
+    importlib.import_module(painter.LOADED)
     assert Painter()._process is None
 
 

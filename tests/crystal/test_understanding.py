@@ -3,10 +3,11 @@
 
 import gzip
 import json
+from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pymatgen.analysis.prototypes
 import pytest
 import spglib
 from pymatgen.core import Structure
@@ -16,13 +17,17 @@ from jaxstem.crystal.packing import Atoms, Sites, fingerprint, impossible, packe
 from jaxstem.crystal.understanding import understood
 from jaxstem.errors import InputError
 
-PROTOTYPES = Path(pymatgen.analysis.prototypes.__file__).parent / "aflow_prototypes.json.gz"
-"""M. J. Mehl et al., Comput. Mater. Sci. 136 (2017) S1, as pymatgen carries them."""
+PROTOTYPES = Path(find_spec("pymatgen.analysis.prototypes").origin).with_name(
+    "aflow_prototypes.json.gz"
+)
+"""M. J. Mehl et al., Comput. Mater. Sci. 136 (2017) S1, as pymatgen carries them; its own module
+takes ten seconds to load.
+"""
 
-HALLS = {
-    number: [h for h in range(1, 531) if spglib.get_spacegroup_type(h).number == number]
-    for number in range(1, 231)
-}
+HALLS = defaultdict(list)
+"""Settings of a space group by its number."""
+for hall in range(1, 531):
+    HALLS[spglib.get_spacegroup_type(hall).number].append(hall)
 
 
 def standard(structure, hall):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import DISK_RADIUS, disk_image
+from helpers import DISK_RADIUS, disk_image, sums_everywhere
 from scipy.ndimage import map_coordinates
 
 from jaxstem.detection import light as kept
@@ -14,7 +14,7 @@ from jaxstem.detection.scan import calibrated, detect_in_cube, find_disks, write
 from jaxstem.errors import InputError
 from jaxstem.files.cube import cube_from_array
 from jaxstem.files.emd import bragg_source, read_disks
-from jaxstem.files.light import decoded_factor, light_everywhere
+from jaxstem.files.light import decoded_factor
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -54,7 +54,7 @@ def test_light_lies_where_disks_are(crowd, found):
     """Above the background of the place a disk's own counts, and far from disks none."""
     _, centres, weights, beams, _ = crowd
     light, detector = calibrated(found).light
-    sums = [np.asarray(light_everywhere(one, detector.seen.shape)) for one in light.sums]
+    sums = sums_everywhere(calibrated(found).light)
     ratio, excess = [], []
     for p, (where, what) in enumerate(zip(centres, weights, strict=True)):
         there = map_coordinates(sums[p], where.T, order=1)

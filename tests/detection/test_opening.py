@@ -7,7 +7,7 @@ from dataclasses import replace
 import h5py
 import numpy as np
 import pytest
-from helpers import BEAM, DISK_RADIUS, patterns_of_disks, write_scan
+from helpers import BEAM, DISK_RADIUS, patterns_of_disks, sums_everywhere, write_scan
 from scipy.ndimage import map_coordinates
 from scipy.spatial import cKDTree
 
@@ -17,7 +17,6 @@ from jaxstem.detection.scan import PlannedSearch, calibrated, find_disks, write_
 from jaxstem.errors import InputError
 from jaxstem.files.axes import told_axes
 from jaxstem.files.csv import write_csv
-from jaxstem.files.light import light_everywhere
 from jaxstem.files.scan import DiskSource
 
 
@@ -122,17 +121,20 @@ def searched(crowd, settings):
     return found
 
 
-def light_at(scan, q, position):
-    """Electrons about the places of scattering vectors (n, 2) [1/Å] of a position."""
+def light_at(scan, sums, q, position):
+    """Electrons about the places of scattering vectors (n, 2) [1/Å] of a position, of `sums`
+    everywhere.
+    """
     light, detector = scan.light
-    sums = np.asarray(light_everywhere(light.sums[position], detector.seen.shape))
     place = light.centre[position] + q @ detector.to_places.T
-    return map_coordinates(sums, place.T, order=1)
+    return map_coordinates(sums[position], place.T, order=1)
 
 
 def assert_alike(scan, other, n_positions=32, light_to=0.1):
     """The same disks, and as much light about each of them, to a share of it."""
     apart, light = [], []
+    if scan.light is not None:
+        sums, others = sums_everywhere(scan.light), sums_everywhere(other.light)
     for p in range(n_positions):
         mine, theirs = (slice(x.offsets[p], x.offsets[p + 1]) for x in (scan, other))
         q = np.stack([scan.qx[mine], scan.qy[mine]], -1)
@@ -141,7 +143,7 @@ def assert_alike(scan, other, n_positions=32, light_to=0.1):
         apart.extend(near.query(q[sure])[0])
         if scan.light is not None:
             share = other.light.detector.found / scan.light.detector.found
-            light.extend(light_at(scan, q, p) / light_at(other, q, p) * share)
+            light.extend(light_at(scan, sums, q, p) / light_at(other, others, q, p) * share)
     # to a hundredth of a pixel, but for those whose fit begins at another pixel
     assert len(apart) > n_positions
     assert np.quantile(apart, 0.9) < 3e-4 and np.max(apart) < 3e-3

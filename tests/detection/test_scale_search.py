@@ -101,4 +101,4 @@ def test_two_scales_that_explain_as_much_are_not_told_apart(crystals):
     larger = dataclasses.replace(copper, name="larger", lattice=1.25 * copper.lattice)
     scan = scan_on_rings(rng, copper, 0.03, n=20)
     with pytest.raises(InputError, match="about equally; give --pixel-size and --within"):
-        fit_rings(scan, [copper, larger], 0.027)
+        fit_rings(scan, [copper, larger], 0.027, within=0.3)

@@ -104,7 +104,12 @@ def found(crystals):
 
 
 @pytest.fixture(scope="module")
-def written(found, tmp_path_factory):
+def scan(found):
+    return disk_scan(found)
+
+
+@pytest.fixture(scope="module")
+def written(found, scan, tmp_path_factory):
     """The map, its scan as a packed table, in which disks lie where a wrong calibration puts them,
     as the map says; and the report on both.
     """
@@ -112,7 +117,6 @@ def written(found, tmp_path_factory):
     wrong = from_numbers([0.02, -0.01, 0.005, 0.03, -0.02])
     settings = {**found.settings, "distortion": wrong.stored()}
     write_map(folder / "map.h5", dataclasses.replace(found, settings=settings))
-    scan = disk_scan(found)
     q = np.stack([scan.qx, scan.qy], axis=1) @ (np.eye(2) + wrong.stretch) + wrong.shift
     scan = dataclasses.replace(scan, **dict(zip(("qx", "qy"), q.T.astype(np.float32), strict=True)))
     write_packed(folder / "disks.h5", source_of(scan), progress=False)
@@ -146,11 +150,10 @@ def test_numbers_survive_the_page(found, written):
 
 
 @pytest.mark.slow
-def test_large_scans_are_thinned(found, tmp_path):
+def test_large_scans_are_thinned(found, scan, tmp_path):
     """Every other position drawn, of those every other one kept, disks alike."""
     write_map(tmp_path / "map.h5", found)
     config = ReportConfig(most_drawn=4, most_kept=4)
-    scan = disk_scan(found)
     write_packed(tmp_path / "disks.h5", source_of(scan), progress=False)
     write_report(tmp_path / "map.h5", tmp_path / "a.html", tmp_path / "disks.h5", config=config)
     data = numbers_of((tmp_path / "a.html").read_text(encoding="utf-8"))
@@ -305,8 +308,9 @@ def test_the_page_answers_clicks_and_keys(browser, found, written, tmp_path):
     assert all(name.startswith("data:") for name in loaded)
 
 
-def test_the_page_shows_either_answer(browser, found, tmp_path):
+def test_the_page_shows_either_answer(browser, found, tmp_path, monkeypatch):
     """Of a map whose patterns alone are half a turn away at (2, 2) and see no crystal at (2, 4)."""
+    monkeypatch.setattr(report, "_figures", lambda *_: [])
     orientation, phase = found.orientation.copy(), found.phase.copy()
     orientation[2, 2] *= np.float32([-1, -1, 1])
     orientation[2, 4], phase[2, 4] = np.nan, -2
@@ -359,9 +363,9 @@ def some_light(rng, side=48):
     return ScanLight(Light(sums, factor, centre), detector)
 
 
-def test_counts_are_weighed_by_the_beam_that_the_map_knows(found, tmp_path, monkeypatch, rng):
+def test_counts_are_weighed_by_the_beam_that_the_map_knows(found, scan, tmp_path, monkeypatch, rng):
     """Where it is hidden its counts are known from nowhere else."""
-    scan = dataclasses.replace(disk_scan(found), light=some_light(rng))
+    scan = dataclasses.replace(scan, light=some_light(rng))
 
     class Weighed(Exception):
         """That it came so far is enough."""
@@ -383,11 +387,11 @@ def test_counts_are_weighed_by_the_beam_that_the_map_knows(found, tmp_path, monk
     assert (beams[0] < 1e6).all() and (beams[1] == np.float32(1e9)).all()
 
 
-def test_counts_are_shown_for_either_answer(browser, found, tmp_path, monkeypatch, rng):
+def test_counts_are_shown_for_either_answer(browser, found, scan, tmp_path, monkeypatch, rng):
     """Those of `count`, each with what the other answer predicts there and its place."""
     from selenium.webdriver.common.action_chains import ActionChains
 
-    scan = disk_scan(found)
+    monkeypatch.setattr(report, "_figures", lambda *_: [])
     scan = dataclasses.replace(scan, intensity=1e4 * scan.intensity, light=some_light(rng))
     monkeypatch.setattr(report, "measured_patterns", lambda *_: (scan, None))
     by_counts = dataclasses.replace(found, attributes={**found.attributes, "judge": "counts"})

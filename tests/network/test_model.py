@@ -18,13 +18,12 @@ from jaxstem.diffraction.material import (
 )
 from jaxstem.diffraction.settings import Specimen
 from jaxstem.errors import InputError
+from jaxstem.network.folders import MODEL_FILES, packaged_models
 from jaxstem.network.model import (
-    MODEL_FILES,
     NEVER,
     Model,
     build_network,
     load_model,
-    packaged_models,
     save_model,
 )
 from jaxstem.network.transformer import init_params

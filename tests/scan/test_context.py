@@ -310,7 +310,10 @@ def test_where_neighbours_are_not_alike_nothing_is_added_up(
 ):
     """A scan of random orientations is as it would be without sums."""
     random = Rotation.random(30, random_state=rng.integers(2**31))
-    labels = make_labels(quaternions(random, 5, 6, 1), np.full((5, 6, 1), 3.0), -5.0)
+    # one label each, in as many places as other tests have, whose programs serve here
+    odds = np.full((5, 6, 6), -np.inf)
+    odds[..., 0] = 3.0
+    labels = make_labels(np.repeat(quaternions(random, 5, 6, 1), 6, axis=2), odds, -5.0)
     source = replace(source, pooled=lambda *_: pytest.fail("added up"))
     given = labels, source, model, CONFIG, mesh, False
     ((_, one),) = in_context(*given)

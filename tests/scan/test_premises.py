@@ -19,12 +19,12 @@ from jaxstem.inference.batching import no_labels, unseen
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.verdict import doubted, doubted_labels
 from jaxstem.runtime import parallel
-from jaxstem.scan import self_calibration
+from jaxstem.scan import premises, self_calibration
 from jaxstem.scan.premises import AGAINST, FAR, LEAST, examined, stated
 
 GIVEN = Instrument(0.03, pixel_size_from="as given")
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def seen(model, mesh, rng, monkeypatch):
     """
     material = model.materials[0]
     g, _, inverse_extinction = map(np.asarray, material.reflectors())
+    monkeypatch.setattr(self_calibration, "SAMPLE", (4, 6))  # as large as the scans
 
     def look(stretch, n=24, strange=0.0, instrument=GIVEN):
         orientation = random_matrices(rng, n)
@@ -137,8 +138,13 @@ def test_the_option_of_an_ellipse_takes_it_out(seen, rng, flip, transposed):
     assert again.correction is None
 
 
-def test_disks_of_no_crystal_are_told(seen):
+def test_disks_of_no_crystal_are_told(seen, monkeypatch):
+    """After all premises were tried, with one program."""
+    made, make_pair = [], premises.make_pair
+    monkeypatch.setattr(premises, "make_pair", lambda *of: made.append(of) or make_pair(*of))
+    monkeypatch.setattr(self_calibration, "make_pair", lambda *_: pytest.fail("made anew"))
     doubt = seen(np.zeros(3), strange=0.9).doubt
+    assert len(made) == 1
     assert doubt.cause == "crystal" and doubt.correction is None and doubt.against == AGAINST
     assert doubt.size == pytest.approx(1 - doubt.explained) and doubt.explained < 0.5
     assert doubt.summary().keys() == {"cause", "size", "correction", "explained", "corrected"}

@@ -38,7 +38,7 @@ from jaxstem.scan.self_calibration import (
 )
 from jaxstem.verification.config import THOROUGH, LikelihoodConfig, ScoreConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
+pytestmark = pytest.mark.usefixtures("quick_compile", "compiled_once")
 
 WRONG = np.array([0.018, -0.006, 0.011, 0.012, -0.02])
 """Stretch xx, xy, yy, shift x, y [1/Å]."""
@@ -159,8 +159,9 @@ def mesh():
 
 
 @pytest.fixture
-def crystals_seen(model, rng):
+def crystals_seen(model, rng, monkeypatch):
     """A scan of 6 × 8 positions, of 24 grains that bend, and its orientations."""
+    monkeypatch.setattr(self_calibration, "SAMPLE", (6, 8))
     material = model.materials[0]
     grains = np.repeat(random_matrices(rng, 24, np.float64), 2, axis=0)
     bent = Rotation.from_rotvec(np.deg2rad(rng.normal(size=(48, 3)) * 0.2)).as_matrix()

@@ -21,9 +21,10 @@ from helpers import FIXTURES
 
 from jaxstem.app.main import main
 from jaxstem.errors import InputError
+from jaxstem.network.folders import MODEL_FILES
 from jaxstem.network.heads import HEADS
 from jaxstem.network.losses import DEFAULT_LOSS
-from jaxstem.network.model import MODEL_FILES, build_network, load_model
+from jaxstem.network.model import build_network, load_model
 from jaxstem.runtime import parallel
 from jaxstem.training import checkpoint, loop
 from jaxstem.training.config import TrainConfig

@@ -37,10 +37,12 @@ def calibrate(
         overwrite: Replace FILE.json and FILE.png.
         output: What is said.
     """
-    from jaxstem.runtime.paths import check_apart, check_there
+    from jaxstem.runtime.paths import check_apart, check_target, check_there
 
     check_there(scan, *cif)
     check_apart(out, scan, *cif)
+    check_target(out, overwrite)
+    options = reading.options()
 
     from jaxstem.crystal.reading import read_cif
     from jaxstem.detection.calibration import (
@@ -51,7 +53,6 @@ def calibrate(
     )
     from jaxstem.detection.opening import read_scan
 
-    options = reading.options()
     options.refuse(("calibration", "ellipse"), "The calibration is what is looked for")
     in_pixels = replace(options, pixel_size=None, rotation_deg=None, transpose=None, flip=None)
     require_between("--within", within, 0.5, 900.0, "percent")

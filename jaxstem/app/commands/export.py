@@ -31,9 +31,11 @@ def export(
     """
     require_between("--grain-deg", grain_deg, 0.01, 180.0, "degrees")
 
-    from jaxstem.runtime.paths import check_there
+    from jaxstem.runtime.paths import check_apart, check_target, check_there
 
     check_there(map_file)
+    check_apart(out, map_file)
+    check_target(out, overwrite)
     from jaxstem.maps.export import export_map
 
     export_map(map_file, out, grain_deg, overwrite)

@@ -108,6 +108,12 @@ def map_command(
 
     if not cif and not model:
         raise InputError(_lacking(scan, reading))
+    # what is refused without jax, before it is loaded
+    if model:
+        from jaxstem.network.folders import model_folder
+
+        model_folder(model)
+    options = reading.options()
 
     with ExitStack() as files:
         # before jax is loaded, so that both load at once
@@ -129,7 +135,6 @@ def map_command(
         from jaxstem.mapping import check_voltage, map_to_file, understood
         from jaxstem.network.model import load_model
 
-        options = reading.options()
         # all that can be wrong, before disks are looked for
         crystals = [read_crystal(path) for path in cif]
         loaded, told = None, {"method": "network", "model": model}

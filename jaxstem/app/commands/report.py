@@ -33,9 +33,11 @@ def report(
         overwrite: Replace REPORT.html.
         output: What is said.
     """
-    from jaxstem.runtime.paths import check_there
+    from jaxstem.runtime.paths import check_apart, check_target, check_there
 
     check_there(map_file, scan)
+    check_apart(out, map_file, *([scan] if scan else []))
+    check_target(out, overwrite)
     from jaxstem.maps.report import write_report
 
     write_report(

@@ -84,7 +84,7 @@ def train(
         output: What is said.
     """
     from jaxstem.api import train
-    from jaxstem.network.model import MODEL_FILES
+    from jaxstem.network.folders import MODEL_FILES
     from jaxstem.runtime import parallel
     from jaxstem.training.loop import Stopped
 
