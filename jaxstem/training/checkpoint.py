@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sys
+import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,22 +35,70 @@ _SYSTEM = re.compile(r"os_error_code='(\d+)'")
 """How tensorstore, which orbax writes with, tells the number of the system's error."""
 
 
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
+"""Names of checkpoints that are being written."""
+
+_QUIET, _PATIENCE = 1.0, 10.0
+"""Seconds without a word from writes that were under way after which they have ended, and the most
+that are waited for that.
+"""
+
+
 @contextmanager
 def told_where_they_cannot_be_written(folder: str | Path) -> Iterator[None]:
-    """Within the block failures of the disk while checkpoints are written, of which tensorstore
-    tells in errors of its own, become InputErrors.
+    """Within the block failures of the disk while checkpoints are written into
+    `folder`/checkpoints, of which tensorstore tells in errors of its own, become InputErrors.
+
+    What an error or a signal leaves unfinished there is removed at the end.
     """
     try:
-        yield
-    except Exception as error:
+        with _late_writes_passed_over() as wait:
+            try:
+                yield
+            except Exception:
+                wait()
+                raise
+    except BaseException as error:
+        if parallel.is_first():
+            for path in Path(folder).glob(f"checkpoints/{_UNFINISHED}"):
+                shutil.rmtree(path, ignore_errors=True)
         found = _SYSTEM.search(str(error))
         number = int(found[1]) if found else getattr(error, "errno", None)
-        if isinstance(error, InputError) or not number:
+        if isinstance(error, InputError) or not isinstance(error, Exception) or not number:
             raise
         raise InputError(
             f"{folder}: no checkpoint could be written ({os.strerror(number).lower()}); make room "
             "there, and the same command goes on from the last one."
         ) from error
+
+
+@contextmanager
+def _late_writes_passed_over() -> Iterator[Callable[[], None]]:
+    """Within the block nothing is said of writes that end when orbax no longer waits for them;
+    yields what waits for these.
+
+    Orbax gives up at the first write that fails and closes its event loop. Each of the others wants
+    to tell that loop, from a thread of tensorstore's, and Python prints an error which nobody could
+    catch.
+    """
+    tell, last = sys.unraisablehook, [time.monotonic()]
+
+    def pass_over(lost) -> None:
+        if isinstance(lost.exc_value, RuntimeError) and "loop is closed" in str(lost.exc_value):
+            last[0] = time.monotonic()
+        else:
+            tell(lost)
+
+    def wait() -> None:
+        start = last[0] = time.monotonic()
+        while (now := time.monotonic()) - last[0] < _QUIET and now - start < _PATIENCE:
+            time.sleep(0.02)
+
+    sys.unraisablehook = pass_over
+    try:
+        yield wait
+    finally:
+        sys.unraisablehook = tell
 
 
 def open_checkpoints(folder: str | Path) -> ocp.CheckpointManager:
