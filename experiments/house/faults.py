@@ -126,9 +126,12 @@ def run(words: list[str], before: Callable[[], None] | None = None) -> tuple[int
 
 
 def one_sentence(code: int, said: str) -> bool:
-    """Whether a command was refused as it should be: exit code 2, the last line one sentence."""
-    lines = [line for line in said.splitlines() if line.startswith("jaxstem: ")]
-    return code == 2 and bool(lines) and lines[-1].endswith(".") and "Traceback" not in said
+    """Whether a command was refused as it should be: exit code 2, the last line one sentence, and
+    nothing but warnings of jaxstem's own before it.
+    """
+    lines = [line for line in re.split(r"[\r\n]+", said) if line.strip()]
+    own = all(line.startswith("jaxstem: ") for line in lines)
+    return code == 2 and bool(lines) and own and lines[-1].endswith(".")
 
 
 def whole(path: Path) -> bool:
@@ -151,8 +154,9 @@ def bytes_of(path: Path) -> bytes | None:
 
 
 def unfinished(folder: Path) -> list[str]:
-    """Names of temporary files."""
-    return sorted(path.name for path in folder.rglob(".*"))
+    """Names of temporary files, and of folders that orbax writes."""
+    found = {*folder.rglob(".*"), *folder.rglob("*.orbax-checkpoint-tmp*")}
+    return sorted(path.name for path in found)
 
 
 def left_over(process: subprocess.Popen) -> int:

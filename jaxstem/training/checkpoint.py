@@ -9,6 +9,7 @@ not pass is passed over for the one before.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -52,7 +53,7 @@ def told_where_they_cannot_be_written(folder: str | Path) -> Iterator[None]:
     What an error or a signal leaves unfinished there is removed at the end.
     """
     try:
-        with _late_writes_passed_over() as wait:
+        with _stragglers_passed_over() as wait:
             try:
                 yield
             except Exception:
@@ -73,18 +74,18 @@ def told_where_they_cannot_be_written(folder: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _late_writes_passed_over() -> Iterator[Callable[[], None]]:
-    """Within the block nothing is said of writes that end when orbax no longer waits for them;
-    yields what waits for these.
+def _stragglers_passed_over() -> Iterator[Callable[[], None]]:
+    """Within the block nothing is said of what orbax no longer waits for; yields what waits for it.
 
-    Orbax gives up at the first write that fails and closes its event loop. Each of the others wants
-    to tell that loop, from a thread of tensorstore's, and Python prints an error which nobody could
-    catch.
+    Orbax gives up at the first array that fails and closes its event loop. Writes under way want to
+    tell that loop, from threads of tensorstore's, when they end, and reads are thrown away; of
+    either Python prints an error that nobody could catch.
     """
     tell, last = sys.unraisablehook, [time.monotonic()]
 
     def pass_over(lost) -> None:
-        if isinstance(lost.exc_value, RuntimeError) and "loop is closed" in str(lost.exc_value):
+        closed = isinstance(lost.exc_value, RuntimeError) and "is closed" in str(lost.exc_value)
+        if closed or "orbax" in getattr(getattr(lost.object, "cr_code", None), "co_filename", ""):
             last[0] = time.monotonic()
         else:
             tell(lost)
@@ -164,12 +165,17 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: Any):
     arguments = ocp.args.Composite(
         state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
     )
-    try:
-        found = manager.restore(step, args=arguments)
-        state, notes = found["state"], found["notes"]
-        stated = notes.pop("checksum")
-    except Exception as error:  # noqa: BLE001  orbax and tensorstore raise what they like
-        return None, (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    problem = None
+    with _stragglers_passed_over():
+        try:
+            found = manager.restore(step, args=arguments)
+            state, notes = found["state"], found["notes"]
+            stated = notes.pop("checksum")
+        except Exception as error:  # noqa: BLE001  orbax and tensorstore raise what they like
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        if problem is not None:
+            gc.collect()  # of reads that nobody waits for
+            return None, problem
     if stated != checksum(state):
         return None, "its checksum is wrong"
     return (state, notes), None

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checkpoints come back bit by bit; whatever happens to the newest, the one before takes over."""
 
+import gc
 import shutil
 import sys
 import warnings
@@ -104,6 +105,16 @@ def test_the_newest_comes_back_bit_by_bit(folder):
 
 def test_no_checkpoints_are_no_error(tmp_path):
     assert restore(tmp_path / "none") is None
+
+
+def test_reads_that_are_given_up_say_nothing(folder, recwarn, monkeypatch):
+    for path in files(folder / "30" / "state"):
+        flip(path)
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    restore(folder)
+    gc.collect()
+    assert not said
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
