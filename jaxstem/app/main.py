@@ -66,6 +66,10 @@ def run() -> None:
     gc.set_threshold(_SELDOM)
     code = main()
     gc.freeze()
+    if code > 128 and code != CUT_OFF:  # threads that still compile do not survive Python's end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
