@@ -33,6 +33,7 @@ import tyro
 
 from experiments.common.markdown import flowed, table
 from experiments.common.results import DATA, ROOT, load, results_file, save, settings
+from experiments.house.sample_files import merlin_frames
 from jaxstem.files import read_disks, read_map
 from jaxstem.network.model import load_model
 
@@ -92,13 +93,8 @@ def prepare(folder: Path) -> None:
                 else None
             )
         )
-    height, width = found[0].shape[2:]
-    frames = [
-        f"MQ1,{number:06d},00384,01,{width:04d},{height:04d},U16,   1x1,01,".ljust(384).encode()
-        + pattern[::-1].astype(">u2").tobytes()
-        for number, pattern in enumerate(found[0].reshape(-1, height, width), 1)
-    ]
-    (folder / "raw.mib").write_bytes(b"".join(frames))
+    counts = found[0].reshape(-1, *found[0].shape[2:])
+    (folder / "raw.mib").write_bytes(merlin_frames(counts))
     (folder / "out").mkdir()
 
 

@@ -277,15 +277,19 @@ def _write_blo(folder: Path) -> Path:
     return folder / "scan.blo"
 
 
-def _write_mib(folder: Path) -> Path:
-    height, width = _SHAPE[2:]
-    frames = b""
-    for number, pattern in enumerate(patterns().reshape(-1, height, width), 1):
-        head = f"MQ1,{number:06d},00384,01,{width:04d},{height:04d},U16,   1x1,01,"
-        head += "2024-01-01 10:00:00.000000,0.001,0,0,0,1.0E+2,MQ1A,"
+def merlin_frames(counts: np.ndarray) -> bytes:
+    """Patterns (n, H, W) as a Merlin detector writes them."""
+    frames = []
+    for number, pattern in enumerate(counts, 1):
+        head = f"MQ1,{number:06d},00384,01,{pattern.shape[1]:04d},{pattern.shape[0]:04d},U16,"
+        head += "   1x1,01,2024-01-01 10:00:00.000000,0.001,0,0,0,1.0E+2,MQ1A,"
         head += "2024-01-01T10:00:00.000000Z,1000000ns,12,"
-        frames += head.ljust(384).encode() + pattern[::-1].astype(">u2").tobytes()
-    (folder / "scan.mib").write_bytes(frames)
+        frames.append(head.ljust(384).encode() + pattern[::-1].astype(">u2").tobytes())
+    return b"".join(frames)
+
+
+def _write_mib(folder: Path) -> Path:
+    (folder / "scan.mib").write_bytes(merlin_frames(patterns().reshape(-1, *_SHAPE[2:])))
     lines = {"Frames in Acquisition": _SHAPE[0] * _SHAPE[1], "Frames per Trigger": _SHAPE[1]}
     text = "".join(f"{name} (Number):\t{value}\n" for name, value in lines.items())
     (folder / "scan.hdr").write_text(f"HDR,\t\n{text}End\t\n")
