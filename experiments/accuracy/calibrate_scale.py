@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jaxtyping import Float, Int
@@ -159,7 +160,7 @@ def _near(zone, tilt: float, n: int, rng) -> Float[np.ndarray, "n 3 3"]:
 def _reflectors(name: str) -> Reflectors:
     found = reflections(crystal_named(name), REACH, u_iso=0.008)
     intensity = np.abs(found.structure_factor).astype(np.float32) ** 2
-    return Reflectors(found.g.astype(np.float32), intensity, np.zeros_like(intensity))
+    return Reflectors(*map(jnp.asarray, (found.g.astype(np.float32), intensity, 0 * intensity)))
 
 
 def _diffracted(
@@ -174,7 +175,7 @@ def _diffracted(
     places, strengths = [], []
     for orientation, part in zip(grains, rng.dirichlet(3 * np.ones(len(grains))), strict=True):
         disks = simulate(
-            orientation.astype(np.float32),
+            jnp.asarray(orientation, jnp.float32),
             _reflectors(crystal.name),
             WAVELENGTH,
             truth.sigma,

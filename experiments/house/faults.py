@@ -7,7 +7,7 @@ Commands are run as processes of their own, on small scans, and: the disk is ful
 the target cannot be written; the process is killed, or interrupted, at a random moment; its input
 is cut short or removed meanwhile; the device has memory for a few patterns alone. Told are how the
 processes ended, and what then lay under the names that were asked for. Writes
-results/faults.json; some twenty minutes, and a few less where all programs are compiled already.
+results/faults.json after each fault; half an hour on two free processors.
 """
 
 import os
@@ -27,11 +27,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
+import jax
 import numpy as np
 import tyro
 
-from experiments.common.markdown import table
-from experiments.common.results import DATA, ROOT, results_file, save, settings
+from experiments.common.markdown import flowed, table
+from experiments.common.results import DATA, ROOT, load, results_file, save, settings
+from experiments.house.sample_files import merlin_frames
+from jaxstem.files import read_disks, read_map
+from jaxstem.network.model import load_model
 
 NAMES = ("full disk", "read-only target", "killed", "interrupted", "input gone", "device memory")
 
@@ -46,7 +50,8 @@ _PATIENCE = 600.0
 @dataclass(frozen=True)
 class Arguments:
     """only: faults, all if none is given; kills, interrupts, changes: random moments of each; seed:
-    of these moments; out: JSON to write.
+    of these moments; out: JSON to write, to which some of the faults are added; quick: written
+    nowhere.
     """
 
     only: tuple[str, ...] = ()
@@ -56,10 +61,7 @@ class Arguments:
     seed: int = 0
     out: Path | None = None
 
-    @property
-    def quick(self) -> bool:
-        """Some of the faults alone tell nothing of all."""
-        return bool(self.only)
+    quick: bool = False
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -91,13 +93,8 @@ def prepare(folder: Path) -> None:
                 else None
             )
         )
-    height, width = found[0].shape[2:]
-    frames = [
-        f"MQ1,{number:06d},00384,01,{width:04d},{height:04d},U16,   1x1,01,".ljust(384).encode()
-        + pattern[::-1].astype(">u2").tobytes()
-        for number, pattern in enumerate(found[0].reshape(-1, height, width), 1)
-    ]
-    (folder / "raw.mib").write_bytes(b"".join(frames))
+    counts = found[0].reshape(-1, *found[0].shape[2:])
+    (folder / "raw.mib").write_bytes(merlin_frames(counts))
     (folder / "out").mkdir()
 
 
@@ -114,8 +111,13 @@ def started(words: list[str], before: Callable[[], None] | None = None) -> subpr
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code, and what was said on stderr. Raises TimeoutExpired for a process that hangs."""
-    _, said = process.communicate(timeout=_PATIENCE)
+    """Exit code, and what was said on stderr; of a process that hangs, which is ended, that."""
+    try:
+        _, said = process.communicate(timeout=_PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        _, said = process.communicate()
+        said += " A HANG"
     return process.returncode, said
 
 
@@ -126,22 +128,27 @@ def run(words: list[str], before: Callable[[], None] | None = None) -> tuple[int
 
 
 def one_sentence(code: int, said: str) -> bool:
-    """Whether a command was refused as it should be: exit code 2, the last line one sentence."""
-    lines = [line for line in said.splitlines() if line.startswith("jaxstem: ")]
-    return code == 2 and bool(lines) and lines[-1].endswith(".") and "Traceback" not in said
+    """Whether a command was refused as it should be: exit code 2, the last line one sentence, and
+    nothing but warnings of jaxstem's own before it.
+    """
+    lines = [line for line in re.split(r"[\r\n]+", said) if line.strip()]
+    own = all(line.startswith("jaxstem: ") for line in lines)
+    return code == 2 and bool(lines) and own and lines[-1].endswith(".")
 
 
 def whole(path: Path) -> bool:
     """Whether what lies under the name is complete."""
-    from jaxstem.files import read_disks, read_map
-    from jaxstem.network.model import load_model
-
     read = {"map.h5": read_map, "found.h5": read_disks, "model": load_model}[path.name]
     try:
         read(path)
     except Exception:
         return False
     return True
+
+
+def same_result(path: Path, expected: dict[str, np.ndarray]) -> bool:
+    """Whether what lies under the name is complete, and has these numbers."""
+    return whole(path) and _same(_numbers(path), expected)
 
 
 def bytes_of(path: Path) -> bytes | None:
@@ -151,8 +158,9 @@ def bytes_of(path: Path) -> bytes | None:
 
 
 def unfinished(folder: Path) -> list[str]:
-    """Names of temporary files."""
-    return sorted(path.name for path in folder.rglob(".*"))
+    """Names of temporary files, and of folders that orbax writes."""
+    found = {*folder.rglob(".*"), *folder.rglob("*.orbax-checkpoint-tmp*")}
+    return sorted(path.name for path in found)
 
 
 def left_over(process: subprocess.Popen) -> int:
@@ -194,8 +202,10 @@ def unwritable(folder: Path) -> Iterator[None]:
     """Within the block nothing can be written there, be it by root."""
     if os.geteuid():
         folder.chmod(0o555)
-        yield
-        folder.chmod(0o755)
+        try:
+            yield
+        finally:
+            folder.chmod(0o755)
         return
     subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "none", folder], check=True)
     try:
@@ -220,14 +230,14 @@ def read_only(folder: Path, _: Arguments, rng: random.Random) -> Iterator[tuple[
 def killed(folder: Path, given: Arguments, rng: random.Random) -> Iterator[tuple[str, str]]:
     """SIGKILL at a random moment; there is an old result in half of the tries."""
     names = ["map", "detect", "map", "detect", "train"]
-    usual, old = {}, {}
+    usual, old, expected = {}, {}, {}
     for name in dict.fromkeys(names):
         words = commands(folder)[name]
         run(words)  # programs are compiled and kept
         if name == "train":
             shutil.rmtree(words[-1], ignore_errors=True)
         _, _, usual[name] = run(words)
-        old[name] = bytes_of(Path(words[-1]))
+        old[name], expected[name] = bytes_of(Path(words[-1])), _numbers(Path(words[-1]))
     for number in range(given.kills):
         name = names[number % len(names)]
         words = commands(folder)[name]
@@ -243,16 +253,34 @@ def killed(folder: Path, given: Arguments, rng: random.Random) -> Iterator[tuple
         time.sleep(rng.uniform(0, usual[name]))
         process.kill()
         ended(process)
-        yield name, _what_is_left(name, out, old[name] if there else None, process)
+        yield name, _what_is_left(out, old[name] if there else None, expected[name], process)
         for path in out.parent.glob(".*"):  # what a killed process leaves, under its own names
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if name == "train" and not whole(out):
+            steps, rows = _checkpointed(out), _rows(out)
             code, said, _ = run(words)
-            fine = code == 0 and whole(out)
-            yield "train, again", "resumed and finished" if fine else f"{code}: {said[-300:]}"
+            if code != 0 or not same_result(out, expected[name]):
+                how = f"{code}: {said[-300:]}"
+            elif _rows(out)[:steps] != rows[:steps]:
+                how = "BEGUN ANEW DESPITE A CHECKPOINT"
+            else:
+                how = "went on from its checkpoint" if steps else "no checkpoint yet, begun anew"
+                how += " to the same model"
+            yield "train, again", how
 
 
-def _what_is_left(name: str, out: Path, old: bytes | None, process: subprocess.Popen) -> str:
+def _checkpointed(out: Path) -> int:
+    """Steps of the newest checkpoint of a run, each of which has a row in its metrics."""
+    found = (out / "checkpoints").glob("*") if out.is_dir() else ()
+    return max((int(path.name) for path in found if path.name.isdigit()), default=0)
+
+
+def _rows(out: Path) -> list[str]:
+    path = out / "metrics.jsonl"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _what_is_left(out: Path, old: bytes | None, expected, process: subprocess.Popen) -> str:
     if children := left_over(process):
         return f"{children} children live on"
     now = bytes_of(out)
@@ -260,20 +288,26 @@ def _what_is_left(name: str, out: Path, old: bytes | None, process: subprocess.P
         return "nothing under the name" if old is None else "THE OLD RESULT LOST"
     if now == old:
         return "the old result" if whole(out) else "THE OLD RESULT DAMAGED"
-    return "the whole new result" if whole(out) else "HALF A RESULT"
+    return "the whole new result" if same_result(out, expected) else "HALF A RESULT"
 
 
 def interrupted(folder: Path, given: Arguments, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Ctrl-C at a random moment after the command has begun, to it and its children."""
+    """Ctrl-C at a random moment after Python has begun, to a command and its children."""
+    names, usual = ("map", "detect", "train"), {}
     for number in range(given.interrupts):
-        name = ("map", "detect", "train")[number % 3]
+        name = names[number % 3]
         words = commands(folder)[name]
         out = Path(words[-1])
+        if name not in usual:
+            shutil.rmtree(folder / "out" / "model", ignore_errors=True)
+            run(words)  # programs are compiled and kept
+            shutil.rmtree(folder / "out" / "model", ignore_errors=True)
+            _, _, usual[name] = run(words)
         if name == "train":
             shutil.rmtree(out, ignore_errors=True)
         before = bytes_of(out)
         process = started(words)
-        time.sleep(rng.uniform(2.0, 14.0))
+        time.sleep(rng.uniform(1.0, max(usual[name], 2.0)))
         os.killpg(process.pid, signal.SIGINT)
         code, said = ended(process)
         children, files = left_over(process), unfinished(out.parent)
@@ -287,7 +321,7 @@ def interrupted(folder: Path, given: Arguments, rng: random.Random) -> Iterator[
 
 def input_gone(folder: Path, given: Arguments, rng: random.Random) -> Iterator[tuple[str, str]]:
     """The file that is read is cut to a half, or removed, at a random moment."""
-    inputs = {"disks.h5": "map", "cube.h5": "detect", "raw.mib": "detect"}
+    inputs, usual = {"disks.h5": "map", "cube.h5": "detect", "raw.mib": "detect"}, {}
     for number in range(given.changes):
         scan = list(inputs)[number % 3]
         cut = number // 3 % 2 == 0
@@ -298,9 +332,13 @@ def input_gone(folder: Path, given: Arguments, rng: random.Random) -> Iterator[t
             words += ["--scan-shape", "16", "10", "--pixel-size", "0.0328"]
             words += ["--voltage-kv", "300"]
         out = Path(words[words.index("--out") + 1])
+        if scan not in usual:
+            run(words)  # programs are compiled and kept
+            _, _, seconds = run(words)
+            usual[scan] = seconds, _numbers(out)
         out.unlink(missing_ok=True)
         process = started(words)
-        time.sleep(rng.uniform(1.0, 14.0))
+        time.sleep(rng.uniform(0.3, usual[scan][0]))
         if cut:
             os.truncate(folder / scan, len(good) // 2)
         else:
@@ -309,8 +347,8 @@ def input_gone(folder: Path, given: Arguments, rng: random.Random) -> Iterator[t
         (folder / scan).unlink(missing_ok=True)
         (folder / scan).write_bytes(good)
         what = f"{scan} {'cut short' if cut else 'removed'}"
-        if code == 0 and whole(out):
-            yield what, "read before, whole result"
+        if code == 0 and same_result(out, usual[scan][1]):
+            yield what, "read before, the usual result"
         elif one_sentence(code, said) and not out.exists() and not unfinished(out.parent):
             yield what, "one sentence"
         else:
@@ -358,8 +396,11 @@ def device_memory(folder: Path, _: Arguments, rng: random.Random) -> Iterator[tu
 
 
 def _numbers(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of numbers of a file, and the lists of disks as one."""
+    """All arrays of numbers of a file, and the lists of disks as one; a model's parameters."""
     found: dict[str, np.ndarray] = {}
+    if path.is_dir():
+        leaves = jax.tree.leaves(load_model(path).params)
+        return {f"{number}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
 
     def collect(name: str, node) -> None:
         if isinstance(node, h5py.Dataset) and node.dtype.kind in "iuf":
@@ -386,13 +427,21 @@ def to_markdown(results: dict) -> str:
         for name, counts in results.get(fault, {}).items():
             ends = "; ".join(f"{how}: {n}" for how, n in sorted(counts.items()))
             rows.append((fault, name, sum(counts.values()), ends.replace("\n", " ")))
-    return table(("fault", "in", "times", "how it ended"), rows)
+    words = flowed("""
+Commands on small scans, run as processes of their own (`experiments/house/faults.py`). Full disk:
+no file may be longer than a part of the result, or than 3,000 bytes where a model is trained.
+Killed, and interrupted as by Ctrl-C: at a random moment of the time that the command usually takes.
+Input: cut to a half or removed at such a moment. Device memory: XLA's error of exhausted memory is
+raised for batches of more than a few patterns.
+""")
+    return f"{table(('fault', 'in', 'times', 'how it ended'), rows)}\n\n{words}"
 
 
 def main(arguments: Arguments) -> None:
     """Do them, one after the other."""
     faults = (full_disk, read_only, killed, interrupted, input_gone, device_memory)
-    results: dict = {"settings": settings(arguments)}
+    out = results_file(arguments, "faults")
+    results = load(out)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder)
@@ -405,7 +454,9 @@ def main(arguments: Arguments) -> None:
                 found.setdefault(name, Counter())[how.replace(place, "")] += 1
                 print(f"{fault}, {name}: {how}", flush=True)
             results[fault] = {name: dict(counts) for name, counts in found.items()}
-    save(results_file(arguments, "faults"), results, to_markdown)
+            results["settings"] = settings(arguments)
+            save(out, results, to_markdown)
+            results = load(out) or results
     print(to_markdown(results))
 
 

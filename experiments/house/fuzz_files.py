@@ -28,12 +28,22 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import tyro
 
-from experiments.common.markdown import table
+from experiments.common.markdown import flowed, table
 from experiments.common.results import results_file, save, settings
-from experiments.house.sample_files import FIXTURES, kinds
+from experiments.house.sample_files import (
+    FIXTURES,
+    kinds,
+    read_disks_whole,
+    read_map_whole,
+    require,
+)
 from jaxstem.errors import InputError
+
+DETECTED = ("mib", "blo", "hspy", "dectris", "empad")
+"""Formats of raw patterns in which `jaxstem detect` looks for disks."""
 
 OUTCOMES = ("read", "refused", "insane", "traceback", "crash", "hang", "memory")
 
@@ -154,9 +164,18 @@ def _edited(data: bytearray, rng: random.Random) -> bytes:
 def spoil(good: Path, folder: Path, rng: random.Random, text: bool) -> None:
     """A copy of the folder of a good sample, one of whose files is mutated, `folder`."""
     shutil.copytree(good, folder, dirs_exist_ok=True)
-    path = rng.choice(sorted(path for path in folder.iterdir() if path.is_file()))
-    text = text or path.suffix in (".json", ".xml", ".hdr")
+    path = rng.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
+    described = (".json", ".xml", ".hdr", ".txt", "")  # files of Zarr have no suffix
+    text = text or (path.suffix in described and _is_text(path))
     path.write_bytes(mutated(path.read_bytes(), rng, text))
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def command_of(name: str, main: Path, folder: Path) -> list[str]:
@@ -179,8 +198,10 @@ def command_of(name: str, main: Path, folder: Path) -> list[str]:
         return [*mapped, *cu, "--calibration", str(main)]
     if name == "model":
         return [*mapped, "--model", str(folder)]
-    if name == "mib":
+    if name in DETECTED:
         return ["detect", str(main), "--pixel-size", "0.03", "--out", out, *seen]
+    if name == "cif":
+        return [*mapped, "--cif", str(main), "--voltage-kv", "300"]
     given = seen if name == "emd" else []
     given += ["--voltage-kv", "300"] if name in ("vectors", "emd") else []
     return [mapped[0], str(main), *mapped[2:], *cu, *given]
@@ -188,8 +209,9 @@ def command_of(name: str, main: Path, folder: Path) -> list[str]:
 
 def commands() -> list[str]:
     """The formats that commands are given, each as often as it stands here."""
-    read = ["bragg", "bragg", "bragg", "detected", "packed", "vectors", "csv", "bragg-each"]
-    return [*read, "map", "map export", "toml", "training", "calibration", "model", "emd", "mib"]
+    read = ["bragg", "bragg", "bragg", "detected", "packed", "vectors", "csv", "bragg-each", "cif"]
+    others = ["map", "map export", "toml", "training", "calibration", "model", "emd"]
+    return [*read, *others, *DETECTED]
 
 
 def judged(name: str, main: Path, whole_command: bool, real: Path | None) -> tuple[str, str]:
@@ -216,12 +238,24 @@ def _ended(name: str, main: Path, said: io.StringIO) -> tuple[str, str]:
     code = run(command_of(name, main, main.parent))
     lines = [line for line in said.getvalue().splitlines() if line.startswith("jaxstem: ")]
     if code == 0:
+        _require_sane(main.parent)
         return "read", ""
     if code != 2 or "Traceback" in said.getvalue():
         return "traceback", f"exit code {code}: {said.getvalue()[-2000:]}"
     if lines:
         return _sentence(lines[-1])
     return "refused", said.getvalue()[-500:]  # tyro's box about options
+
+
+def _require_sane(folder: Path) -> None:
+    """What a command wrote makes sense: a map, or disks; others have written a page or a table."""
+    out = folder / "out.h5"
+    if not out.exists():
+        require(any(folder.glob("o.*")), "nothing was written")
+    elif "format" in h5py.File(out).attrs:
+        read_map_whole(out)
+    else:
+        read_disks_whole(out)
 
 
 def _sentence(message: str) -> tuple[str, str]:
@@ -264,13 +298,16 @@ class Worker:
             elif self._gibibytes() > self.arguments.memory:
                 ended = "memory"
             if ended:
-                self.process.kill()
                 break
         try:
             if ended is None:
-                return self.pipe.recv()
+                found = self.pipe.recv()
+                if self._gibibytes() <= self.arguments.memory:
+                    return found
+                ended = "memory"
         except EOFError:
             ended = "crash"
+        self.process.kill()
         self.process.join()
         code, self.process = self.process.exitcode, None
         return ended, f"exit code {code}\n{self.log.read_text()[-3000:]}"
@@ -284,11 +321,12 @@ class Worker:
         return sum(map(int, text.rpartition(")")[2].split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
     def _gibibytes(self) -> float:
+        """The most memory that it ever held; a process that held too much is not kept."""
         try:
             text = Path(f"/proc/{self.process.pid}/status").read_text()
         except OSError:
             return 0.0
-        found = re.search(r"VmRSS:\s+(\d+) kB", text)
+        found = re.search(r"VmHWM:\s+(\d+) kB", text)
         return int(found[1]) / 2**20 if found else 0.0
 
     def close(self) -> None:
@@ -307,7 +345,15 @@ def to_markdown(results: dict) -> str:
             total.update(counts)
             rows.append((name if way == "readers" else f"command: {name}", *_row(counts)))
         rows.append((f"all {way}", *_row(total)))
-    return table(("format", "files", *OUTCOMES), rows)
+    given = results["settings"]
+    words = flowed(f"""
+Files of each format with a few bits, bytes, lengths, blocks, words or lines changed, or cut short
+(`experiments/house/fuzz_files.py`). Read: what was read makes sense, and so does what a command
+wrote. Refused: exit code 2 and one sentence. The others are faults: what was read is no sense, a
+traceback, a crash, more than {given["limit"]:g} s of processor time, more than
+{given["memory"]:g} GiB.
+""")
+    return f"{table(('format', 'files', *OUTCOMES), rows)}\n\n{words}"
 
 
 def _row(counts: dict) -> tuple:

@@ -89,6 +89,12 @@ def read_map_whole(path: Path) -> None:
 
     found = read_map(path)
     require(found.orientation.shape == (*found.phase.shape, 3, 3), "orientations of another scan")
+    require((found.phase < len(found.crystals)).all(), "phases without a crystal")
+    turns = found.orientation[found.phase >= 0]
+    off = np.swapaxes(turns, -1, -2) @ turns - np.eye(3)
+    require((np.abs(off) < 1e-2).all(), "orientations that are no rotations")
+    for each in (found.confidence, found.confidence_mod180, found.phase_confidence):
+        require(not (np.abs(each - 0.5) > 0.51).any(), "confidences that are none")
     found.to_orix()
 
 
@@ -241,6 +247,21 @@ def _write_hspy(folder: Path) -> Path:
     return folder / "scan.hspy"
 
 
+def _write_zspy(folder: Path) -> Path:
+    from rsciio.zspy import file_writer
+
+    file_writer(str(folder / "scan.zspy"), _signal("1/nm", 0.2))
+    return folder / "scan.zspy"
+
+
+def _write_zarr(folder: Path) -> Path:
+    import zarr
+
+    places = {"shape": _SHAPE, "chunks": (1, *_SHAPE[1:]), "dtype": "u2"}
+    zarr.open(str(folder / "scan.zarr"), mode="w", **places)[:] = patterns()
+    return folder / "scan.zarr"
+
+
 def _write_tvips(folder: Path) -> Path:
     from rsciio.tvips import file_writer
 
@@ -256,15 +277,19 @@ def _write_blo(folder: Path) -> Path:
     return folder / "scan.blo"
 
 
-def _write_mib(folder: Path) -> Path:
-    height, width = _SHAPE[2:]
-    frames = b""
-    for number, pattern in enumerate(patterns().reshape(-1, height, width), 1):
-        head = f"MQ1,{number:06d},00384,01,{width:04d},{height:04d},U16,   1x1,01,"
-        head += "2024-01-01 10:00:00.000000,0.001,0,0,0,1.0E+2,MQ1A,"
+def merlin_frames(counts: np.ndarray) -> bytes:
+    """Patterns (n, H, W) as a Merlin detector writes them."""
+    frames = []
+    for number, pattern in enumerate(counts, 1):
+        head = f"MQ1,{number:06d},00384,01,{pattern.shape[1]:04d},{pattern.shape[0]:04d},U16,"
+        head += "   1x1,01,2024-01-01 10:00:00.000000,0.001,0,0,0,1.0E+2,MQ1A,"
         head += "2024-01-01T10:00:00.000000Z,1000000ns,12,"
-        frames += head.ljust(384).encode() + pattern[::-1].astype(">u2").tobytes()
-    (folder / "scan.mib").write_bytes(frames)
+        frames.append(head.ljust(384).encode() + pattern[::-1].astype(">u2").tobytes())
+    return b"".join(frames)
+
+
+def _write_mib(folder: Path) -> Path:
+    (folder / "scan.mib").write_bytes(merlin_frames(patterns().reshape(-1, *_SHAPE[2:])))
     lines = {"Frames in Acquisition": _SHAPE[0] * _SHAPE[1], "Frames per Trigger": _SHAPE[1]}
     text = "".join(f"{name} (Number):\t{value}\n" for name, value in lines.items())
     (folder / "scan.hdr").write_text(f"HDR,\t\n{text}End\t\n")
@@ -284,7 +309,13 @@ def _write_empad(folder: Path) -> Path:
 
 
 def _write_mrc(folder: Path) -> Path:
-    """MRC2014: a header of 1024 bytes, then the numbers."""
+    """MRC2014: a header of 1024 bytes, then the numbers; beside it what Direct Electron writes."""
+    about = {"Scan - Size X": _SHAPE[1], "Scan - Size Y": _SHAPE[0], "Scan - Type": "Raster"}
+    about |= {"Instrument Accelerating Voltage (V)": 200000}
+    about |= {f"Specimen Pixel Size {axis} (nanometers)": 2.5 for axis in "XY"}
+    about |= {f"Image Size {axis} (pixels)": 16 for axis in "XY"}
+    text = "".join(f"{name:60} = {value}\n" for name, value in about.items())
+    (folder / "scan_info.txt").write_text(text)
     frames = patterns().reshape(-1, *_SHAPE[2:]).astype("<i2")
     head = bytearray(1024)
     head[:16] = struct.pack("<4i", *frames.shape[::-1], 1)
@@ -300,6 +331,14 @@ def _write_tiff(folder: Path) -> Path:
     images = [Image.fromarray(each) for each in patterns().reshape(-1, *_SHAPE[2:])]
     images[0].save(folder / "scan.tif", save_all=True, append_images=images[1:])
     return folder / "scan.tif"
+
+
+def _write_png(folder: Path) -> Path:
+    """One pattern."""
+    from PIL import Image
+
+    Image.fromarray(patterns()[0, 0]).save(folder / "pattern.png", dpi=(300, 300))
+    return folder / "pattern.png"
 
 
 def _write_csv(folder: Path) -> Path:
@@ -427,6 +466,9 @@ def kinds(real: Path | None = None) -> dict[str, Kind]:
         "blo": Kind(_write_blo, read_cube_whole),
         "tvips": Kind(_write_tvips, read_cube_whole),
         "hspy": Kind(_write_hspy, read_cube_whole),
+        "zspy": Kind(_write_zspy, read_cube_whole),
+        "zarr": Kind(_write_zarr, read_cube_whole),
+        "png": Kind(_write_png, read_cube_whole),
         "mrc": Kind(_write_mrc, read_cube_whole),
         "tiff": Kind(_write_tiff, read_cube_whole),
         "cif": Kind(copied(FIXTURES / "Cu2O.cif"), _read_crystal, text=True),

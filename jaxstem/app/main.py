@@ -66,6 +66,10 @@ def run() -> None:
     gc.set_threshold(_SELDOM)
     code = main()
     gc.freeze()
+    if code > 128 and code != CUT_OFF:  # threads that still compile do not survive Python's end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -131,7 +135,8 @@ def settle_jax() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
-    # errors of orbax's threads, with tracebacks, which are raised as well
+    # errors of orbax's threads, with tracebacks, which are raised as well, and what it then drops
     for name in ("absl", "asyncio", "concurrent.futures"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")

@@ -51,8 +51,10 @@ _LEAST_CENTRED, _LARGEST_SPREAD = 0.75, 0.9
 _BLOCKS = 5
 """Blocks along each side of the scan, among which the bootstrap draws."""
 
-_HALF_SQUARE = 1e-4
-"""Half of the square [1/Å²] of excitation errors as they are, and how far it is from that."""
+_HALF_SQUARE = 2e-4
+"""Half of the square [1/Å²] of excitation errors as they are, and how far it is from that: that of
+thin foils and of disks that are just seen is several times that of thick ones.
+"""
 
 _LARGEST_ERROR = 0.0085
 """Relative error of a pixel size that is of no use."""

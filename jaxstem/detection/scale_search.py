@@ -40,8 +40,10 @@ _SUFFICE = 2
 _LEAST_SPOTS, _INNER_SPOTS = 5, 20
 """Spots of a pattern that is read, and how many suffice near the beam."""
 
-_ENOUGH, _SURE = 200, 40.0
-"""Disks at places of their own, and their evidence, with which rings alone decide."""
+_ENOUGH, _SURE, _ALONE = 200, 40.0, 2.0
+"""Disks at places of their own, and their evidence, with which rings alone decide, and how many
+times the usual lead before rivals they need for that.
+"""
 
 _COUNTED = 150
 """Disks at most that count as independent on rings, of which errors of the model are not."""
@@ -108,7 +110,7 @@ def search(
     """
     places = independent(x)
     rings = _by_rings(x, crystals, low, high, places)
-    if places >= _ENOUGH and (only := _candidates(rings, [], x)) and _decides(only):
+    if places >= _ENOUGH and (only := _candidates(rings, [], x)) and _decides(only, _ALONE):
         return only
     read = []
     for number in _chosen(pattern):
@@ -141,8 +143,8 @@ def _explains(reading: Reading) -> bool:
     return reading.gain > max(30, 3 * reading.spots) and reading.explained > 0.7 * reading.spots
 
 
-def _decides(found: list[Candidate]) -> bool:
-    return bool(found) and found[0].evidence > _SURE and not rivals(found)
+def _decides(found: list[Candidate], lead: float = 1.0) -> bool:
+    return bool(found) and found[0].evidence > _SURE and not rivals(found, lead)
 
 
 def _by_rings(x, crystals, low, high, own) -> list[RingFit]:
@@ -282,8 +284,10 @@ def _together(at, ring, used: list[Reading], by_spots: float) -> Candidate:
     return Candidate(scale, ellipse, on_rings, by_spots, error, explained, tuple(used))
 
 
-def rivals(found: list[Candidate]) -> list[Candidate]:
-    """Scales that explain about as much as the best one, and are not near it."""
+def rivals(found: list[Candidate], lead: float = 1.0) -> list[Candidate]:
+    """Scales that explain about as much as the best one, and are not near it; `lead`: how many
+    times as far behind as usual others have to be.
+    """
     best = found[0]
     lacking = [best.evidence - other.evidence for other in found]
     off = [abs(np.log(other.scale / best.scale)) for other in found]
@@ -291,7 +295,7 @@ def rivals(found: list[Candidate]) -> list[Candidate]:
         other
         for other, lack, far in zip(found, lacking, off, strict=True)
         if far > _NEAR
-        and lack < max(_MARGIN, (_SHARE if far > _FAR else 1.5 * _SHARE) * best.evidence)
+        and lack < lead * max(_MARGIN, (_SHARE if far > _FAR else 1.5 * _SHARE) * best.evidence)
     ]
 
 

@@ -31,8 +31,13 @@ MOST_SPOTS = 48
 _INNER = 10
 """Spots next to the beam by which readings are looked through."""
 
-_PAIRS, _MOST_READINGS = 10, 6000
+_PAIRS, _MOST_READINGS = 14, 6000
 """Pairs of spots from which readings start, and readings of each at most."""
+
+_NEXT, _ONE_SPOT = 12, 1.5
+"""Spots next to the beam of which pairs are made, and distance [px] below which two are one: in
+nets of large cells neighbours lie close, of which one may be far out of the plane of the others.
+"""
 
 _REFINED, _KEPT = 300, 80
 """Readings that are fitted to all spots, and those of them that are fitted to the end."""
@@ -158,7 +163,7 @@ def _pairs(x: Float[np.ndarray, "M 2"]) -> list[tuple[int, int]]:
     """Pairs of spots near the beam, no spot twice as often as it must, none opposite another."""
     radius = np.hypot(*x.T)
     found = []
-    for j in range(1, min(len(x), 10)):
+    for j in range(1, min(len(x), _NEXT)):
         for i in range(j):
             sine = abs(x[i, 0] * x[j, 1] - x[i, 1] * x[j, 0]) / (radius[i] * radius[j])
             if sine > 0.42:
@@ -167,7 +172,7 @@ def _pairs(x: Float[np.ndarray, "M 2"]) -> list[tuple[int, int]]:
     for _, i, j in sorted(found):
         alike = [
             all(
-                min(np.hypot(*(x[a] - x[b])), np.hypot(*(x[a] + x[b]))) < 3
+                min(np.hypot(*(x[a] - x[b])), np.hypot(*(x[a] + x[b]))) < _ONE_SPOT
                 for a, b in zip((i, j), other, strict=True)
             )
             for other in chosen

@@ -32,6 +32,9 @@ from jaxstem.version import __version__
 _MAP_FORMAT = "jaxstem-map"
 MAP_VERSION = 1
 
+_ROUNDING = 1e-3
+"""By how much a probability may lie outside 0…1."""
+
 
 def write_map(path: str | Path, result: OrientationMap, overwrite: bool = False) -> None:
     """Store a map (layout: docs/file-formats.md).
@@ -201,4 +204,8 @@ def _map_problem(arrays: dict[str, np.ndarray], phase_names: tuple[str, ...]) ->
         values = arrays.get(name, arrays["phase"])
         if values.size and (values.min() < NO_CRYSTAL or values.max() >= len(phase_names)):
             return f"'{name}' has values outside -2…{len(phase_names) - 1}"
+    for name in ("confidence", "confidence_mod180", "phase_confidence", "single_confidence"):
+        # NaN where not known
+        if np.any(np.abs(arrays.get(name, arrays["confidence"]) - 0.5) > 0.5 + _ROUNDING):
+            return f"'{name}' has values outside 0…1"
     return None

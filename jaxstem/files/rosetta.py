@@ -323,10 +323,7 @@ def _mrc_signal(path: Path) -> dict[str, Any]:
 
 def _said_number(said: dict[str, Any], name: str) -> float | None:
     """A number above 0 of an information file, -1 there standing for none."""
-    try:
-        value = float(said.get(name, -1))
-    except ValueError:
-        return None
+    value = _number(said.get(name))
     return value if 0 < value < np.inf else None
 
 
@@ -393,14 +390,12 @@ def _detector_scale(
 
     Pixels that are not square become the ellipse of the calibration (`calibrate_disks`).
     """
-    rows, columns = axes
     units = [_text(axis.get("units")) for axis in axes]
     factors = [
         in_inverse_angstroms(unit) or angle_in_inverse_angstroms(unit, voltage_kv) for unit in units
     ]
-    scales = [abs(float(axis.get("scale", 0.0))) for axis in (rows, columns)]
-    usable = all(np.isfinite(scale) and scale > 0 for scale in scales)
-    if not all(factors) or not usable:
+    scales = [abs(_number(axis.get("scale"))) for axis in axes]
+    if not all(factors) or not all(0 < scale < np.inf for scale in scales):
         return None, {}, units[1] if units[1] else None
     row_size, column_size = (f * s for f, s in zip(factors, scales, strict=True))
     if not all(_PLAUSIBLE[0] <= size <= _PLAUSIBLE[1] for size in (row_size, column_size)):
@@ -413,11 +408,18 @@ def _detector_scale(
 
 def _scan_scale(axes: list[dict[str, Any]]) -> tuple[float, str]:
     """Distance of neighbouring positions along a row, and its unit."""
-    scale = float(axes[-1].get("scale", 1.0)) if len(axes) == 2 else 1.0
-    units = _text(axes[-1].get("units")) if len(axes) == 2 else ""
+    of_row = axes[-1] if len(axes) == 2 else {}
+    scale, units = _number(of_row.get("scale")), _text(of_row.get("units"))
     if not units or units in ("px", "1") or not np.isfinite(scale) or scale <= 0:
         return 1.0, "pixels"
     return scale, units
+
+
+def _number(value: Any) -> float:
+    """What a file says, 0.0 where that is no number."""
+    with suppress(OverflowError, TypeError, ValueError):
+        return float(value)
+    return 0.0
 
 
 def _text(units: Any) -> str:

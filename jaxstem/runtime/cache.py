@@ -263,7 +263,8 @@ def keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
                 np.savez(file, **arrays)
         bound(path.parent)
     except (OSError, InputError) as error:
-        _warn_once(path.parent, f"{path} cannot be kept for the next time ({error}).")
+        reason = str(error).removeprefix(f"{path}: ").rstrip(".")
+        _warn_once(path.parent, f"{path} cannot be kept for the next time ({reason}).")
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -9,11 +9,15 @@ not pass is passed over for the one before.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+import shutil
+import sys
+import time
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,22 +36,70 @@ _SYSTEM = re.compile(r"os_error_code='(\d+)'")
 """How tensorstore, which orbax writes with, tells the number of the system's error."""
 
 
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
+"""Names of checkpoints that are being written."""
+
+_QUIET, _PATIENCE = 1.0, 10.0
+"""Seconds without a word from writes that were under way after which they have ended, and the most
+that are waited for that.
+"""
+
+
 @contextmanager
 def told_where_they_cannot_be_written(folder: str | Path) -> Iterator[None]:
-    """Within the block failures of the disk while checkpoints are written, of which tensorstore
-    tells in errors of its own, become InputErrors.
+    """Within the block failures of the disk while checkpoints are written into
+    `folder`/checkpoints, of which tensorstore tells in errors of its own, become InputErrors.
+
+    What an error or a signal leaves unfinished there is removed at the end.
     """
     try:
-        yield
-    except Exception as error:
+        with _stragglers_passed_over() as wait:
+            try:
+                yield
+            except Exception:
+                wait()
+                raise
+    except BaseException as error:
+        if parallel.is_first():
+            for path in Path(folder).glob(f"checkpoints/{_UNFINISHED}"):
+                shutil.rmtree(path, ignore_errors=True)
         found = _SYSTEM.search(str(error))
         number = int(found[1]) if found else getattr(error, "errno", None)
-        if isinstance(error, InputError) or not number:
+        if isinstance(error, InputError) or not isinstance(error, Exception) or not number:
             raise
         raise InputError(
             f"{folder}: no checkpoint could be written ({os.strerror(number).lower()}); make room "
             "there, and the same command goes on from the last one."
         ) from error
+
+
+@contextmanager
+def _stragglers_passed_over() -> Iterator[Callable[[], None]]:
+    """Within the block nothing is said of what orbax no longer waits for; yields what waits for it.
+
+    Orbax gives up at the first array that fails and closes its event loop. Writes under way want to
+    tell that loop, from threads of tensorstore's, when they end, and reads are thrown away; of
+    either Python prints an error that nobody could catch.
+    """
+    tell, last = sys.unraisablehook, [time.monotonic()]
+
+    def pass_over(lost) -> None:
+        closed = isinstance(lost.exc_value, RuntimeError) and "is closed" in str(lost.exc_value)
+        if closed or "orbax" in getattr(getattr(lost.object, "cr_code", None), "co_filename", ""):
+            last[0] = time.monotonic()
+        else:
+            tell(lost)
+
+    def wait() -> None:
+        start = last[0] = time.monotonic()
+        while (now := time.monotonic()) - last[0] < _QUIET and now - start < _PATIENCE:
+            time.sleep(0.02)
+
+    sys.unraisablehook = pass_over
+    try:
+        yield wait
+    finally:
+        sys.unraisablehook = tell
 
 
 def open_checkpoints(folder: str | Path) -> ocp.CheckpointManager:
@@ -113,12 +165,17 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: Any):
     arguments = ocp.args.Composite(
         state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
     )
-    try:
-        found = manager.restore(step, args=arguments)
-        state, notes = found["state"], found["notes"]
-        stated = notes.pop("checksum")
-    except Exception as error:  # noqa: BLE001  orbax and tensorstore raise what they like
-        return None, (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    problem = None
+    with _stragglers_passed_over():
+        try:
+            found = manager.restore(step, args=arguments)
+            state, notes = found["state"], found["notes"]
+            stated = notes.pop("checksum")
+        except Exception as error:  # noqa: BLE001  orbax and tensorstore raise what they like
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        if problem is not None:
+            gc.collect()  # of reads that nobody waits for
+            return None, problem
     if stated != checksum(state):
         return None, "its checksum is wrong"
     return (state, notes), None

@@ -22,6 +22,7 @@ def make_noise_map(rng, shape=(3, 5), n_phases=2):
     matrices = lambda: random_matrices(rng, shape[0] * shape[1]).reshape(*shape, 3, 3)  # noqa: E731
     orientation = matrices()
     phase = rng.integers(-2, n_phases, shape).astype(np.int16)
+    shares = lambda: rng.uniform(size=shape).astype(np.float32)  # noqa: E731
     orientation[phase < 0] = np.nan
     crystals = tuple(
         Crystal(
@@ -40,9 +41,9 @@ def make_noise_map(rng, shape=(3, 5), n_phases=2):
         orientation=orientation,
         phase=phase,
         phase_names=tuple(crystal.name for crystal in crystals),
-        confidence=floats(),
-        confidence_mod180=floats(),
-        phase_confidence=floats(),
+        confidence=shares(),
+        confidence_mod180=shares(),
+        phase_confidence=shares(),
         score=floats(),
         second_orientation=matrices(),
         second_phase=rng.integers(-2, n_phases, shape).astype(np.int16),

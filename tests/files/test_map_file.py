@@ -146,6 +146,8 @@ def replace(path, name, value):
         ("score", np.zeros((5, 3)), "'score' has shape (5, 3)"),
         ("phase", np.full((3, 5), 9), "'phase' has values outside"),
         ("phase", np.zeros((0, 5), int), "no position"),
+        ("confidence", np.full((3, 5), 1.5), "'confidence' has values outside 0…1"),
+        ("phase_confidence", np.full((3, 5), -np.inf), "'phase_confidence' has values outside"),
         ("phases/1/numbers", np.array([29]), "damaged"),
         ("confidence", np.full((3, 5), b"high"), "not an array of numbers"),
     ],

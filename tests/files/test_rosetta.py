@@ -382,6 +382,18 @@ def test_direct_electron_of_other_numbers(tmp_path, data):
     refused(path, "15 patterns", "--scan-shape")
 
 
+@pytest.mark.parametrize("said", ["?", "true", "nan", "1e400", "-2", "0"])
+@pytest.mark.parametrize("axis", ["X", "Y"])
+def test_direct_electron_of_steps_that_are_none(tmp_path, data, said, axis):
+    path = write_mrc(tmp_path / "scan.mrc", data.reshape(-1, HEIGHT, WIDTH))
+    sizes = {"X": STEP, "Y": STEP, axis: said}
+    lines = [f"Specimen Pixel Size {x} (nanometers) = {size}" for x, size in sizes.items()]
+    (tmp_path / "scan_info.txt").write_text("\n".join(["Scan - Type = Raster", *lines]))
+    refused(path, "15 patterns", "--scan-shape")
+    cube = read_cube(path, (ROWS, COLUMNS))
+    assert_same(cube, data, None, (1.0, "pixels"), cube.voltage_kv)
+
+
 def test_empad(tmp_path, data):
     path = write_empad(tmp_path / "scan_x5_y3.xml", data)
     big = np.zeros((ROWS, COLUMNS, 128, 128), np.float32)

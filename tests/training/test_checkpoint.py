@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checkpoints come back bit by bit; whatever happens to the newest, the one before takes over."""
 
+import gc
 import shutil
+import sys
 import time
 import warnings
+from contextlib import closing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import files_of_at_most
 
 from jaxstem.errors import InputError
 from jaxstem.training import checkpoint
@@ -104,6 +108,16 @@ def test_no_checkpoints_are_no_error(tmp_path):
     assert restore(tmp_path / "none") is None
 
 
+def test_reads_that_are_given_up_say_nothing(folder, recwarn, monkeypatch):
+    for path in files(folder / "30" / "state"):
+        flip(path)
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    restore(folder)
+    gc.collect()
+    assert not said
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_the_one_before_takes_over(damage, folder):
     DAMAGE[damage](folder / "30")
@@ -157,3 +171,31 @@ def test_a_full_disk_is_told_in_one_sentence(tmp_path):
         checkpoint.told_where_they_cannot_be_written("model"),
     ):
         raise ValueError("something else")
+
+
+def test_what_a_full_disk_cut_short_is_removed_and_told_once(tmp_path, capfd):
+    """Threads of tensorstore's print errors, past all loggers, unless they are waited for."""
+    state = {f"{number}": jnp.full((64, 64), float(number)) for number in range(40)}
+    manager = checkpoint.open_checkpoints(tmp_path / "checkpoints")
+    before = sys.unraisablehook
+    with (
+        files_of_at_most(3000),
+        pytest.raises(InputError, match="no checkpoint .*file too large.*goes on"),
+        checkpoint.told_where_they_cannot_be_written(tmp_path),
+        closing(manager),
+    ):
+        checkpoint.save(manager, 1, state, {"seconds": 1.0})
+        manager.wait_until_finished()
+    assert steps(tmp_path / "checkpoints") == []
+    assert capfd.readouterr().err == ""
+    assert sys.unraisablehook is before
+
+
+def test_an_interrupted_write_leaves_nothing_unfinished(folder):
+    shutil.copytree(folder / "30", folder / "40.orbax-checkpoint-tmp")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        checkpoint.told_where_they_cannot_be_written(folder.parent),
+    ):
+        raise KeyboardInterrupt
+    assert steps(folder) == ["20", "30"]
