@@ -21,7 +21,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # before any of it is imported
 install_import_hook("jaxstem", "shapes.checked")
 
-from helpers import FIXTURES, without_optimisation  # noqa: E402
+from helpers import FIXTURES, ROOT, without_optimisation  # noqa: E402
+
+# the experiments are modules of the repository's root: behind what is installed, so that it is the
+# installed package that they use
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))
 
 # as a shell without job control, or nohup, leaves them in what it starts in the background
 for number, usual in (
@@ -155,13 +160,13 @@ def compiled_once():
 def light_acquisition():
     """Training patterns with jitter and cropping only, for programs that compile sooner."""
     from jaxstem.training import patterns
-    from jaxstem.training.acquisition import jitter_positions, keep_strongest
+    from jaxstem.training.acquisition import jitter_positions
 
-    def acquire(key, disks, config, n_disks, k_max):
-        return keep_strongest(jitter_positions(key, disks, 0.01), n_disks, k_max)
+    def detect(key, disks, config, k_max):
+        return jitter_positions(key, disks, 0.01), 1e-3
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patterns, "acquire", acquire)
+        patch.setattr(patterns, "detect", detect)
         yield
 
 
@@ -229,6 +234,7 @@ def tiny():
         n_disks=12,
         spacing_deg=12.0,
         templates=False,
+        finalists=0,
     )
     return TrainConfig(
         model=network,

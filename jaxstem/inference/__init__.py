@@ -58,6 +58,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "predict_content",
             "PredictFor",
             "scorer",
+            "sight_of",
         ],
         "stream": [
             "predict_scan",

@@ -13,8 +13,14 @@ from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import phases_space
 from jaxstem.files.orientation_map import UNASSIGNED
 from jaxstem.files.scan import DiskScan, pad_disks
-from jaxstem.inference.exposure import MIN_DISKS, count_disks, scan_reach
-from jaxstem.inference.step import scorer
+from jaxstem.inference.exposure import (
+    MIN_DISKS,
+    count_disks,
+    scan_exposure,
+    scan_reach,
+    typical_beam,
+)
+from jaxstem.inference.step import scorer, sight_of
 from jaxstem.network.model import Model
 from jaxstem.orientation import rotations
 
@@ -47,11 +53,14 @@ def likeliest_cells(
     )
     chosen = np.flatnonzero(counts >= MIN_DISKS)
     longest = model.config.n_disks
-    reach = min(scan_reach(scan, model.k_min, model.k_max), model.k_max)
+    reach = scan_reach(scan, model.k_min, model.k_max)
+    beam = typical_beam(scan, model.k_min)
+    exposed = scan_exposure(scan, model.k_min, reach, beam=beam)
     for start in range(0, len(chosen), batch):
         index = chosen[start : start + batch]
         padded = np.resize(index, batch)
         disks = Disks(*pad_disks(scan, padded, model.k_max, model.k_min, longest))
-        ranked = np.asarray(best(model.params, made, disks, reach))[: len(index)]
+        seen = sight_of(disks, exposed.at(padded), model.k_max)
+        ranked = np.asarray(best(model.params, made, disks, seen))[: len(index)]
         found.orientation[index], found.phase[index] = cells[ranked], phase[ranked]
     return found

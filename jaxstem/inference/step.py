@@ -28,6 +28,8 @@ from jaxstem.files.orientation_map import UNASSIGNED
 from jaxstem.inference.config import BY_BLOCH_WAVES, InferConfig
 from jaxstem.inference.exposure import Exposure
 from jaxstem.inference.verdict import Answer, Labels, answer_of, labels_of
+from jaxstem.network import tokens
+from jaxstem.network.alignment import lattices
 from jaxstem.network.heads import HEADS, Head
 from jaxstem.network.matching import Matcher, matcher
 from jaxstem.network.model import NEVER, Model
@@ -46,6 +48,7 @@ from jaxstem.verification.candidates import (
 )
 from jaxstem.verification.config import FARTHEST
 from jaxstem.verification.counting import verify_by_counts
+from jaxstem.verification.finalists import Finalists, find_finalists
 from jaxstem.verification.ranking import Forward, Ranked
 from jaxstem.verification.refinement import verify, verify_dynamically
 from jaxstem.verification.search import pattern_of
@@ -57,6 +60,9 @@ _within_reach = jax.jit(within_reach)
 
 Found = tuple[Answer, Labels | None]
 """What is found of a pattern, or of a batch."""
+
+_UNKNOWN_BEAM = 1.0
+"""Error of the incident beam's logarithm from which it is not known at all."""
 
 _AT_ONCE = 16
 """Patterns whose modes are compared at once on a CPU: what fits its cache."""
@@ -167,14 +173,14 @@ def predict_content(model: Model, config: InferConfig) -> dict[str, Any]:
 def scorer(
     model: Model, precision: str = "float32", cache: Path | None = None
 ) -> tuple[Callable[..., Float[Array, "B n_out"]], Templates | None]:
-    """A function (params, templates, disks (B, K), reach) to the output of the model's head, with
+    """A function (params, templates, disks (B, K), seen) to the output of the model's head, with
     the network in this precision, and the templates that it corrects (`cached_templates` in
-    `cache`); None where it stands alone. `reach` [1/Å] is how far out disks can be seen.
+    `cache`); None where it stands alone. `seen` is which disks can be seen, for `K` of each.
     """
     network = model.network
 
-    def alone(params, _, disks, reach=None):
-        return network.apply({"params": params}, disks, None, reach)
+    def alone(params, _, disks, seen=None):
+        return network.apply({"params": params}, disks, None, seen)
 
     if isinstance(network, Matcher):
         return alone, None
@@ -184,9 +190,9 @@ def scorer(
         return alone, None
     under = matcher(model.materials, model.matching)
 
-    def corrected(params, templates, disks, reach=None):
-        prior = under.apply({"params": templates}, disks, None, reach)
-        return network.apply({"params": params}, disks, prior, reach)
+    def corrected(params, templates, disks, seen=None):
+        prior = under.apply({"params": templates}, disks, None, seen)
+        return network.apply({"params": params}, disks, prior, seen)
 
     return corrected, cached_templates(model.materials, model.matching, cache)
 
@@ -197,6 +203,16 @@ def known_disks(disks: Disks, model: Model) -> Disks:
     order = jnp.argsort(~near, axis=1, stable=True)[:, : model.config.n_disks]
     disks = jax.tree.map(lambda x: jnp.take_along_axis(x, order, axis=1), disks)
     return disks._replace(mask=jnp.take_along_axis(near, order, axis=1))
+
+
+def sight_of(disks: Disks, exposed: Exposure, k_max: float) -> tokens.Sight:
+    """What can be seen of patterns (B, K) within k_max [1/Å]."""
+    known = exposed.incident_sigma < _UNKNOWN_BEAM
+    weakest = exposed.incident * jnp.exp(jnp.min(exposed.limit.log_share))
+    strongest = jnp.where(disks.mask, disks.intensity, 0.0).max(axis=-1)
+    weakest = jnp.maximum(weakest, strongest * jnp.exp(exposed.limit.log_ratio))
+    reach = jnp.minimum(exposed.limit.reach, k_max)
+    return tokens.sight(disks, reach, weakest, jnp.where(known, exposed.incident, 0.0))
 
 
 Predict = Callable[..., Found]
@@ -225,8 +241,11 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
     scoring, head = config.scoring, HEADS[model.config.head]
     space = None if head.numbers is None else phases_space(model.materials)
     operations = joint_operations(model.materials)
+    settles = model.config.settles and config.refine == "none"
+    known = lattices(model.materials) if settles else None
     # as an argument, for a program that holds tables as constants is slow to compile and to load
-    phases = [phase_table(m, config.refine, config.cache) for m in model.materials]
+    kind = "fast" if settles else config.refine
+    phases = [phase_table(m, kind, config.cache) for m in model.materials]
 
     dynamical = (
         [prepare(m.crystal, m.voltage_kv, BEAM_K_MAX, m.u_iso) for m in model.materials]
@@ -236,7 +255,7 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
 
     def verified(disks: Disks, exposed: Exposure, light, log_probability, tables) -> Found:
         """Answers for a batch; `at_once` of its patterns are looked at in turn on a CPU."""
-        phases, _, detector = tables
+        phases, _, detector, _ = tables
         on_cpu = jax.default_backend() == "cpu"
         prepare_one = lambda row: pattern_of(*row, exposed.limit, scoring.measured_power)  # noqa: E731
         patterns = jax.vmap(prepare_one)((disks, *exposed[:3]))
@@ -261,7 +280,13 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
         rows = (patterns, ranked, log_probability[:, -1])
         return map_rows(judged, rows, at_once if on_cpu else None)
 
-    def network_alone(output, log_probability, phases) -> Found:
+    def spread_out(output):
+        if space is None:
+            return jax.nn.log_softmax(output)
+        return cells_near(output, head, space)
+
+    def by_mass(log_probability, phases):
+        """The modes of each phase, in place of finalists."""
         ends = np.cumsum([len(tables.cells) for tables in phases])
         found = [
             modes(part, tables, scoring.n_modes)[1:]
@@ -269,10 +294,21 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
         ]
         phase = np.concatenate([np.full(len(r), p) for p, (r, _) in enumerate(found)])
         orientation, prior = (jnp.concatenate(x) for x in zip(*found, strict=True))
-        nothing, unknowns = jnp.zeros_like(prior), jnp.full_like(prior, jnp.nan)
-        ranked = Ranked(orientation, jnp.asarray(phase), nothing, nothing, prior, unknowns)
+        return Finalists(orientation, jnp.asarray(phase), prior, log_probability[-1])
+
+    def network_alone(row, params, phases, known) -> Found:
+        output, *seen = row
+        log_probability = spread_out(output)
+        if settles:
+            of_all = params["finalists"], model.wavelength, model.k_max, model.config.finalists
+            found = find_finalists(*of_all, log_probability, *seen, phases, known, operations)
+        else:
+            found = by_mass(log_probability, phases)
+        nothing = jnp.zeros_like(found.log_odds)
+        unknowns = jnp.full_like(nothing, jnp.nan)
+        ranked = Ranked(found.orientation, found.phase, nothing, nothing, found.log_odds, unknowns)
         by_prior = replace(config, likelihood_weight=0.0, prior_weight=1.0)
-        labels = labels_of(ranked, log_probability[-1], operations, by_prior)
+        labels = labels_of(ranked, found.nothing, operations, by_prior)
         labels = labels._replace(score=unknowns)
         answer = answer_of(labels, operations)
         if space is None:
@@ -290,24 +326,19 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
 
     def step(given, disks: Disks, incident, incident_sigma, is_cut, light, limit) -> Found:
         params, tables = given
-        phases, made, _ = tables
+        phases, made, _, known = tables
         if config.verifies:
             seen = known_disks(disks, model)
         else:
             seen = jax.tree.map(lambda x: x[:, : model.config.n_disks], disks)
-        output = scores(params, made, seen, jnp.minimum(limit.reach, model.k_max))
-        on_cpu = jax.default_backend() == "cpu"
-
-        def spread_out(output):
-            if space is None:
-                return jax.nn.log_softmax(output)
-            return cells_near(output, head, space)
-
-        if config.refine == "none":
-            alone = lambda output: network_alone(output, spread_out(output), phases)  # noqa: E731
-            return map_rows(alone, output, _AT_ONCE if on_cpu else None)
-        log_probability = map_rows(spread_out, output, _AT_ONCE if on_cpu else None)
         exposed = Exposure(incident, incident_sigma, is_cut, limit)
+        sight = sight_of(seen, exposed, model.k_max)
+        output = scores(params, made, seen, sight)
+        on_cpu = jax.default_backend() == "cpu"
+        if config.refine == "none":
+            alone = lambda row: network_alone(row, params, phases, known)  # noqa: E731
+            return map_rows(alone, (output, seen, sight), _AT_ONCE if on_cpu else None)
+        log_probability = map_rows(spread_out, output, _AT_ONCE if on_cpu else None)
         return verified(disks, exposed, light, log_probability, tables)
 
     def step_in_lots(given, disks, incident, incident_sigma, is_cut, light, limit) -> Found:
@@ -326,9 +357,10 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
         def tables_within(reach: float):
             """What the program takes besides patterns, of a scan that lists disks as far as it."""
             near = phases
-            if config.verifies:
+            if config.verifies or settles:
                 near = [_within_reach(tables, reach) for tables in phases]
-            return parallel.replicate((near, made, jax.tree.map(jnp.asarray, detector)), mesh)
+            given = near, made, jax.tree.map(jnp.asarray, detector), known
+            return parallel.replicate(given, mesh)
 
         def predict(params, disks: Disks, exposed: Exposure, light: Light | None = None) -> Found:
             given = params, tables_within(float(exposed.limit.reach))

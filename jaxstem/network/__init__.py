@@ -11,6 +11,17 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "alignment": [
+            "Aligned",
+            "Alignment",
+            "lattices",
+            "Lattices",
+            "misalignment",
+            "near",
+            "ROUNDS",
+        ],
+        "finalists": ["init_finalists", "N_PREDICTED", "settle"],
+        "judge": ["Judge", "Predicted", "SAME"],
         "heads": [
             "embedding",
             "from_embedding",
@@ -81,8 +92,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "continuous_features",
             "digitise",
             "harmonics",
+            "plain_sight",
             "polar",
             "relative_intensity",
+            "sight",
+            "Sight",
             "sinusoidal",
             "waves",
         ],

@@ -26,6 +26,7 @@ from jaxstem.diffraction.material import Material, check_materials, make_materia
 from jaxstem.diffraction.settings import Microscope, Specimen
 from jaxstem.network.model import Model
 from jaxstem.network.templates import MatchConfig, Raster, Templates, make_templates, rasterise
+from jaxstem.network.tokens import Sight
 from jaxstem.network.transformer import ModelConfig
 from jaxstem.orientation import grids, rotations
 
@@ -108,7 +109,7 @@ def _expected_beyond(
 
 @dataclass(frozen=True)
 class Matcher:
-    """Matching as a network: `apply({"params": templates}, disks, None, reach)` gives the scores.
+    """Matching as a network: `apply({"params": templates}, disks, None, seen)` gives the scores.
 
     The place of the prior stays empty, for there is nothing to correct.
     """
@@ -122,9 +123,10 @@ class Matcher:
         variables: dict[str, Any],
         disks: Disks,
         prior: None = None,
-        reach: Float[ArrayLike, "..."] | None = None,
+        seen: Sight | None = None,
     ) -> Float[Array, "B C"]:
         """`match` of the patterns (B, K), with the templates as parameters."""
+        reach = None if seen is None else seen.reach
         return match(disks, variables["params"], self.n_cells, self.raster, self.config, reach)
 
 
@@ -168,7 +170,7 @@ def matching_model(
     )
     check_materials(materials)
     return MatchingModel(
-        ModelConfig(spacing_deg=spacing_deg),
+        ModelConfig(spacing_deg=spacing_deg, finalists=0),
         materials,
         make_templates(materials, config),
         {"method": "match"},

@@ -40,7 +40,7 @@ from jaxstem.network.templates import MatchConfig
 from jaxstem.network.transformer import ModelConfig, OrientationTransformer, init_params
 from jaxstem.runtime.paths import atomic_path
 
-_FORMAT, _VERSION = "jaxstem-model", 4
+_FORMAT, _VERSION = "jaxstem-model", 5
 
 NEVER = -1e4
 """The "no crystal" logit of a network that was not trained to give one."""
@@ -227,8 +227,10 @@ def restored_model(stored: StoredModel, source: str | Path) -> Model:
             raise ValueError("weights.msgpack does not fit the network in model.json")
         half = flax.serialization.msgpack_restore(weights)
         params = jax.device_put(jax.tree.map(lambda x: np.asarray(x, np.float32), half))
-        # of before version 4 no network was told how far out disks can be seen
-        config = ModelConfig(**{"knows_reach": False} | description["network"])
+        # of before version 4 no network was told how far out disks can be seen, of before version
+        # 5 none how weak ones, and none had finalists
+        older = {"knows_reach": False, "knows_exposure": False, "finalists": 0}
+        config = ModelConfig(**older | description["network"])
         if description["version"] == 1:
             description["phases"] = [
                 {k: description[k] for k in ("crystal", "u_iso")} | {"n_cells": len(grid)}

@@ -10,6 +10,8 @@ functions that are periodic in the angle by construction. Shapes: `...` patterns
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
@@ -22,6 +24,47 @@ K_THETA_BINS = 360
 INTENSITY_BINS, INTENSITY_FLOOR = 64, 0.001
 
 HARMONICS = 15
+
+_FAINTEST = float(-jnp.log(1e4))
+"""Logarithm of the weakest intensity, over the strongest disk or the beam, that tokens tell."""
+
+
+class Sight(NamedTuple):
+    """What can be seen of a pattern, without which its missing disks say nothing.
+
+    reach: radius [1/Å] beyond which no disk can be seen; faintest: logarithm of the weakest disk
+    that is listed as a share of the pattern's strongest; brightest: of the strongest as a share of
+    the incident beam, 0 where the beam is not known.
+    """
+
+    reach: Float[ArrayLike, "..."]
+    faintest: Float[ArrayLike, "..."]
+    brightest: Float[ArrayLike, "..."]
+
+
+def plain_sight(disks: Disks, reach: Float[ArrayLike, "..."]) -> Sight:
+    """What is known of disks alone: their weakest is the weakest that is listed."""
+    level = jnp.where(disks.mask, relative_intensity(disks), 1.0).min(axis=-1)
+    faintest = jnp.log(jnp.maximum(level, 1e-4))
+    return Sight(jnp.broadcast_to(jnp.asarray(reach), level.shape), faintest, jnp.zeros_like(level))
+
+
+def sight(
+    disks: Disks,
+    reach: Float[ArrayLike, "..."],
+    weakest: Float[ArrayLike, "..."],
+    beam: Float[ArrayLike, "..."],
+) -> Sight:
+    """`weakest`: the weakest disk that would be listed, `beam`: the incident one, 0 where it is not
+    known, both in the units of the disks' intensities; `reach` [1/Å].
+    """
+    strongest = jnp.maximum(jnp.where(disks.mask, disks.intensity, 0.0).max(axis=-1), 1e-30)
+    share = lambda x, of: jnp.log(jnp.maximum(x, 1e-30) / jnp.maximum(of, 1e-30))  # noqa: E731
+    faintest = jnp.clip(share(weakest, strongest), _FAINTEST, 0.0)
+    brightest = jnp.clip(share(strongest, beam), _FAINTEST, -1e-3)
+    known = jnp.asarray(beam) > 0
+    reach = jnp.broadcast_to(jnp.asarray(reach, strongest.dtype), strongest.shape)
+    return Sight(reach, faintest, jnp.where(known, brightest, 0.0))
 
 
 def polar(disks: Disks) -> tuple[Float[Array, "... K"], Float[Array, "... K"]]:
@@ -75,20 +118,28 @@ def waves(x: Float[Array, "..."], octaves: int) -> Float[Array, "... 2*{octaves}
 
 
 def continuous_features(
-    disks: Disks, k_max: float, reach: Float[ArrayLike, "..."] | None = None
+    disks: Disks, k_max: float, seen: Sight | None = None, exposure: bool = False
 ) -> Float[Array, "... K F"]:
     """Smooth features of each disk: waves in k_r / k_max and log intensity, harmonics in k_theta.
 
     The harmonics are given with and without weight k_r / k_max, so that the position itself
-    (first weighted harmonic) is among them. `reach`, the radius up to which disks of the pattern
-    can be seen, adds waves in reach / k_max, alike for all disks. `k_max`, `reach` in 1/Å.
+    (first weighted harmonic) is among them. What can be `seen` adds waves in reach / k_max, alike
+    for all disks, and with `exposure` waves in its logarithms and whether the beam is known.
+    `k_max` in 1/Å.
     """
     k_r, k_theta = polar(disks)
     radius = k_r / k_max
     turn = harmonics(k_theta)
     level = 1.0 + jnp.log(jnp.maximum(relative_intensity(disks), 1e-4)) / jnp.log(1e4)
     features = [waves(radius, 6), turn, radius[..., None] * turn, waves(level, 4)]
-    if reach is not None:
-        share = jnp.minimum(jnp.asarray(reach, radius.dtype) / k_max, 1.0)
-        features.append(waves(jnp.broadcast_to(share[..., None], radius.shape), 3))
+    if seen is not None:
+        share = jnp.minimum(jnp.asarray(seen.reach, radius.dtype) / k_max, 1.0)
+        alike = [waves(share, 3)]
+        if exposure:
+            known = (jnp.asarray(seen.brightest) < 0).astype(radius.dtype)[..., None]
+            faintest, brightest = (
+                waves(1.0 - jnp.clip(x / _FAINTEST, 0.0, 1.0), 3) for x in seen[1:]
+            )
+            alike += [faintest, known * brightest, known]
+        features += [jnp.broadcast_to(x[..., None, :], (*radius.shape, x.shape[-1])) for x in alike]
     return jnp.concatenate(features, axis=-1)

@@ -25,6 +25,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.network import tokens
+from jaxstem.network.finalists import init_finalists
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class ModelConfig:
     embedding: "continuous" or "digitised"; head: a name of `HEADS`; n_disks: the most disks a
     pattern may have; spacing_deg: of the orientation grid, degrees (grid head only); templates:
     whether the grid head corrects templates or stands alone; knows_reach: whether a continuous
-    embedding is told how far out disks can be seen.
+    embedding is told how far out disks can be seen; knows_exposure: and how weak ones;
+    finalists: how many of the likeliest orientations are then laid on the disks and judged
+    (`finalists.py`; 0: none; grid head only).
     """
 
     embedding: str = "continuous"
@@ -48,11 +51,18 @@ class ModelConfig:
     spacing_deg: float = 5.5
     templates: bool = True
     knows_reach: bool = True
+    knows_exposure: bool = True
+    finalists: int = 4
 
     @property
     def corrects_templates(self) -> bool:
         """Whether what the network gives is added to what templates say."""
         return self.templates and self.head == "grid"
+
+    @property
+    def settles(self) -> bool:
+        """Whether the likeliest orientations are laid on the disks and judged."""
+        return self.finalists > 0 and self.head == "grid"
 
     @staticmethod
     def paper() -> ModelConfig:
@@ -68,6 +78,8 @@ class ModelConfig:
             n_disks=76,
             templates=False,
             knows_reach=False,
+            knows_exposure=False,
+            finalists=0,
         )
 
 
@@ -93,12 +105,14 @@ class ContinuousEmbedding(nn.Module):
 
     width: int
     k_max: float
+    exposure: bool
 
     @nn.compact
     def __call__(
-        self, disks: Disks, reach: Float[ArrayLike, "..."] | None = None
+        self, disks: Disks, seen: tokens.Sight | None = None
     ) -> Float[Array, "... K width"]:
-        hidden = nn.Dense(self.width)(tokens.continuous_features(disks, self.k_max, reach))
+        features = tokens.continuous_features(disks, self.k_max, seen, self.exposure)
+        hidden = nn.Dense(self.width)(features)
         return nn.LayerNorm()(nn.Dense(self.width)(nn.gelu(hidden)))
 
 
@@ -167,8 +181,8 @@ class OrientationTransformer(nn.Module):
     (`heads.py` says what they mean.) A pattern without any disk gives finite numbers, too, which
     mean something only if there were such patterns in training. To the logits of a grid head is
     added `prior`, the log-probabilities of templates, times a trust that the network sets for each
-    pattern (one before training); without a prior they stand alone. `reach` [1/Å] is the radius
-    beyond which no disk of a pattern could be seen (None: `k_max`).
+    pattern (one before training); without a prior they stand alone. `seen` says which disks of a
+    pattern could be seen (None: those up to `k_max` [1/Å], as weak as the weakest).
 
     `dtype` is that of encoder and head (None: the parameters'); the embedding, whose waves and
     harmonics need the precision, and the pooling stay in float32, and so does what comes out.
@@ -186,7 +200,7 @@ class OrientationTransformer(nn.Module):
         self,
         disks: Disks,
         prior: Float[Array, "... n_out"] | None = None,
-        reach: Float[ArrayLike, "..."] | None = None,
+        seen: tokens.Sight | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "... n_out"]:
         c = self.config
@@ -195,8 +209,9 @@ class OrientationTransformer(nn.Module):
         if c.embedding == "digitised":
             x = DigitisedEmbedding(c.width)(disks)
         else:
-            seen = self.k_max if reach is None else reach
-            x = ContinuousEmbedding(c.width, self.k_max)(disks, seen if c.knows_reach else None)
+            seen = tokens.plain_sight(disks, self.k_max) if seen is None else seen
+            embed = ContinuousEmbedding(c.width, self.k_max, c.knows_exposure)
+            x = embed(disks, seen if c.knows_reach else None)
         for _ in range(c.blocks):
             block = Block(c.heads, c.feedforward, c.dropout, c.n_disks, self.dtype, self.precision)
             x = block(x, disks.mask, deterministic)
@@ -229,4 +244,7 @@ def init_params(network: OrientationTransformer, key: jax.Array) -> Any:
     shape = (1, network.config.n_disks)
     disks = Disks(jnp.ones(shape), jnp.zeros(shape), jnp.ones(shape), jnp.ones(shape, bool))
     prior = jnp.zeros((1, network.n_out)) if network.config.corrects_templates else None
-    return network.init(key, disks, prior)["params"]
+    params = network.init(key, disks, prior)["params"]
+    if not network.config.settles:
+        return params
+    return params | {"finalists": init_finalists(jax.random.fold_in(key, 1))}

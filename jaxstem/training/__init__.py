@@ -12,6 +12,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "acquisition": [
             "acquire",
+            "detect",
+            "exposure_told",
             "Acquisition",
             "add_false_disks",
             "CLEAN",
@@ -35,6 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "told_where_they_cannot_be_written",
         ],
         "config": ["preset_config", "TrainConfig"],
+        "finalists": ["finalists_loss", "finalists_of", "RIGHT"],
         "library": [
             "build_library",
             "Library",
@@ -49,6 +52,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "draw_crystal",
             "draw_position",
             "EXTRA_DISKS",
+            "finalists_tables",
             "make_sources",
             "MOST_IN_VACUUM",
             "simulate_batch",

@@ -33,7 +33,8 @@ class Acquisition:
     limit is beside the direct beam, where diffuse scattering is; missed: share of disks lost;
     false_rate: mean number of false disks; position_jitter [1/Å]; centre [1/Å], scale, ellipticity:
     standard deviations of calibration errors (not ranges); reach: radius beyond which no disk can
-    be seen, a share of k_max, for detectors and apertures end somewhere.
+    be seen, a share of k_max, for detectors and apertures end somewhere; beam_known: share of the
+    patterns whose incident beam is known.
     """
 
     overlap: float = 0.1
@@ -52,6 +53,7 @@ class Acquisition:
     scale: float = 0.006
     ellipticity: float = 0.004
     reach: tuple[float, float] = (0.6, 1.0)
+    beam_known: float = 0.8
 
 
 _GLARE_RADIUS = 0.6
@@ -253,10 +255,31 @@ def acquire(
     n_disks: int,
     k_max: Float[ArrayLike, ""],
 ) -> Disks:
-    """One detected pattern from one simulated one: shape (K,) in, (n_disks,) out.
+    """One detected pattern from one simulated one: shape (K,) in, (n_disks,) out, `k_max` [1/Å]
+    being how far out disks are seen. `overlap` comes before it.
+    """
+    return keep_strongest(detect(key, disks, config, k_max)[0], n_disks, k_max)
+
+
+def exposure_told(
+    key: PRNGKeyArray, cutoff: Float[ArrayLike, ""], config: Acquisition
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """What a scan tells of the weakest disk that is detected, truly `cutoff`, and of the incident
+    beam, 0 where it tells nothing: both as shares of the true beam.
+    """
+    scatter_key, known_key = jax.random.split(jax.random.fold_in(key, 2 << 20))
+    limit, beam = jnp.exp(jnp.array([0.2, 0.1]) * jax.random.normal(scatter_key, (2,)))
+    known = jax.random.bernoulli(known_key, config.beam_known)
+    return cutoff * limit, jnp.where(known, beam, 0.0)
+
+
+def detect(
+    key: PRNGKeyArray, disks: Disks, config: Acquisition, k_max: Float[ArrayLike, ""]
+) -> tuple[Disks, Float[Array, ""]]:
+    """The detected disks of a simulated pattern, and the weakest share of the beam that is.
 
     The order is the microscope's: intensities as they leave the specimen, counting, detection,
-    calibration. `k_max` [1/Å] is how far out disks are seen. `overlap` comes before it.
+    calibration. `k_max` [1/Å] is how far out disks are seen.
     """
     keys = jax.random.split(key, 13)
     disks = damp(disks, draw(keys[12], config.damping))
@@ -276,4 +299,4 @@ def acquire(
     jitter_key, jitter_range_key = jax.random.split(keys[10])
     disks = jitter_positions(jitter_key, disks, draw(jitter_range_key, config.position_jitter))
     disks = miscalibrate(keys[11], disks, config.centre, config.scale, config.ellipticity)
-    return keep_strongest(disks, n_disks, k_max)
+    return disks, cutoff

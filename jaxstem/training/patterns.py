@@ -17,12 +17,24 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import Material
+from jaxstem.network.alignment import Lattices, lattices
+from jaxstem.network.finalists import N_PREDICTED
 from jaxstem.network.matching import matcher
 from jaxstem.network.templates import MatchConfig, Templates, make_templates
+from jaxstem.network.tokens import Sight, sight
 from jaxstem.orientation.space import Label
-from jaxstem.training.acquisition import acquire, add_false_disks, draw, overlap, within
+from jaxstem.training.acquisition import (
+    add_false_disks,
+    detect,
+    draw,
+    exposure_told,
+    keep_strongest,
+    overlap,
+    within,
+)
 from jaxstem.training.config import TrainConfig
 from jaxstem.training.library import Library, TwoBeam, build_library, sample_pattern
+from jaxstem.verification.candidates import CandidateTables, candidate_tables
 
 EXTRA_DISKS = 8
 """Disks simulated beyond the network's limit, since acquisition loses some."""
@@ -33,21 +45,24 @@ MOST_IN_VACUUM = 4.0
 
 class Sources(NamedTuple):
     """phases: where the patterns of each phase come from; templates: what the network corrects,
-    None where it stands alone.
+    None where it stands alone; tables, lattices: of each phase what proposals, and of all what
+    alignments need, None where a network has no finalists.
     """
 
     phases: tuple[Library | TwoBeam, ...]
     templates: Templates | None
+    tables: list[CandidateTables] | None = None
+    lattices: Lattices | None = None
 
 
 class TrainingBatch(NamedTuple):
-    """Patterns, what they show, how far out [1/Å] disks could be seen, and what templates say of
-    them, if there are any.
+    """Patterns, what they show, which disks could be seen, and what templates say of them, if there
+    are any.
     """
 
     disks: Disks
     label: Label
-    reach: Float[Array, " B"]
+    seen: Sight
     prior: Float[Array, "B n_out"] | None = None
 
 
@@ -110,8 +125,11 @@ def simulate_batch(
         key_draw, key_acquire = jax.random.split(jax.random.fold_in(key, index))
         reach = k_max * draw(jax.random.fold_in(key_acquire, 1 << 20), config.acquisition.reach)
         perfect, label = draw_position(key_draw, sources, config, reach)
-        disks = acquire(key_acquire, perfect, config.acquisition, n_disks, reach)
-        return TrainingBatch(disks, label, reach)
+        detected, cutoff = detect(key_acquire, perfect, config.acquisition, reach)
+        told = exposure_told(key_acquire, cutoff, config.acquisition)
+        seen = sight(within(detected, reach), reach, *told)
+        disks = keep_strongest(detected, n_disks, reach)
+        return TrainingBatch(disks, label, seen)
 
     return jax.vmap(one)(index)
 
@@ -139,7 +157,25 @@ def make_sources(
             )
             for m in materials
         )
-    return Sources(tuple(phases), made)
+    if not config.model.settles:
+        return Sources(tuple(phases), made)
+    return Sources(tuple(phases), made, finalists_tables(materials), lattices(materials))
+
+
+def finalists_tables(materials: Sequence[Material]) -> list[CandidateTables]:
+    """What proposals of each phase's cells need."""
+    return [
+        candidate_tables(
+            m.grid,
+            m.operations,
+            m.reflectors(),
+            m.wavelength,
+            m.crystal.lattice,
+            n_visible=N_PREDICTED,
+            n_siblings=0,
+        )
+        for m in materials
+    ]
 
 
 def with_prior(
@@ -149,5 +185,5 @@ def with_prior(
     if sources.templates is None:
         return batch
     say = matcher(materials, MatchConfig()).apply
-    prior = say({"params": sources.templates}, batch.disks, None, batch.reach)
+    prior = say({"params": sources.templates}, batch.disks, None, batch.seen)
     return batch._replace(prior=prior)

@@ -24,7 +24,16 @@ from jaxstem.network import losses
 from jaxstem.network.transformer import OrientationTransformer, init_params
 from jaxstem.runtime import parallel
 from jaxstem.training.config import TrainConfig
+from jaxstem.training.finalists import finalists_loss
 from jaxstem.training.patterns import Sources, TrainingBatch, simulate_batch, with_prior
+
+_FINALISTS_SHARE = 0.1
+"""Of the loss of alignment and judge beside the network's, with which they share no parameter: so
+little that gradients are not clipped for its sake.
+"""
+
+_TAUGHT = 8
+"""Of so many patterns one teaches them."""
 
 GROUP = 32
 """Patterns of about as many disks that a processor works on at once in training."""
@@ -86,12 +95,12 @@ def apply_with_dropout(
     What is dropped depends on the key and the global sample index alone, not on the padding.
     """
     if network.config.dropout == 0.0:
-        return network.apply({"params": params}, batch.disks, batch.prior, batch.reach)
+        return network.apply({"params": params}, batch.disks, batch.prior, batch.seen)
     keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 1 << 30)))(index)
-    one = lambda disks, prior, reach, key: network.apply(  # noqa: E731
-        {"params": params}, disks, prior, reach, deterministic=False, rngs={"dropout": key}
+    one = lambda disks, prior, seen, key: network.apply(  # noqa: E731
+        {"params": params}, disks, prior, seen, deterministic=False, rngs={"dropout": key}
     )
-    return jax.vmap(one)(batch.disks, batch.prior, batch.reach, keys)
+    return jax.vmap(one)(batch.disks, batch.prior, batch.seen, keys)
 
 
 def in_groups(
@@ -156,6 +165,21 @@ def make_train_step(
     network = network.clone(precision=jax.lax.Precision.DEFAULT)
     by_length = mesh.devices.flat[0].platform == "cpu"
 
+    def finalists_gradient(params, batch, key, index, sources):
+        """Of those patterns whose number is a multiple of `_TAUGHT`, wherever they are."""
+        first = jnp.argsort(index % _TAUGHT != 0, stable=True)[: -(-per_device // _TAUGHT)]
+        few, number = jax.tree.map(lambda x: x[first], (batch, index))
+        output = network.apply({"params": params}, few.disks, few.prior, few.seen)
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.fold_in(key, 1 << 29)))(number)
+        given = few, output, space, sources.tables, sources.lattices, keys
+        weight = _FINALISTS_SHARE * (number % _TAUGHT == 0) * _TAUGHT / per_device
+
+        def summed(of_finalists):
+            n = config.model.finalists
+            return weight @ finalists_loss(of_finalists, materials[0], n, *given)
+
+        return jax.grad(summed)(params["finalists"])
+
     def step(state: TrainState, key: PRNGKeyArray, sources: Sources):
         key = jax.random.fold_in(key, state.step)
         index = parallel.sample_index(per_device)
@@ -171,6 +195,8 @@ def make_train_step(
             loss, gradient = in_groups(partial(differentiate, state.params), batch, index)
         else:
             loss, gradient = differentiate(state.params, batch, index)
+        if config.model.settles:
+            gradient["finalists"] = finalists_gradient(state.params, batch, key, index, sources)
         loss, gradient = jax.lax.pmean((loss, gradient), parallel.AXIS)
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         rate = learning_rate_schedule(config, state.step, state.total)

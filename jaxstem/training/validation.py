@@ -18,6 +18,7 @@ from jaxstem.network.transformer import OrientationTransformer
 from jaxstem.orientation import rotations, symmetry
 from jaxstem.runtime import parallel
 from jaxstem.training.config import TrainConfig
+from jaxstem.training.finalists import finalists_of
 from jaxstem.training.patterns import Sources, simulate_batch, with_prior
 
 
@@ -33,8 +34,9 @@ def make_validation(
 
     Angles in degrees, modulo the Laue group (and, `mod_180`, half turns about the beam), of the
     patterns that show a crystal, 180 where the phase is wrong; for the grid head those of the best
-    cell, and the share with the truth's neighbourhood (within 1.2 spacings) among the best 16
-    cells. Of all patterns the share with the right phase (no crystal being one) on top.
+    cell, or finalist where there are some, and the share with the truth's neighbourhood (within
+    1.2 spacings) among the best 16 cells. Of all patterns the share with the right phase (no
+    crystal being one) on top.
     """
     space = phases_space(materials)
     n_phases = space.n_phases
@@ -61,10 +63,16 @@ def make_validation(
         batch = simulate_batch(key, index, sources, config, materials[0].k_max)
         batch = with_prior(batch, sources, materials)
         truth, orientation = batch.label
-        output = network.apply({"params": params}, batch.disks, batch.prior, batch.reach)
+        output = network.apply({"params": params}, batch.disks, batch.prior, batch.seen)
         loss = loss_fn(output, batch.label, space)
         read = distribution if head.numbers is None else rotations_read
         answer, phase, likeliest = read(output)
+        if config.model.settles:
+            of = params["finalists"], materials[0], config.model.finalists
+            final = finalists_of(*of, batch, output, space, sources.tables, sources.lattices)
+            best = jnp.argmax(final.log_odds, axis=1)
+            chosen = jax.tree.map(lambda x: x[jnp.arange(len(best)), best], final[:2])
+            answer, phase = answer.at[:, 0].set(chosen[0]), phase.at[:, 0].set(chosen[1])
         operations = space.operations[jnp.minimum(truth, n_phases - 1)]
         pair = answer, orientation[:, None], operations
         angle = jax.vmap(symmetry.misorientation)(*pair)

@@ -2,15 +2,15 @@
 """Matching: rates of the templates, the score, and all eleven Laue classes on clean patterns."""
 
 import dataclasses
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ROOT
 
+from experiments.accuracy.laue_classes import PROTOTYPES, written_crystal
+from experiments.common.patterns import scan_of
 from jaxstem.crystal.cell import reflections, symmetry_operations
 from jaxstem.diffraction.geometry import Disks, Reflectors
 from jaxstem.diffraction.kinematic import simulate
@@ -42,10 +42,6 @@ from jaxstem.orientation import grids, rotations
 from jaxstem.orientation.symmetry import misorientations
 from jaxstem.runtime.parallel import make_mesh
 from jaxstem.verification.config import ScoreConfig
-
-sys.path.insert(0, str(ROOT))
-from experiments.accuracy.laue_classes import PROTOTYPES, written_crystal  # noqa: E402
-from experiments.common.patterns import scan_of  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -26,6 +26,7 @@ from jaxstem.network.model import (
     load_model,
     save_model,
 )
+from jaxstem.network.tokens import plain_sight
 from jaxstem.network.transformer import init_params
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -257,7 +258,10 @@ def test_networks_of_before_version_4_know_no_reach(copper, tiny, tmp_path, rng)
         read = load_model(folder)
         assert read.config.knows_reach == knows
         apply = jax.jit(read.network.apply)
-        near, far = (apply({"params": read.params}, disks, None, reach) for reach in (0.8, 1.5))
+        near, far = (
+            apply({"params": read.params}, disks, None, plain_sight(disks, reach))
+            for reach in (0.8, 1.5)
+        )
         moved[knows] = np.abs(np.subtract(near, far)).max()
     assert moved[True] > 1e-3 and moved[False] == 0
 

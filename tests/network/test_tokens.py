@@ -114,10 +114,45 @@ def test_continuous_features_tell_the_reach_alike_to_all_disks(rng):
     disks = jax.tree.map(lambda x: jnp.stack([x, x]), disks_at([0.3, 0.9], [20.0, 200.0], 1.0))
     plain = np.asarray(tokens.continuous_features(disks, 1.5))
     reach = jnp.asarray(rng.uniform(0.9, 1.4, 2))
-    told = np.asarray(tokens.continuous_features(disks, 1.5, reach))
+    told = np.asarray(tokens.continuous_features(disks, 1.5, tokens.plain_sight(disks, reach)))
     np.testing.assert_array_equal(told[..., : plain.shape[-1]], plain)
     added = told[..., plain.shape[-1] :]
     np.testing.assert_array_equal(added[:, 0], added[:, 1])
     assert np.abs(added[0] - added[1]).max() > 1e-4
-    far, at_end = (np.asarray(tokens.continuous_features(disks, 1.5, r)) for r in (7.0, 1.5))
+    far, at_end = (
+        np.asarray(tokens.continuous_features(disks, 1.5, tokens.plain_sight(disks, r)))
+        for r in (7.0, 1.5)
+    )
     np.testing.assert_array_equal(far, at_end)
+
+
+def test_continuous_features_tell_the_exposure_alike_to_all_disks(rng):
+    """Whether the beam is known, then how bright the strongest disk is; how faint one may be."""
+    disks = jax.tree.map(lambda x: jnp.stack([x, x]), disks_at([0.3, 0.9], [20.0, 200.0], 1.0))
+    features = lambda seen: np.asarray(  # noqa: E731
+        tokens.continuous_features(disks, 1.5, seen, exposure=True)
+    )
+    both = jnp.array([-5.0, -4.0])
+    seen = tokens.Sight(jnp.full(2, 1.2), both, jnp.array([-2.0, 0.0]))
+    told = features(seen)
+    np.testing.assert_array_equal(told[:, 0, -19:], told[:, 1, -19:])
+    assert (told[0, 0, -1], told[1, 0, -1]) == (1.0, 0.0)
+    assert np.abs(told[0, 0, -7:-1]).max() > 0.1 and not told[1, 0, -7:-1].any()
+    assert np.abs(told[0, 0, -13:-7] - told[1, 0, -13:-7]).max() > 1e-2
+    deepest = features(seen._replace(faintest=both - 20.0))
+    np.testing.assert_allclose(deepest[0, 0, -13:-7], deepest[1, 0, -13:-7])
+
+
+def test_sight_is_what_a_scan_tells():
+    disks = disks_at([0.3, 0.9, 1.2], 30.0, [50.0, 5.0, 900.0])
+    disks = disks._replace(mask=jnp.array([True, True, False]))
+    known = tokens.sight(disks, 1.4, 2.0, 1000.0)
+    np.testing.assert_allclose(known, [1.4, np.log(2 / 50), np.log(50 / 1000)], rtol=1e-5)
+    assert tokens.sight(disks, 1.4, 2.0, 0.0).brightest == 0
+    assert tokens.sight(disks, 1.4, 99.0, 10.0).faintest == 0
+    np.testing.assert_allclose(tokens.sight(disks, 1.4, 2.0, 10.0).brightest, -1e-3)
+    assert tokens.sight(disks, 1.4, 0.0, 1000.0).faintest == pytest.approx(np.log(1e-4))
+    plain = tokens.plain_sight(disks, 1.1)
+    np.testing.assert_allclose(plain, [1.1, np.log(5 / 50), 0.0], rtol=1e-5)
+    empty = tokens.plain_sight(disks._replace(mask=jnp.zeros(3, bool)), 1.1)
+    np.testing.assert_allclose(empty, [1.1, 0.0, 0.0], rtol=1e-6)

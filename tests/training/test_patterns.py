@@ -87,8 +87,8 @@ def test_no_disk_lies_beyond_the_reach_of_its_pattern(two, tiny):
     acquisition = replace(CLEAN, false_rate=(2.0, 2.0), reach=(0.5, 1.0))
     config = replace(tiny, no_crystal=0.2, acquisition=acquisition)
     made = jax.jit(partial(simulate_batch, config=config, k_max=1.5))
-    disks, _, reach, _ = made(jax.random.key(3), jnp.arange(512), make_sources(two, tiny))
-    reach = np.asarray(reach)
+    disks, _, seen, _ = made(jax.random.key(3), jnp.arange(512), make_sources(two, tiny))
+    reach = np.asarray(seen.reach)
     assert 0.74 < reach.min() < 0.8 and 1.45 < reach.max() <= 1.5
     radius = np.where(disks.mask, np.hypot(disks.qx, disks.qy), 0.0).max(axis=1)
     assert (radius <= reach * (1 + 1e-6)).all()

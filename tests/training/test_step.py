@@ -20,6 +20,7 @@ from jaxstem.network.model import build_network
 from jaxstem.orientation.space import Label
 from jaxstem.runtime import parallel
 from jaxstem.training import step as module
+from jaxstem.training.finalists import finalists_loss
 from jaxstem.training.patterns import TrainingBatch, make_sources, simulate_batch
 from jaxstem.training.step import (
     GROUP,
@@ -45,7 +46,7 @@ def with_attention(tiny):
 @pytest.fixture(scope="module")
 def tiny(tiny):
     """Without attention: what is shared among devices does not care, and compiles twice as fast."""
-    return replace(tiny, model=replace(tiny.model, blocks=0))
+    return replace(tiny, model=replace(tiny.model, blocks=0, finalists=2))
 
 
 def watched_optimiser(tiny):
@@ -116,10 +117,21 @@ def single_device_step(copper, tiny):
         )
 
         def mean_loss(params):
-            output = network.apply({"params": params}, batch.disks, None, batch.reach)
+            output = network.apply({"params": params}, batch.disks, None, batch.seen)
             return loss_fn(output, batch.label, space).mean()
 
+        def of_finalists(finalists):
+            """Of every eighth pattern."""
+            few = jax.tree.map(lambda x: x[::8], batch)
+            output = network.apply({"params": state.params}, few.disks, None, few.seen)
+            number = jnp.arange(0, tiny.batch, 8)
+            of_step = jax.random.fold_in(jax.random.fold_in(key, state.step), 1 << 29)
+            keys = jax.vmap(partial(jax.random.fold_in, of_step))(number)
+            given = few, output, space, source.tables, source.lattices, keys
+            return 0.1 * finalists_loss(finalists, copper, 2, *given).mean()
+
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+        gradient["finalists"] = jax.grad(of_finalists)(state.params["finalists"])
         updates, opt_state = optimiser.update(gradient, state.opt_state, state.params)
         rate = learning_rate_schedule(tiny, state.step, state.total)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
