@@ -175,7 +175,7 @@ def scorer(
 ) -> tuple[Callable[..., Float[Array, "B n_out"]], Templates | None]:
     """A function (params, templates, disks (B, K), seen) to the output of the model's head, with
     the network in this precision, and the templates that it corrects (`cached_templates` in
-    `cache`); None where it stands alone. `seen` is which disks can be seen, for `K` of each.
+    `cache`); None where it stands alone. `seen` says which disks of each pattern could be seen.
     """
     network = model.network
 

@@ -55,8 +55,9 @@ def sight(
     weakest: Float[ArrayLike, "..."],
     beam: Float[ArrayLike, "..."],
 ) -> Sight:
-    """`weakest`: the weakest disk that would be listed, `beam`: the incident one, 0 where it is not
-    known, both in the units of the disks' intensities; `reach` [1/Å].
+    """What can be seen of patterns (..., K), from the `weakest` disk that would be listed and the
+    incident `beam`, 0 where that is not known, both in the units of the disks' intensities. `reach`
+    in 1/Å. Shares are held between 1e-4 and 1.
     """
     strongest = jnp.maximum(jnp.where(disks.mask, disks.intensity, 0.0).max(axis=-1), 1e-30)
     share = lambda x, of: jnp.log(jnp.maximum(x, 1e-30) / jnp.maximum(of, 1e-30))  # noqa: E731
