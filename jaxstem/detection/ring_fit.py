@@ -28,6 +28,7 @@ from jaxstem.detection.ring_mixture import (
     belonging,
     first_ring,
     fit_mixture,
+    maximised,
     radius_gradients,
     to_scattering_vectors,
 )
@@ -55,6 +56,9 @@ _HALF_SQUARE = 2e-4
 """Half of the square [1/Å²] of excitation errors as they are, and how far it is from that: that of
 thin foils and of disks that are just seen is several times that of thick ones.
 """
+
+_ROUNDS = 100
+"""In which rings become as much smaller as their disks say."""
 
 _LARGEST_ERROR = 0.0085
 """Relative error of a pixel size that is of no use."""
@@ -266,27 +270,31 @@ def _shortened(x, parameters: Float[np.ndarray, " 3"], mixture: Mixture, cluster
 
     A reflection that is excited at a distance s_g from the Ewald sphere puts its disk at
     |g| - s_g² / (2 |g|), to first order; the mean of s_g² / 2 is fitted along, about what it is in
-    foils of usual thickness. Errors are those of disks that err together, in each way to group
-    them: the sandwich of their summed scores (Cameron & Miller, J. Human Resources 50 (2015) 317).
+    foils of usual thickness, and the scale is as uncertain as that makes a ring smaller. Errors are
+    those of disks that err together, in each way to group them: the sandwich of their summed scores
+    (Cameron & Miller, J. Human Resources 50 (2015) 317).
     """
-    belongs, index, distance = belonging(x, parameters, mixture)
-    length = mixture.lengths[index]
-    share = belongs / (mixture.width * parameters[0]) ** 2
-    moved = radius_gradients(x, parameters)
-    inverse = (share / length).sum(1)
-    hessian = np.zeros((4, 4))
-    hessian[:3, :3] = (moved * share.sum(1)[:, None]).T @ moved
-    hessian[:3, 3] = hessian[3, :3] = moved.T @ inverse
-    hessian[3, 3] = (share / length**2).sum() + 1 / _HALF_SQUARE**2
-    residual = share * distance * parameters[0]
-    score = np.column_stack([moved * residual.sum(1)[:, None], (residual / length).sum(1)])
-    change = np.linalg.solve(hessian, -score.sum(0) + [0, 0, 0, 1 / _HALF_SQUARE])
-    found = parameters + change[:3]
-    # as it is after this step
-    left = residual + share * ((moved @ change[:3])[:, None] + change[3] / length)
-    score = np.column_stack([moved * left.sum(1)[:, None], (left / length).sum(1)])
+    lengths, shift, prior = mixture.lengths, _HALF_SQUARE, np.diag([0, 0, 0, 1 / _HALF_SQUARE**2])
+    for _ in range(_ROUNDS):
+        # which ring a disk belongs to depends on how much smaller they are
+        moved_in = mixture._replace(lengths=lengths - shift / lengths)
+        belongs, index, distance = belonging(x, parameters, moved_in)
+        mixture = maximised(mixture, belongs, index, distance)
+        length, gradient = lengths[index], radius_gradients(x, parameters)
+        share = belongs / (mixture.width * parameters[0]) ** 2
+        inverse = (share / length).sum(1)
+        hessian = prior.copy()
+        hessian[:3, :3] = (gradient * share.sum(1)[:, None]).T @ gradient
+        hessian[:3, 3] = hessian[3, :3] = gradient.T @ inverse
+        hessian[3, 3] += (share / length**2).sum()
+        residual = share * distance * parameters[0]
+        score = np.column_stack([gradient * residual.sum(1)[:, None], (residual / length).sum(1)])
+        towards = [0, 0, 0, (_HALF_SQUARE - shift) / _HALF_SQUARE**2]
+        change = np.linalg.solve(hessian, towards - score.sum(0))
+        parameters, shift = parameters + change[:3], shift + change[3]
+        if np.abs(change).max() < 1e-8:
+            break
     # doubt about a disk's ring makes information less than the Hessian says
-    prior = np.diag([0, 0, 0, 1 / _HALF_SQUARE**2])
     inverse = np.linalg.pinv(score.T @ score + prior)
     variance = np.diag(inverse)
     for cluster in clusters:
@@ -295,7 +303,11 @@ def _shortened(x, parameters: Float[np.ndarray, " 3"], mixture: Mixture, cluster
             sums = np.array([score[cluster == number].sum(0) for number in numbers])
             meat = len(numbers) / (len(numbers) - 1) * sums.T @ sums + prior
             variance = np.maximum(variance, np.diag(inverse @ meat @ inverse))
-    return found, np.sqrt(variance[:3])
+    error = np.sqrt(variance[:3])
+    # a scale's own share of it: how s_g grows with |g| differs between textures
+    shorter = shift * belongs.sum() / (belongs * length**2).sum()
+    error[0] = np.hypot(error[0], parameters[0] * shorter)
+    return parameters, error
 
 
 def ring_disks(scan: DiskScan) -> tuple[Float[np.ndarray, "n 2"], Int[np.ndarray, " n"]]:

@@ -136,7 +136,7 @@ def fit_mixture(
     for _ in range(rounds):
         before = parameters
         belongs, index, distance = belonging(x, parameters, mixture)
-        mixture = _maximised(mixture, belongs, index, distance)
+        mixture = maximised(mixture, belongs, index, distance)
         gradient = radius_gradients(x, parameters)
         weight, pull = belongs.sum(1), (belongs * distance).sum(1) * parameters[0]
         normal = (gradient * weight[:, None]).T @ gradient
@@ -270,7 +270,7 @@ def belonging(
     return density / (density.sum(1) + false)[:, None], index, distance
 
 
-def _maximised(mixture: Mixture, belongs, index, distance) -> Mixture:
+def maximised(mixture: Mixture, belongs, index, distance) -> Mixture:
     """The mixture that makes such a belonging likeliest; a ring's weight leans on what was expected
     as if by one disk in ten, lest one without disks be lost.
     """
