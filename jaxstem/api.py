@@ -47,7 +47,7 @@ from jaxstem.mapping import check_voltage, map_scan
 from jaxstem.network.choice import fitting_model, keep_model
 from jaxstem.network.losses import Loss, LossFn
 from jaxstem.network.matching import matching_model
-from jaxstem.network.model import Model, check_model_folder, load_model
+from jaxstem.network.model import Model, at_voltage, check_model_folder, load_model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.cache import default_cache
 
@@ -385,6 +385,7 @@ def map_orientations(
             raise InputError(f"{source.source} states no voltage; give voltage_kv.")
         chosen = choose_model(crystals, source.voltage_kv, semiangle_mrad, method)
         loaded, told = chosen.model, {"method": chosen.method, "model": chosen.name}
+    loaded = at_voltage(loaded, source.voltage_kv)
     check_voltage(source, loaded)
     config = infer_config(loaded, refine, semiangle_mrad, batch, precision, judge, geometry)
     if not isinstance(source, DiskScan):

@@ -27,6 +27,7 @@ from jaxstem.app.commands.doctor import doctor
 from jaxstem.app.commands.evaluate import evaluate
 from jaxstem.app.commands.export import export
 from jaxstem.app.commands.map import map_command
+from jaxstem.app.commands.models import models
 from jaxstem.app.commands.report import report
 from jaxstem.app.commands.train import train
 from jaxstem.app.console import CommandLine, command_line, complain, expanded, warn
@@ -53,6 +54,7 @@ COMMANDS = {
     "export": export,
     "report": report,
     "demo": demo,
+    "models": models,
     "doctor": doctor,
 }
 

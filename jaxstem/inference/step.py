@@ -242,7 +242,7 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
     space = None if head.numbers is None else phases_space(model.materials)
     operations = joint_operations(model.materials)
     settles = model.config.settles and config.refine == "none"
-    known = lattices(model.materials) if settles else None
+    known = (lattices(model.materials), model.finalists) if settles else None
     # as an argument, for a program that holds tables as constants is slow to compile and to load
     kind = "fast" if settles else config.refine
     phases = [phase_table(m, kind, config.cache) for m in model.materials]
@@ -300,7 +300,9 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
         output, *seen = row
         log_probability = spread_out(output)
         if settles:
-            of_all = params["finalists"], model.wavelength, model.k_max, model.config.finalists
+            known, taught = known
+            taught = params["finalists"] if taught is None else taught
+            of_all = taught, model.wavelength, model.k_max, model.config.finalists
             found = find_finalists(*of_all, log_probability, *seen, phases, known, operations)
         else:
             found = by_mass(log_probability, phases)

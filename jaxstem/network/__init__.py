@@ -20,7 +20,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "near",
             "ROUNDS",
         ],
-        "finalists": ["init_finalists", "N_PREDICTED", "settle"],
+        "finalists": ["init_finalists", "N_PREDICTED", "packaged_finalists", "settle"],
         "judge": ["Judge", "Predicted", "SAME"],
         "heads": [
             "embedding",
@@ -54,7 +54,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "with_simulation",
         ],
         "choice": ["fitting_model", "Fitting", "keep_model"],
-        "folders": ["model_folder", "MODEL_FILES", "packaged_models"],
+        "folders": ["model_cards", "model_folder", "MODEL_FILES", "packaged_models"],
         "matching": [
             "match",
             "matcher",
@@ -66,9 +66,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "summed_rates",
         ],
         "model": [
+            "at_voltage",
             "build_network",
             "check_model_folder",
             "described_microscope",
+            "described_voltages",
             "load_model",
             "Model",
             "NEVER",

@@ -89,7 +89,7 @@ def lattices(materials: Sequence[Material]) -> Lattices:
 class Alignment(nn.Module):
     """`wavelength` in Å, `k_max` in 1/Å."""
 
-    wavelength: float
+    wavelength: float | Array
     k_max: float
 
     @nn.compact

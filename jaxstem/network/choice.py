@@ -24,7 +24,9 @@ from jaxstem.network.folders import packaged_models
 from jaxstem.network.model import (
     Model,
     StoredModel,
+    at_voltage,
     described_microscope,
+    described_voltages,
     load_model,
     read_description,
     restored_model,
@@ -72,7 +74,7 @@ def fitting_model(
         replace(material, crystal=replace(material.crystal, name=name))
         for material, name in zip(model.materials, names, strict=True)
     )
-    return Fitting(replace(model, materials=materials), origin)
+    return Fitting(at_voltage(replace(model, materials=materials), voltage_kv), origin)
 
 
 def keep_model(cache: Path | None, model: Model) -> None:
@@ -139,9 +141,10 @@ def _quality(description: dict[str, Any]) -> float:
 def _same_microscope(
     description: dict[str, Any], voltage_kv: float, semi_angle_mrad: float | None
 ) -> bool:
-    """Whether a model is for a beam that stands still, of this voltage and about this angle."""
+    """Whether a model is for a still beam, and good at this voltage and about this angle."""
     trained_for = described_microscope(description)
-    if abs(trained_for.voltage_kv - voltage_kv) > VOLTAGE_TOLERANCE * trained_for.voltage_kv:
+    low, high = described_voltages(description) or [trained_for.voltage_kv] * 2
+    if not (1 - VOLTAGE_TOLERANCE) * low <= voltage_kv <= (1 + VOLTAGE_TOLERANCE) * high:
         return False
     if trained_for.precession_deg:
         return False

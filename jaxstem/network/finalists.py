@@ -11,11 +11,14 @@ Shapes: `C` candidates of a pattern, `M` reflections that each may excite.
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.network.alignment import Alignment, Lattices
@@ -28,7 +31,7 @@ N_PREDICTED = 32
 
 def settle(
     params: Any,
-    wavelength: float,
+    wavelength: Float[ArrayLike, ""],
     k_max: float,
     disks: Disks,
     seen: Sight,
@@ -50,6 +53,16 @@ def settle(
     of_judge = {"params": params["judge"]}
     evidence = jax.vmap(lambda *one: judge.apply(of_judge, disks, seen, *one))(aligned, predicted)
     return aligned, evidence
+
+
+def packaged_finalists() -> tuple[Any, dict[str, Any]]:
+    """Parameters that serve any crystal, and how they were taught
+    (`experiments/training/any_crystal.py`).
+    """
+    folder = resources.files("jaxstem") / "data"
+    record = json.loads((folder / "finalists.json").read_text(encoding="utf-8"))
+    stored = flax.serialization.msgpack_restore((folder / "finalists.msgpack").read_bytes())
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), stored), record
 
 
 def init_finalists(key: jax.Array) -> Any:

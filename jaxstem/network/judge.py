@@ -38,7 +38,7 @@ class Predicted(NamedTuple):
 class Judge(nn.Module):
     """`wavelength` in Å, `k_max` in 1/Å."""
 
-    wavelength: float
+    wavelength: float | Array
     k_max: float
 
     @nn.compact

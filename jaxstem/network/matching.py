@@ -24,11 +24,15 @@ from jaxstem.crystal.cell import Crystal
 from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import Material, check_materials, make_material
 from jaxstem.diffraction.settings import Microscope, Specimen
+from jaxstem.network.finalists import packaged_finalists
 from jaxstem.network.model import Model
 from jaxstem.network.templates import MatchConfig, Raster, Templates, make_templates, rasterise
 from jaxstem.network.tokens import Sight
 from jaxstem.network.transformer import ModelConfig
 from jaxstem.orientation import grids, rotations
+
+N_FINALISTS = 8
+"""Of a pattern: templates know less than a network which orientations are likely."""
 
 MOST_TEMPLATES = 40_000
 """Cells at most: 200 MB of templates at k_max = 2 1/Å. A network is held to fewer."""
@@ -146,6 +150,11 @@ class MatchingModel(Model):
         """What turns disks into scores."""
         return matcher(self.materials, self.matching)
 
+    @property
+    def finalists(self) -> Any:
+        """Parameters that serve any crystal."""
+        return packaged_finalists()[0]
+
 
 def matching_model(
     crystals: Sequence[Crystal],
@@ -170,7 +179,7 @@ def matching_model(
     )
     check_materials(materials)
     return MatchingModel(
-        ModelConfig(spacing_deg=spacing_deg, finalists=0),
+        ModelConfig(spacing_deg=spacing_deg, finalists=N_FINALISTS),
         materials,
         make_templates(materials, config),
         {"method": "match"},

@@ -32,7 +32,7 @@ from jaxtyping import Float
 
 from jaxstem.crystal.cell import Crystal, symmetry_operations
 from jaxstem.diffraction.material import Material
-from jaxstem.diffraction.settings import Microscope, Specimen
+from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE, Microscope, Specimen
 from jaxstem.errors import InputError
 from jaxstem.network.folders import model_folder
 from jaxstem.network.heads import HEADS
@@ -49,7 +49,8 @@ NEVER = -1e4
 @dataclass(frozen=True, eq=False)
 class Model:
     """A network with its parameters, for one or more materials; `record` says how it was trained,
-    `matching` which templates it corrects.
+    `matching` which templates it corrects, `voltages_kv` from which to which voltage [kV] it is
+    good (None: at its own alone), for `at_voltage`.
 
     The materials share the microscope (`check_materials`).
     """
@@ -59,11 +60,19 @@ class Model:
     params: Any
     record: dict[str, Any] = field(default_factory=dict)
     matching: MatchConfig = MatchConfig()
+    voltages_kv: tuple[float, float] | None = None
 
     @property
     def network(self) -> OrientationTransformer:
         """The Flax module that `params` belong to."""
         return build_network(self.config, self.materials)
+
+    @property
+    def finalists(self) -> Any | None:
+        """What lays the likeliest orientations on the disks and judges them (`finalists.py`), where
+        it is not among `params`.
+        """
+        return None
 
     @property
     def phase_names(self) -> tuple[str, ...]:
@@ -108,6 +117,21 @@ def build_network(config: ModelConfig, materials: Sequence[Material]) -> Orienta
     return OrientationTransformer(config, materials[0].k_max, n_out)
 
 
+def at_voltage(model: Model, voltage_kv: float | None) -> Model:
+    """The model for another voltage [kV], where it is good at that; else as it is.
+
+    Templates, alignment and verification are of that voltage then; the network reads the disks,
+    whose places say nothing of it.
+    """
+    low, high = model.voltages_kv or (np.inf, -np.inf)
+    own = voltage_kv is None or abs(voltage_kv - model.voltage_kv) <= VOLTAGE_TOLERANCE * voltage_kv
+    if own or not low <= voltage_kv <= high:
+        return model
+    microscope = dataclasses.replace(model.microscope, voltage_kv=voltage_kv)
+    materials = tuple(dataclasses.replace(m, microscope=microscope) for m in model.materials)
+    return dataclasses.replace(model, materials=materials)
+
+
 class StoredModel(NamedTuple):
     """A model as files hold it: what model.json says, the cells, the serialised weights."""
 
@@ -124,6 +148,7 @@ def stored_model(model: Model) -> StoredModel:
         "network": dataclasses.asdict(model.config),
         "matching": dataclasses.asdict(model.matching),
         "voltage_kv": model.voltage_kv,
+        "voltages_kv": model.voltages_kv,
         "k_max": model.k_max,
         "microscope": dataclasses.asdict(model.microscope),
         "specimen": dataclasses.asdict(model.specimen),
@@ -244,6 +269,7 @@ def restored_model(stored: StoredModel, source: str | Path) -> Model:
             params,
             description["record"],
             MatchConfig(**description.get("matching", {})),
+            described_voltages(description),
         )
         if not known:  # tracing takes longer than all else here
             _check_shapes(model)
@@ -261,6 +287,12 @@ def _check_shapes(model: Model) -> None:
     shapes = jax.tree.map(lambda x: x.shape, (model.params, expected))
     if shapes[0] != shapes[1]:
         raise ValueError("weights.msgpack does not fit the network in model.json")
+
+
+def described_voltages(description: dict[str, Any]) -> tuple[float, float] | None:
+    """From which to which voltage [kV] a model of which model.json tells is good."""
+    given = description.get("voltages_kv")
+    return given and (float(given[0]), float(given[1]))
 
 
 def described_microscope(description: dict[str, Any]) -> Microscope:

@@ -37,7 +37,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "told_where_they_cannot_be_written",
         ],
         "config": ["preset_config", "TrainConfig"],
-        "finalists": ["finalists_loss", "finalists_of", "RIGHT"],
+        "finalists": ["finalists_loss", "finalists_of", "pattern_loss", "RIGHT"],
         "library": [
             "build_library",
             "Library",

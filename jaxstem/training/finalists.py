@@ -9,21 +9,29 @@ as it stands, aligned.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
+from jaxstem.diffraction.geometry import Disks
 from jaxstem.diffraction.material import Material
 from jaxstem.network.alignment import Alignment, Lattices, misalignment, near
+from jaxstem.network.tokens import Sight
 from jaxstem.orientation import symmetry
-from jaxstem.orientation.space import OrientationSpace
+from jaxstem.orientation.space import Label, OrientationSpace
 from jaxstem.training.patterns import TrainingBatch
 from jaxstem.verification.candidates import CandidateTables
-from jaxstem.verification.finalists import GONE, Finalists, find_finalists
+from jaxstem.verification.finalists import (
+    GONE,
+    Finalists,
+    find_finalists,
+    proposed,
+    settled,
+)
+from jaxstem.verification.ranking import Candidates
 
 RIGHT = np.deg2rad(4.0)
 """How near the truth a candidate is right."""
@@ -54,6 +62,44 @@ def finalists_of(
     return jax.vmap(one)(output, batch.disks, batch.seen)
 
 
+def pattern_loss(
+    params: Any,
+    wavelength: Float[ArrayLike, ""],
+    k_max: float,
+    found: Candidates,
+    nothing: Float[Array, ""],
+    disks: Disks,
+    seen: Sight,
+    label: Label,
+    known: Lattices,
+    operations: Float[Array, "P n 3 3"],
+    key: Key[Array, ""],
+) -> Float[Array, ""]:
+    """Loss [nat] of one pattern (K,) of which candidates were `found`, and `nothing` thought of no
+    crystal: `misalignment` of what is aligned from near the truth, and the cross-entropy of which
+    finalist, or no crystal (a phase beyond all others), is right. Where none is, the judge learns
+    nothing. `key` decides from where; `wavelength` in Å, `k_max` in 1/Å.
+    """
+    crystal = label.phase < len(operations)
+    phase = jnp.minimum(label.phase, len(operations) - 1)
+    own = operations[phase]
+    start = near(key, label.orientation)
+    aligner = {"params": params["alignment"]}
+    rounds = Alignment(wavelength, k_max).apply(aligner, disks, seen, start, phase, known)
+    left = [misalignment(x, label.orientation, own) for x in rounds]
+    apart = (left[-1] + _ROUND * sum(left[:-1])) * crystal
+
+    final = settled(params, wavelength, k_max, found, nothing, disks, seen, known, operations)
+    angle = jax.vmap(symmetry.misorientation, (0, None, None))(
+        final.orientation, label.orientation, own
+    )
+    right = (angle < RIGHT) & (final.phase == phase) & crystal & (final.log_odds > GONE)
+    right = jnp.append(right, ~crystal)
+    odds = jnp.append(final.log_odds, final.nothing)
+    chosen = jax.nn.logsumexp(jnp.where(right, jax.nn.log_softmax(odds), -1e9))
+    return apart - jnp.where(right.any(), chosen, 0.0)
+
+
 def finalists_loss(
     params: Any,
     material: Material,
@@ -65,27 +111,12 @@ def finalists_loss(
     known: Lattices,
     keys: Key[Array, " B"],
 ) -> Float[Array, " B"]:
-    """Loss [nat] of each pattern: `misalignment` of what is aligned from near the truth, and the
-    cross-entropy of which finalist, or no crystal, is right. Where none is, the judge learns
-    nothing. `keys` (B,) decide from where.
-    """
-    crystal = batch.label.phase < space.n_phases
-    phase = jnp.minimum(batch.label.phase, space.n_phases - 1)
-    operations = space.operations[phase]
-    alignment = Alignment(material.wavelength, material.k_max)
-    align = partial(alignment.apply, {"params": params["alignment"]})
-    start = jax.vmap(near)(keys, batch.label.orientation)
-    rounds = jax.vmap(lambda *one: align(*one, known))(batch.disks, batch.seen, start, phase)
-    left = [jax.vmap(misalignment)(x, batch.label.orientation, operations) for x in rounds]
-    apart = (left[-1] + _ROUND * sum(left[:-1])) * crystal
+    """`pattern_loss` of each pattern, the `n` candidates being those of the network's `output`."""
 
-    final = finalists_of(params, material, n, batch, output, space, tables, known)
-    angle = jax.vmap(jax.vmap(symmetry.misorientation, (0, None, None)))(
-        final.orientation, batch.label.orientation, operations
-    )
-    right = (angle < RIGHT) & (final.phase == phase[:, None]) & crystal[:, None]
-    right &= final.log_odds > GONE
-    right = jnp.concatenate([right, ~crystal[:, None]], axis=1)
-    odds = jnp.concatenate([final.log_odds, final.nothing[:, None]], axis=1)
-    chosen = jax.nn.logsumexp(jnp.where(right, jax.nn.log_softmax(odds), -1e9), axis=1)
-    return apart - jnp.where(right.any(axis=1), chosen, 0.0)
+    def one(output, disks, seen, label, key):
+        log_probability = jax.nn.log_softmax(output)
+        found = proposed(log_probability[:-1], tables, n)
+        given = found, log_probability[-1], disks, seen, label, known, space.operations, key
+        return pattern_loss(params, material.wavelength, material.k_max, *given)
+
+    return jax.vmap(one)(output, batch.disks, batch.seen, batch.label, keys)

@@ -53,7 +53,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "counting": ["judge_of", "Judge", "Polish", "recount", "verify_by_counts"],
         "dynamical": ["climb_dynamically"],
-        "finalists": ["find_finalists", "Finalists"],
+        "finalists": ["find_finalists", "Finalists", "proposed", "settled"],
         "fitting": [
             "beams_at",
             "best_fit",

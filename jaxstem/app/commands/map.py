@@ -133,7 +133,7 @@ def map_command(
         from jaxstem.api import choose_model, infer_config, read_crystal
         from jaxstem.detection.opening import disks_of, look_at
         from jaxstem.mapping import check_voltage, map_to_file, understood
-        from jaxstem.network.model import load_model
+        from jaxstem.network.model import at_voltage, load_model
 
         # all that can be wrong, before disks are looked for
         crystals = [read_crystal(path) for path in cif]
@@ -146,6 +146,7 @@ def map_command(
             loaded, told["method"], told["model"], why = choose_model(
                 crystals, opened.voltage_kv, semiangle_mrad, method or None, cif
             )
+        loaded = at_voltage(loaded, opened.voltage_kv)
         check_voltage(opened, loaded)
         config = infer_config(loaded, refine, semiangle_mrad, batch, precision, judge, geometry)
         about = understood(opened, loaded, config)
