@@ -416,14 +416,17 @@ def _is_empty(source: DiskSource) -> bool:
 
 
 def check_voltage(scan: DiskScan | DiskSource | PlannedSearch, model: Model) -> None:
-    """Raise InputError when the scan was taken at another voltage than the model's, by over 1 %.
+    """Raise InputError when the scan was taken at another voltage than the model's, by over 1 %
+    (`network.model.at_voltage` makes one of it).
 
     Nothing known of the scan's voltage passes.
     """
     taken_at, trained_for = scan.voltage_kv, model.voltage_kv
     if taken_at is None or abs(taken_at - trained_for) <= VOLTAGE_TOLERANCE * trained_for:
         return
+    served = model.voltages_kv or (trained_for,)
+    good_at = " to ".join(f"{kv:g}" for kv in served)
     raise InputError(
-        f"{scan.source}: was taken at {taken_at:g} kV and the model is for {trained_for:g} kV; "
+        f"{scan.source}: was taken at {taken_at:g} kV and the model is for {good_at} kV; "
         f"train a model with --voltage-kv {taken_at:g}, or state the scan's true voltage."
     )

@@ -194,7 +194,7 @@ def test_unusable_arguments_are_refused_in_a_sentence(patterns, found, tmp_path)
         (lambda: jaxstem.map_orientations(found, "cu", context="grain"), "context 'grain'"),
         (lambda: jaxstem.map_orientations(found, "cu", geometry="flat"), "geometry 'flat'"),
         (lambda: jaxstem.map_orientations(found, "cu", precision="half"), "half"),
-        (lambda: jaxstem.map_orientations(found, "cu", voltage_kv=200), "200 kV"),
+        (lambda: jaxstem.map_orientations(found, "cu", voltage_kv=60), "60 kV"),
         (lambda: jaxstem.map_orientations(found, "cu", batch=-5), "batch -5"),
         (lambda: jaxstem.map_orientations(spoilt(qx=np.nan * found.qx), "cu"), "not finite"),
         (lambda: jaxstem.map_orientations(spoilt(scan_shape=(9, 9)), "cu"), "9 × 9 positions"),

@@ -129,6 +129,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "first_ring",
             "fit_mixture",
             "likely_scales",
+            "maximised",
             "Mixture",
             "radius_gradients",
             "ring_evidence",

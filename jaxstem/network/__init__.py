@@ -62,7 +62,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "matching_material",
             "matching_model",
             "MatchingModel",
+            "MOST_INDICES",
             "MOST_TEMPLATES",
+            "N_FINALISTS",
             "summed_rates",
         ],
         "model": [

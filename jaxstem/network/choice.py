@@ -56,15 +56,17 @@ def fitting_model(
     """The best model of exactly these crystals at this voltage [kV] and about this semi-angle
     [mrad] (None: any), by its validation; None where there is none.
 
-    Of the packaged models and those in the folder `cache`, whose phases may be in another order.
+    One that was trained at this voltage comes before one that serves it as well. Of the packaged
+    models and those in the folder `cache`, whose phases may be in another order.
     """
     best = None
     for description, load, origin in (*_packaged(), *_kept(cache)):
         order = _order(description, crystals)
         if order is None or not _same_microscope(description, voltage_kv, semi_angle_mrad):
             continue
-        if best is None or _quality(description) > best[0]:
-            best = _quality(description), load, origin, order
+        worth = _is_of(description, voltage_kv), _quality(description)
+        if best is None or worth > best[0]:
+            best = worth, load, origin, order
     if best is None:
         return None
     _, load, origin, order = best
@@ -138,13 +140,19 @@ def _quality(description: dict[str, Any]) -> float:
     return float(description["record"].get("validation", {}).get("val_within_5deg", 0.0))
 
 
+def _is_of(description: dict[str, Any], voltage_kv: float) -> bool:
+    """Whether a model was trained at this voltage."""
+    own = described_microscope(description).voltage_kv
+    return abs(own - voltage_kv) <= VOLTAGE_TOLERANCE * own
+
+
 def _same_microscope(
     description: dict[str, Any], voltage_kv: float, semi_angle_mrad: float | None
 ) -> bool:
     """Whether a model is for a still beam, and good at this voltage and about this angle."""
     trained_for = described_microscope(description)
-    low, high = described_voltages(description) or [trained_for.voltage_kv] * 2
-    if not (1 - VOLTAGE_TOLERANCE) * low <= voltage_kv <= (1 + VOLTAGE_TOLERANCE) * high:
+    low, high = described_voltages(description) or (np.inf, -np.inf)
+    if not (low <= voltage_kv <= high or _is_of(description, voltage_kv)):
         return False
     if trained_for.precession_deg:
         return False

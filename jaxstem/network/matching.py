@@ -34,6 +34,9 @@ from jaxstem.orientation import grids, rotations
 N_FINALISTS = 8
 """Of a pattern: templates know less than a network which orientations are likely."""
 
+MOST_INDICES = 128
+"""Highest index of a reflection up to which there are finalists: a table of 68 MB."""
+
 MOST_TEMPLATES = 40_000
 """Cells at most: 200 MB of templates at k_max = 2 1/Å. A network is held to fewer."""
 
@@ -178,8 +181,11 @@ def matching_model(
         for crystal in crystals
     )
     check_materials(materials)
+    # alignment looks reflections up by index, in a cube of as many as the longest axis has
+    longest = max(np.linalg.norm(m.crystal.lattice, axis=1).max() for m in materials)
+    n_finalists = N_FINALISTS if longest * k_max < MOST_INDICES else 0
     return MatchingModel(
-        ModelConfig(spacing_deg=spacing_deg, finalists=N_FINALISTS),
+        ModelConfig(spacing_deg=spacing_deg, finalists=n_finalists),
         materials,
         make_templates(materials, config),
         {"method": "match"},

@@ -34,6 +34,7 @@ from jaxstem.crystal.cell import Crystal, symmetry_operations
 from jaxstem.diffraction.material import Material
 from jaxstem.diffraction.settings import VOLTAGE_TOLERANCE, Microscope, Specimen
 from jaxstem.errors import InputError
+from jaxstem.network.finalists import packaged_finalists
 from jaxstem.network.folders import model_folder
 from jaxstem.network.heads import HEADS
 from jaxstem.network.templates import MatchConfig
@@ -69,10 +70,11 @@ class Model:
 
     @property
     def finalists(self) -> Any | None:
-        """What lays the likeliest orientations on the disks and judges them (`finalists.py`), where
-        it is not among `params`.
+        """What lays the likeliest orientations on the disks and judges them, for a model of which
+        `params` hold none of its own: those that serve any crystal.
         """
-        return None
+        own = not self.config.settles or "finalists" in self.params
+        return None if own else packaged_finalists()[0]
 
     @property
     def phase_names(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from jaxstem.app.console import Flag, Output
 
 
 def doctor(json: Flag = False, empty_cache: Flag = False) -> None:
-    """Print versions, devices, what the cache holds, and one line of advice.
+    """Print versions, devices, what the cache holds, and advice.
 
     Args:
         json: Print one JSON object.
