@@ -11,8 +11,6 @@ from jaxstem.app.console import Flag, Output
 def models(json: Flag = False) -> None:
     """List the models that ship, which `map --model` takes.
 
-    `map --cif` takes the one that fits by itself.
-
     Args:
         json: Print one JSON object.
     """
