@@ -24,6 +24,7 @@ def contents():
 
 
 QUICK = {
+    "accuracy.alone": r"\| m-3m \| SiC \| [\d.]+ % \((.|\n)*\| `cu-cu2o` \| Cu2O \| 300 kV",
     "accuracy.calibrate_scale": r"\| all \| all \| \d+ \|",
     "accuracy.multislice": r"\| jaxstem, cu, none \| 20 \|",
     "accuracy.real_files": r"\| moo3_20cm.tif \| one pattern \| (not here|1 × 1 positions)",
@@ -38,6 +39,7 @@ QUICK = {
     "speed.benchmark_speed": r"\| 8² \| command bragg none \|",
     "speed.large_scan": r"map: 2 x 64 positions, .* worked out for all 64 rows",
     "speed.training_profile": r"\| compilations \| 0 \|",
+    "training.any_crystal": r"\[-?\d+\.\d+, ",
     "training.loss_variants": r"\| `quaternion` \| 1 \|(.|\n)*64 patterns of training each",
     "training.network_study": r"\| no_templates \| [\d,]+ \|",
 }

@@ -21,6 +21,7 @@ from jaxstem.inference.step import scorer
 from jaxstem.inference.stream import predict_scan
 from jaxstem.maps.metrics import candidate_coverage
 from jaxstem.network.matching import (
+    MOST_INDICES,
     MOST_TEMPLATES,
     Matcher,
     match,
@@ -245,6 +246,29 @@ def best_cells(truth, cells, turns, reach, reflectors):
     both = Templates(*(jnp.concatenate(x, axis=-1) for x in zip(made, nothing, strict=True)))
     score = Matcher((N_CELLS,), raster, COARSE).apply({"params": both}, disks)
     return jax.lax.top_k(score[:, :-1], 64)[1]
+
+
+def test_finalists_serve_crystals_that_they_never_saw(crystals, key):
+    """Without verification: nearer than a grid of 9 degrees, and nearer than its peaks."""
+    model = matching_model([crystals["Cu2O"]], 200.0, 1.5, 9.0, 0.0, COARSE)
+    assert model.config.settles
+    (m,) = model.materials
+    truth = rotations.random_rotations(key, (96,))
+    scan = scan_of(simulate(truth, m.reflectors(), m.wavelength, n_disks=24), 200.0)
+    config, mesh = InferConfig(refine="none", batch=96), make_mesh(jax.devices()[:1])
+    peaks = dataclasses.replace(model, config=dataclasses.replace(model.config, finalists=0))
+    found = [predict_scan(one, scan, config, mesh=mesh)[0] for one in (peaks, model)]
+    turned = [misorientations(x.orientation, np.asarray(truth), m.operations)[1] for x in found]
+    assert np.median(turned[1]) < 0.75 < np.median(turned[0])
+    assert (turned[1] < 5).mean() > 0.8
+
+
+def test_crystals_of_long_axes_have_no_finalists(crystals):
+    """A table of indices would not fit: their peaks are as they are."""
+    cell = crystals["Cu2O"]
+    long = dataclasses.replace(cell, lattice=np.asarray(cell.lattice) * [[60.0], [1.0], [1.0]])
+    model = matching_model([long], 200.0, MOST_INDICES / 250.0, 40.0, 0.0, COARSE)
+    assert not model.config.settles
 
 
 @pytest.mark.slow
