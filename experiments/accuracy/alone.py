@@ -156,9 +156,10 @@ def main(arguments: Arguments) -> None:
     for part, rows in (("crystals", by_matching), ("networks", by_networks)):
         for name, told in rows(arguments):
             results[part][name] = told
-            print(line([name, *(cells(x)[0] for x in told.values() if isinstance(x, dict))]))
+            scores = [x for x in told.values() if isinstance(x, dict)] or [told]
+            print(line([name, *(cells(score)[0] for score in scores)]))
     print(to_markdown(results))
-    save(results, results_file(arguments, "alone"), to_markdown)
+    save(results_file(arguments, "alone"), results, to_markdown)
 
 
 if __name__ == "__main__":
