@@ -28,7 +28,7 @@ from jaxstem.network.model import load_model
 from jaxstem.network.transformer import ModelConfig
 from jaxstem.runtime import parallel
 from jaxstem.training import checkpoint, loop, patterns
-from jaxstem.training.acquisition import Acquisition, jitter_positions, keep_strongest
+from jaxstem.training.acquisition import Acquisition, jitter_positions
 from jaxstem.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -38,14 +38,14 @@ MOMENT = 18
 """A step between the checkpoints of steps 16 and 20."""
 
 
-def light_acquisition(key, disks, config, n_disks, k_max):
-    return keep_strongest(jitter_positions(key, disks, 0.01), n_disks, k_max)
+def light_detection(key, disks, config, k_max):
+    return jitter_positions(key, disks, 0.01), 1e-3
 
 
 def train_tiny(out, mesh=None):
     """The run of every process here, from start to end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(patterns, "acquire", light_acquisition)
+        patch.setattr(patterns, "detect", light_detection)
         network = ModelConfig(
             width=16,
             blocks=0,
