@@ -38,6 +38,12 @@ MOMENT = 18
 """A step between the checkpoints of steps 16 and 20."""
 
 
+def ours_but_devices():
+    """XLA's flags of this process, but for the number of devices."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return [flag for flag in flags if "device_count" not in flag]
+
+
 def light_detection(key, disks, config, k_max):
     return jitter_positions(key, disks, 0.01), 1e-3
 
@@ -139,7 +145,10 @@ def start(out, moment="", devices=1, **variables):
     } | {
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # compiled as here, for the last bit to be the same
+        "XLA_FLAGS": " ".join(
+            [*ours_but_devices(), f"--xla_force_host_platform_device_count={devices}"]
+        ),
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
     }
     return subprocess.Popen(
