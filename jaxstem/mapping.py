@@ -45,7 +45,7 @@ from jaxstem.network.model import Model
 from jaxstem.runtime import parallel
 from jaxstem.runtime.paths import check_target
 from jaxstem.scan.alone import labels_alone, put, room_for_labels, single_blocks
-from jaxstem.scan.context import in_context
+from jaxstem.scan.context import in_context, made_ahead
 from jaxstem.scan.pooling import patterns_needed
 from jaxstem.scan.premises import Doubt, Examined, examined
 from jaxstem.scan.unseen_beam import with_beam
@@ -213,8 +213,9 @@ def _prepared(
 ) -> _Prepared:
     """Raises InputError as `source.read` does."""
     mesh = mesh or parallel.make_mesh(jax.local_devices())
+    ahead = made_ahead(source, model, config, mesh) if context == "scan" else None
     config = replace(config, keeps_labels=context == "scan")
-    made = functools.cache(lambda: make_predict_for(model, config, mesh))
+    made = functools.cache(lambda: make_predict_for(model, config, mesh, ahead))
     predict = lambda detector: made()(detector)  # noqa: E731
     source = judged_source(with_beam(source, model, config, mesh, predict), model, config)
     found = Examined(source, undistorted(), "as given", None)

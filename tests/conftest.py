@@ -121,14 +121,14 @@ def compiled_once():
     make_predict_for, make_programs = stream.make_predict_for, posterior.make_programs
     make_pair = self_calibration.make_pair
 
-    def predict_for(model, config, mesh):
+    def predict_for(model, config, mesh, meanwhile=None):
         kind = id(model), config, mesh
         if kind not in made:
-            made[kind] = model, make_predict_for(model, config, mesh)
+            made[kind] = model, make_predict_for(model, config, mesh, meanwhile)
         return made[kind][1]
 
     def of_tiles(operations, config, tiling, mesh, cache):
-        kind = np.asarray(operations).tobytes(), config, tiling.side, tiling.margin, mesh
+        kind = np.asarray(operations).tobytes(), config, tiling.side, tiling.margin, mesh, cache
         if kind not in made:
             made[kind] = make_programs(operations, config, tiling, mesh, cache)
         return made[kind]
@@ -139,10 +139,10 @@ def compiled_once():
             made[kind] = model, make_pair(model, config, mesh)
         return made[kind][1]
 
-    def program(step, mesh, in_specs, out_specs, content, folder):
+    def program(step, mesh, in_specs, out_specs, content, folder, **how):
         kind = step.__qualname__, repr(content), mesh, folder
         if kind not in made:
-            made[kind] = cached_pmap(step, mesh, in_specs, out_specs, content, folder)
+            made[kind] = cached_pmap(step, mesh, in_specs, out_specs, content, folder, **how)
         return made[kind]
 
     with pytest.MonkeyPatch.context() as patch:

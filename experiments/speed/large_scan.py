@@ -2,13 +2,15 @@
 """Scans of millions of positions through `jaxstem convert` and `jaxstem map`: memory and time.
 
     python -m experiments.speed.large_scan --sides 1024 2048 --refine none
+    python -m experiments.speed.large_scan --sides 1024 --contexts none scan   # neighbours
     python -m experiments.speed.large_scan --sides 1024 --refine fast --rows 64    # a part of it
 
 Tiles the packaged sample scan (64 × 64 positions) to side × side, written in pieces; packs it; maps
 it from the table, and from the Bragg vectors with --bragg, which are then converted, too. Prints
 seconds, the seconds of all cores and the peak of the resident memory of each whole command, and
 writes them to experiments/results/large_scan.json. With --rows only so many rows of the scan are
-made and mapped; the time for all of them is then worked out, and marked so.
+made and mapped; the time for all of them is then worked out, and marked so. Several contexts are
+run in turns on the same file, `repeats` times each; the fastest of each is stated.
 """
 
 import os
@@ -28,15 +30,18 @@ from jaxstem.files.packed import write_packed
 
 @dataclass(frozen=True)
 class Arguments:
-    """sides: positions along each axis; rows: of them, where not all; bragg: map from BraggVectors
-    instead and convert them; precision: of the network; folder: for the scan and the map; quick: a
-    small scan by a small network, without figure, written nowhere unless `out` is given.
+    """sides: positions along each axis; rows: of them, where not all; contexts: `--context`, one or
+    both; bragg: map from BraggVectors instead and convert them; precision: of the network; folder:
+    for the scan and the map; quick: a small scan by a small network, without figure, written
+    nowhere unless `out` is given.
     """
 
     sides: tuple[int, ...] = (1024, 2048)
     rows: int | None = None
     model: str = "cu"
     refine: str = "none"
+    contexts: tuple[str, ...] = ("scan",)
+    repeats: int = 1
     precision: str = "float32"
     bragg: bool = False
     folder: Path | None = None
@@ -54,16 +59,21 @@ def measured(arguments: Arguments, side: int, folder: Path) -> dict:
         write_packed(scan, tiled(read_disks(SAMPLE), (rows, side)), progress=False)
     found["scan_mib"] = round(scan.stat().st_size / 2**20)
     model = str(small_model(folder / "model")) if arguments.quick else arguments.model
-    words = ["map", str(scan), "--model", model, "--out", f"{folder}/map.h5"]
-    words += ["--refine", arguments.refine, "--precision", arguments.precision, "--overwrite"]
-    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"} if arguments.quick else None
+    words = ["map", str(scan), "--model", model, "--out", f"{folder}/map.h5", "--overwrite"]
+    words += ["--refine", arguments.refine, "--precision", arguments.precision]
     words += ["--no-figure"] if arguments.quick else []
-    commands = {"map": words}
+    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"} if arguments.quick else None
+    commands = {f"map, {context}": [*words, "--context", context] for context in arguments.contexts}
     if arguments.bragg:
         commands["convert"] = ["convert", str(scan), "--out", f"{folder}/disks.h5", "--overwrite"]
-    for name, words in commands.items():
-        ran = command(*words, environment=environment)
+    runs = [
+        {name: command(*words, environment=environment) for name, words in commands.items()}
+        for _ in range(arguments.repeats)
+    ]
+    for name in commands:
+        ran = min((run[name] for run in runs), key=lambda ran: ran["seconds"])
         found[name] = {key: round(value, 2) for key, value in ran.items()}
+        found[name]["all_seconds"] = [round(run[name]["seconds"], 2) for run in runs]
         found[name]["positions_per_second"] = round(rows * side / ran["seconds"], 1)
         if rows < side:
             found[name]["seconds_extrapolated"] = round(ran["seconds"] * side / rows, 1)
@@ -85,18 +95,22 @@ def to_markdown(results: dict) -> str:
     """A row for each size and kind of refinement, in brackets what was worked out."""
     rows = []
     for key, found in sorted(results.items(), key=lambda x: x[1]["side"]):
-        side, ran = found["side"], found["map"]
-        whole = ran.get("seconds_extrapolated")
-        rows.append(
-            [
-                f"{side} × {side}",
-                key.split(", ")[1],
-                f"({whole:,.0f} s)" if whole else f"{ran['seconds']:,.0f} s",
-                f"{ran['positions_per_second']:,.0f}",
-                f"{ran['peak_gib']:.1f} GiB",
-            ]
-        )
-    return table(["positions", "`--refine`", "time", "a second", "peak memory"], rows)
+        side, maps = found["side"], [name for name in found if name.startswith("map")]
+        for name in maps:
+            ran = found[name]
+            whole = ran.get("seconds_extrapolated")
+            rows.append(
+                [
+                    f"{side} × {side}",
+                    key.split(", ")[1],
+                    name.split(", ")[1],
+                    f"({whole:,.0f} s)" if whole else f"{ran['seconds']:,.0f} s",
+                    f"{ran['positions_per_second']:,.0f}",
+                    f"{ran['peak_gib']:.1f} GiB",
+                ]
+            )
+    header = ["positions", "`--refine`", "`--context`", "time", "a second", "peak memory"]
+    return table(header, rows)
 
 
 def main(arguments: Arguments) -> None:
@@ -111,9 +125,8 @@ def main(arguments: Arguments) -> None:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             found = measured(arguments, side, Path(folder))
         found |= {"device": device, "cores": os.cpu_count(), "load_average": os.getloadavg()[0]}
-        for name in ("map", "convert"):
-            if name in found:
-                print(line(name, found), flush=True)
+        for name in (name for name in found if name.startswith(("map", "convert"))):
+            print(line(name, found), flush=True)
         results[f"{side}, {key}"] = found
         save(out, results, to_markdown)
 

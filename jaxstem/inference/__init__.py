@@ -53,6 +53,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "known_disks",
             "make_predict",
             "make_predict_for",
+            "Meanwhile",
             "phase_table",
             "Predict",
             "predict_content",

@@ -34,6 +34,7 @@ from jaxstem.inference.exposure import (
     typical_beam,
 )
 from jaxstem.inference.lengths import (
+    BESIDE_COUNTS,
     BESIDE_DISKS,
     USUAL,
     WORTH_A_LENGTH,
@@ -123,7 +124,7 @@ def preview_scan(source: DiskSource, model: Model, config: InferConfig) -> Previ
     on_cpu = jax.default_backend() == "cpu"
     usual = WORTH_A_LENGTH if on_cpu else WORTH_A_LENGTH_ON_ACCELERATOR
     least = usual[config.refine] if config.least is None else config.least
-    beside = BESIDE_DISKS[config.refine]
+    beside = BESIDE_COUNTS if config.by_counts(source) else BESIDE_DISKS[config.refine]
     program = least / share * (USUAL + beside)
     return Preview(
         scan_exposure(scan, model.k_min, reach).limit,

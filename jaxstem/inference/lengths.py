@@ -48,6 +48,11 @@ USUAL = 8
 BESIDE_DISKS = {"none": 10, "fast": 10, "full": 200, "exact": 200}
 """What a pattern costs whatever the number of its disks, as so many disks (measured on CPUs)."""
 
+BESIDE_COUNTS = 300
+"""The same where counts judge, at places that are predicted and not listed: patterns padded to 16
+disks and to 40 take as long.
+"""
+
 
 def choose_lengths(
     counts: Int[np.ndarray, " positions"],

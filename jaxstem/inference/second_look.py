@@ -86,7 +86,9 @@ def make_second_look(
 
     specs = (parallel.REPLICATED, *[parallel.SHARDED] * 7, parallel.REPLICATED)
     content = predict_content(model, config) | {"second_look": True}
-    program = cached_pmap(step_in_lots, mesh, specs, parallel.SHARDED, content, config.cache)
+    program = cached_pmap(
+        step_in_lots, mesh, specs, parallel.SHARDED, content, config.cache, soon=True
+    )
 
     def look(
         disks: Disks,

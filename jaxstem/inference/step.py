@@ -235,8 +235,16 @@ def make_predict(
     return make_predict_for(model, config, mesh)(detector)
 
 
-def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFor:
-    """`make_predict` for one detector after the other, whose programs are the same."""
+Meanwhile = Callable[[Detector | None, Disks, Exposure, Light | None], Any]
+"""What is done while a program is compiled for such arguments."""
+
+
+def make_predict_for(
+    model: Model, config: InferConfig, mesh: Mesh, meanwhile: Meanwhile | None = None
+) -> PredictFor:
+    """`make_predict` for one detector after the other, whose programs are the same; `meanwhile` as
+    in `cached_pmap`.
+    """
     scores, made = scorer(model, config.precision, config.cache)
     scoring, head = config.scoring, HEADS[model.config.head]
     space = None if head.numbers is None else phases_space(model.materials)
@@ -352,7 +360,21 @@ def make_predict_for(model: Model, config: InferConfig, mesh: Mesh) -> PredictFo
     sharded, replicated = parallel.SHARDED, parallel.REPLICATED
     specs = (replicated, *[sharded] * 5, replicated)
     content = predict_content(model, config)
-    program = cached_pmap(step_in_lots, mesh, specs, sharded, content, config.cache)
+
+    def then(given, disks, incident, incident_sigma, is_cut, light, limit) -> None:
+        _, (_, _, detector, _) = given
+        meanwhile(detector, disks, Exposure(incident, incident_sigma, is_cut, limit), light)
+
+    program = cached_pmap(
+        step_in_lots,
+        mesh,
+        specs,
+        sharded,
+        content,
+        config.cache,
+        soon=config.verifies,
+        meanwhile=then if meanwhile else None,
+    )
 
     def predict_for(detector: Detector | None) -> Predict:
         @functools.lru_cache(1)

@@ -14,6 +14,7 @@ files, clocks or signals is therefore asked of process 0 alone and told to the o
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -282,8 +283,10 @@ def pmap(
     in_specs: Any = SHARDED,
     out_specs: Any = SHARDED,
     donate: tuple[int, ...] = (),
+    soon: bool = False,
 ) -> Callable[..., Any]:
-    """Compile the per-device program `step` for `mesh`; `donate` names arguments to reuse.
+    """Compile the per-device program `step` for `mesh`; `donate` names arguments to reuse; `soon`:
+    on a processor rather compiled sooner than run faster (`_sooner`).
 
     The replication check is off, so that a gradient taken inside `step` is the device's own and
     `jax.lax.pmean(..., "data")` averages it once.
@@ -291,7 +294,21 @@ def pmap(
     sharded = jax.shard_map(
         step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
-    return jax.jit(sharded, donate_argnums=donate)
+    options = _sooner() if soon and mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(sharded, donate_argnums=donate, compiler_options=options)
+
+
+@functools.cache
+def _sooner() -> dict[str, bool] | None:
+    """The compiler's options by which verification compiles in two thirds of the time and runs as
+    fast, and networks a sixth slower: XLA's older emitters, None where it has them no more.
+    """
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
 
 
 def keep_freed_memory() -> None:

@@ -9,7 +9,10 @@ jax.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import pickle
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -32,15 +35,21 @@ def cached_pmap(
     out_specs: Any,
     content: dict[str, Any],
     folder: Path | None,
+    *,
+    soon: bool = False,
+    meanwhile: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """`parallel.pmap` of `step`, loaded from `folder` where an earlier run left it compiled.
 
     `content` says, in what JSON can hold, all that decides the program but the environment, the
     devices and the shapes of its arguments. Nothing is kept where `folder` is None or cannot be
-    trusted, where several processes share the mesh, or where jax cannot store the program.
+    trusted, where several processes share the mesh, or where jax cannot store the program. `soon`
+    as in `pmap`. While a program is compiled, to be kept, `meanwhile` is called with its arguments
+    on a thread, to compile what will be needed next: two threads that want one program make it
+    once. What that raises is not heard of.
     """
     if folder is None or mesh.is_multi_process or not is_trusted(folder):
-        return parallel.pmap(step, mesh, in_specs, out_specs)
+        return parallel.pmap(step, mesh, in_specs, out_specs, soon=soon)
     devices = [
         [device.id, device.device_kind, device.client.platform_version]
         for device in mesh.devices.flat
@@ -51,15 +60,31 @@ def cached_pmap(
         shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(arguments))
         if shapes in known:
             return known[shapes](*arguments)
-        path = entry_path(folder, "program", content | {"devices": devices, "shapes": shapes})
-        found = _recalled(path, mesh, arguments)
-        if not found:
-            program = parallel.pmap(_renamed(step), mesh, in_specs, out_specs)
-            found = _made(program, path, mesh, arguments)
+        decides = content | {"devices": devices, "shapes": shapes, "soon": soon}
+        path = entry_path(folder, "program", decides)
+        with _lock(path):
+            found = _recalled(path, mesh, arguments)
+            if not found:
+                if meanwhile is not None:
+                    threading.Thread(target=_unheard, args=(meanwhile, *arguments)).start()
+                program = parallel.pmap(_renamed(step), mesh, in_specs, out_specs, soon=soon)
+                found = _made(program, path, mesh, arguments)
         known[shapes], answer = found
         return answer
 
     return call
+
+
+@functools.lru_cache(256)
+def _lock(path: Path) -> threading.Lock:
+    """Held by the thread that makes or loads the program of this entry."""
+    return threading.Lock()
+
+
+def _unheard(work: Callable[..., Any], *arguments: Any) -> None:
+    # what is wrong is said where the answer is needed
+    with contextlib.suppress(Exception):
+        work(*arguments)
 
 
 def _renamed(step: Callable[..., Any]) -> Callable[..., Any]:

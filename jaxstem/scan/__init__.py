@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "context": [
             "Alone",
             "in_context",
+            "made_ahead",
             "LEAST_TOGETHER",
             "PROPOSED",
             "proposed",

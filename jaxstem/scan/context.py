@@ -10,15 +10,21 @@ Shapes: a scan of `ny` × `nx` positions, `C` candidates of each.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxstem.diffraction.geometry import Disks
+from jaxstem.files.light import Detector
+from jaxstem.files.orientation_map import UNASSIGNED
 from jaxstem.files.scan import DiskSource
 from jaxstem.inference.batching import PIECE, no_labels, unseen
 from jaxstem.inference.config import InferConfig
+from jaxstem.inference.exposure import Exposure
+from jaxstem.inference.second_look import make_second_look
 from jaxstem.inference.step import joint_operations
 from jaxstem.inference.stream import stream_second_looks
 from jaxstem.inference.verdict import Answer, Labels
@@ -27,7 +33,7 @@ from jaxstem.orientation import rotations
 from jaxstem.runtime import parallel
 from jaxstem.runtime.programs import cached_pmap
 from jaxstem.runtime.sharing import own_rows, shared
-from jaxstem.scan.alone import put
+from jaxstem.scan.alone import n_labels, put
 from jaxstem.scan.pooling import (
     as_labels,
     at_the_sums_place,
@@ -39,7 +45,7 @@ from jaxstem.scan.pooling import (
 )
 from jaxstem.scan.posterior import ContextConfig, answers_in_context
 from jaxstem.scan.proposals import Proposed, propose
-from jaxstem.scan.tiles import Tile, cut, over_tiles, tiled
+from jaxstem.scan.tiles import SIDES, Tile, cut, over_tiles, tiled
 
 PROPOSED = 2
 """Orientations of its neighbours that are judged on a pattern which has not thought of them."""
@@ -103,6 +109,44 @@ def in_context(
     parts = [chosen_of(blind(labels), of_sums, labels), *parts[1:], with_belief(looks, found)]
     answers = at_the_sums_place(whole(concluded(parts)), by_sums, model)
     yield 0, chosen_of(blind(labels), by_sums, answers)
+
+
+def made_ahead(
+    source: DiskSource, model: Model, config: InferConfig, mesh: Mesh
+) -> Callable[..., None]:
+    """What compiles the programs that `in_context` needs for a scan, given what those of its
+    patterns alone are compiled for (`make_predict_for`).
+    """
+    looks_twice = config.refine == "fast"
+    # no more tiles than tell all shapes: one, or several
+    shape = tuple(min(n, 2 * max(SIDES)) for n in source.scan_shape)
+
+    def nothing(n: int) -> Labels:
+        none = no_labels(np.full(1, UNASSIGNED), n)
+        return jax.tree.map(lambda x: np.broadcast_to(x, (*shape, *x.shape[1:])), none)
+
+    @functools.cache
+    def tile_programs() -> None:
+        parts = [nothing(n_labels(source, model, config))]
+        if looks_twice:
+            proposed(parts[0], model, config, mesh)
+            parts.append(nothing(PROPOSED))
+        whole(_concluded(parts, ContextConfig(), model, config, mesh))
+
+    def make(detector: Detector | None, disks: Disks, exposed: Exposure, light) -> None:
+        if looks_twice:
+            look = make_second_look(model, config, mesh, detector)
+            asked = (len(disks.qx), PROPOSED)
+            look(
+                disks,
+                exposed,
+                light,
+                np.zeros((*asked, 4), np.float32),
+                np.full(asked, -1, np.int32),
+            )
+        tile_programs()
+
+    return make
 
 
 def whole(rows: Iterator[tuple[int, Answer]]) -> Answer:

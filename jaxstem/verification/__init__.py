@@ -35,7 +35,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "polish",
             "start",
             "start_value",
-            "step",
+            "steps",
             "summit",
             "value",
             "verdict",

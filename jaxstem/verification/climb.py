@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from jaxstem.diffraction.geometry import excitation_error
 from jaxstem.diffraction.two_beam import (
@@ -205,19 +205,38 @@ def start_value(ascent: Ascent, config: LikelihoodConfig) -> Float[Array, ""]:
     return jax.nn.logsumexp(values) - math.log(values.size)
 
 
-def step(ascent: Ascent, place: Place, number: int, config: LikelihoodConfig) -> Place:
-    """The step of this number: to the best of nine tilts.
+def steps(ascent: Ascent, place: Place, first: int, last: int, config: LikelihoodConfig) -> Place:
+    """The steps from the `first` number to before the `last`, each to the best of nine tilts.
 
-    The first (0) is over every other thickness, the second over all, the others over the few that
-    are likeliest by then.
+    That of number 0 is over every other thickness, the second over all, the others over the few
+    that are likeliest by then.
     """
-    thicknesses, width = config.thicknesses(), math.radians(config.steps[number])
-    if number < 2:
-        chosen = jnp.arange(1, len(thicknesses), 2) if number == 0 else jnp.arange(len(thicknesses))
-    else:
+    everything = jnp.arange(config.n_thicknesses)
+    for number, chosen in enumerate((everything[1::2], everything)):
+        if first <= number < last:
+            place = _step(ascent, place, config.steps[number], chosen, config)
+    later = config.steps[max(first, 2) : last]
+    if not later:
+        return place
+
+    def follow(place: Place, size: Float[Array, ""]) -> tuple[Place, None]:
         chosen = jax.lax.top_k(place.by_thickness, config.n_likely)[1]
-    lattice = jnp.asarray(LATTICE, place.tilt.dtype)
-    values = value(ascent, place.tilt + width * lattice, thicknesses[chosen], config)
+        return _step(ascent, place, size, chosen, config), None
+
+    # a loop, for each step that is written out takes seconds to compile
+    return jax.lax.scan(follow, place, jnp.asarray(later, place.tilt.dtype))[0]
+
+
+def _step(
+    ascent: Ascent,
+    place: Place,
+    size: Float[ArrayLike, ""],
+    chosen: Int[Array, " H"],
+    config: LikelihoodConfig,
+) -> Place:
+    """A step of this size [degrees] over the `chosen` thicknesses."""
+    width, lattice = jnp.radians(size), jnp.asarray(LATTICE, place.tilt.dtype)
+    values = value(ascent, place.tilt + width * lattice, config.thicknesses()[chosen], config)
     total = jax.nn.logsumexp(values, axis=1)
     most = values[:, : len(chosen)].max(axis=0)
     return Place(
@@ -255,8 +274,7 @@ def polish(
     """
     ascent = begin(orientation, observed, g, inverse_extinction, wavelength, k_max, config)
     place = start(config, orientation.dtype)
-    for number in range(len(config.steps)):
-        place = step(ascent, place, number, config)
+    place = steps(ascent, place, 0, len(config.steps), config)
     return verdict(ascent, place.tilt, config)
 
 

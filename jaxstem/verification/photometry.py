@@ -261,16 +261,19 @@ def climb_by_counts(
     """The tilt at which the counts are likeliest, in steps on lattices as in `climb`, the later
     ones of the likeliest thicknesses only; thickness in Å, semi-angle in mrad.
     """
-    tilt, likely = jnp.zeros(2, places.excess.dtype), thickness
-    lattice = jnp.asarray(LATTICE, tilt.dtype)
-    for number, step in enumerate(config.steps):
-        width = math.radians(step)
+    lattice = jnp.asarray(LATTICE, places.excess.dtype)
+    widths = jnp.radians(jnp.asarray(config.steps, lattice.dtype))
+
+    def step(tilt, width, likely):
         values = log_ratios(places, tilt + width * lattice, likely, semi_angle, config)
         worth = over_thickness(values)
-        tilt += width * summit(worth)
-        if number == 0:
-            best = values[jnp.argmax(worth)]
-            likely = thickness[jax.lax.top_k(best, min(config.n_likely, len(thickness)))[1]]
+        return tilt + width * summit(worth), values[jnp.argmax(worth)]
+
+    tilt, best = step(jnp.zeros(2, lattice.dtype), widths[0], thickness)
+    likely = thickness[jax.lax.top_k(best, min(config.n_likely, len(thickness)))[1]]
+    # a loop, for each step that is written out takes seconds to compile
+    follow = lambda tilt, width: (step(tilt, width, likely)[0], None)  # noqa: E731
+    tilt, _ = jax.lax.scan(follow, tilt, widths[1:])
     return Climbed(tilt, log_ratios(places, tilt[None], thickness, semi_angle, config)[0])
 
 

@@ -28,7 +28,7 @@ from jaxstem.verification.climb import (
     orientation_at,
     start,
     start_value,
-    step,
+    steps,
     verdict,
 )
 from jaxstem.verification.config import APPROACH, LogOdds, ScoreConfig
@@ -140,14 +140,11 @@ def climbed(
         observed = jax.tree.map(lambda x: x[pattern], patterns.observed)
         ascent = begin(orientation, observed, g, strength, wavelength, k_max, statistics)
         place = start(statistics, orientation.dtype)
-        for number in range(APPROACH):
-            place = step(ascent, place, number, statistics)
-        return ascent, place
+        return ascent, steps(ascent, place, 0, APPROACH, statistics)
 
     def settle(row):
         ascent, place = row
-        for number in range(APPROACH, len(statistics.steps)):
-            place = step(ascent, place, number, statistics)
+        place = steps(ascent, place, APPROACH, len(statistics.steps), statistics)
         return verdict(ascent, place.tilt, statistics)
 
     rows = (*flat((found.candidates.orientation, found.candidates.phase)), pattern)

@@ -37,7 +37,7 @@ QUICK = {
     "paper.paper_training": r"\| test, network \| 16 \|",
     "speed.accelerator": r"packaged, none, bfloat16: .*patterns_per_second_from_host",
     "speed.benchmark_speed": r"\| 8² \| command bragg none \|",
-    "speed.large_scan": r"map: 2 x 64 positions, .* worked out for all 64 rows",
+    "speed.large_scan": r"map, scan: 2 x 64 positions, .* worked out for all 64 rows",
     "speed.training_profile": r"\| compilations \| 0 \|",
     "training.any_crystal": r"\[-?\d+\.\d+, ",
     "training.loss_variants": r"\| `quaternion` \| 1 \|(.|\n)*64 patterns of training each",

@@ -3,6 +3,7 @@
 
 import subprocess
 import sys
+import threading
 import warnings
 from dataclasses import replace
 
@@ -105,6 +106,56 @@ def test_settings_of_the_compiler_are_told_apart(tmp_path, rng, monkeypatch, how
         with jax.default_matmul_precision("high"):
             check(cached_pmap(step_of([]), mesh, *specs, {}, tmp_path), x)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_needed_next_is_made_meanwhile(tmp_path, rng):
+    """Once, though two threads want it, and only while something is compiled; faults in it are not
+    those of the program that is asked for.
+    """
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    specs = ((REPLICATED, SHARDED), SHARDED)
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    traced, threads, ended = [], [], threading.Event()
+
+    def after():
+        return cached_pmap(step_of(traced), mesh, *specs, {"content": 1}, tmp_path)
+
+    def meanwhile(given, same):
+        np.testing.assert_array_equal(same, x)
+        threads.append(threading.current_thread())
+        check(after(), same)
+        ended.set()
+        raise ValueError("a fault")
+
+    def first(folder=tmp_path):
+        return cached_pmap(step_of([]), mesh, *specs, {}, folder, meanwhile=meanwhile)
+
+    check(first(), x)
+    check(after(), x)
+    assert ended.wait(60) and len(traced) == len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+    check(first(), x)  # which is loaded
+    check(first(None), x)  # which is not kept
+    assert len(threads) == 1
+
+
+def test_an_option_that_the_compiler_has_no_more_is_left_out(monkeypatch, rng):
+    def refuse(*_, compiler_options=None, **given):
+        if compiler_options:
+            raise jax.errors.JaxRuntimeError("No such compile option")
+        return jit(*_, **given)
+
+    mesh, jit = parallel.make_mesh(jax.devices()[:1]), jax.jit
+    x = rng.normal(size=(8, 3)).astype(np.float32)
+    specs = ((REPLICATED, SHARDED), SHARDED)
+    parallel._sooner.cache_clear()
+    check(parallel.pmap(step_of([]), mesh, *specs, soon=True), x)
+    assert parallel._sooner() is not None
+    parallel._sooner.cache_clear()
+    monkeypatch.setattr(parallel.jax, "jit", refuse)
+    check(parallel.pmap(step_of([]), mesh, *specs, soon=True), x)
+    assert parallel._sooner() is None
+    parallel._sooner.cache_clear()
 
 
 def test_a_program_that_cannot_be_stored_runs_all_the_same(tmp_path, rng, monkeypatch):

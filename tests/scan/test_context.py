@@ -2,6 +2,7 @@
 """Maps in the context of their scan: what patterns say alone stays, and what nobody looked at."""
 
 import functools
+import queue
 from dataclasses import replace
 
 import h5py
@@ -20,14 +21,15 @@ from jaxstem.files.truth import read_truth
 from jaxstem.inference.batching import Piece, no_labels, unseen
 from jaxstem.inference.config import InferConfig
 from jaxstem.inference.exposure import MIN_DISKS
-from jaxstem.inference.step import joint_operations
+from jaxstem.inference.step import joint_operations, make_predict_for
 from jaxstem.inference.verdict import Answer
 from jaxstem.mapping import map_scan, map_to_file, usable_context
 from jaxstem.network.model import load_model
 from jaxstem.orientation import rotations
-from jaxstem.runtime import parallel
+from jaxstem.runtime import parallel, programs
 from jaxstem.scan import context
-from jaxstem.scan.context import PROPOSED, in_context, proposed, second_looks
+from jaxstem.scan.alone import labels_alone
+from jaxstem.scan.context import PROPOSED, in_context, made_ahead, proposed, second_looks
 from jaxstem.scan.proposals import Proposed, propose
 from jaxstem.scan.tiles import tiled
 from jaxstem.verification.config import ScoreConfig
@@ -220,6 +222,32 @@ def test_where_nothing_was_looked_at_nobody_is_asked(model, source, grain, mesh,
     assert row == 0 and answer.orientation.shape == (5, 6, 3, 3)
     np.testing.assert_array_equal(answer.phase, np.where(empty, NO_CRYSTAL, UNASSIGNED))
     np.testing.assert_array_equal(answer.confidence, np.where(empty, np.nan, 0.0))
+
+
+@pytest.mark.parametrize("refine", ["none", "fast"])
+def test_programs_of_the_context_are_made_ahead(model, scan, mesh, tmp_path, monkeypatch, refine):
+    """While those of single patterns are, by what these are asked; then none is compiled."""
+    tmp_path.chmod(0o700)
+    score = ScoreConfig(n_modes=4, levels=ScoreConfig().levels[:1])
+    config = replace(CONFIG, refine=refine, score=score, chance=-1e6, cache=tmp_path)
+    random, asked = source_of(scan(4, 5)), queue.Queue()
+    alone = replace(config, keeps_labels=True)
+    predict = make_predict_for(model, alone, mesh, lambda *given: asked.put(given))
+    labels = labels_alone(random, model, config, mesh, False, predict)
+    made_ahead(random, model, config, mesh)(*asked.get(timeout=60))
+    kept = sorted(tmp_path.glob("*program*"))
+    monkeypatch.setattr(programs, "_made", lambda *_: pytest.fail("compiled"))
+    looks = []
+
+    def second_look(asked, *given):
+        looks.append((asked.phase >= 0).any())
+        return second_looks(asked, *given)
+
+    monkeypatch.setattr(context, "second_looks", second_look)
+    answer = context.whole(in_context(labels, random, model, config, mesh, False))
+    assert (answer.phase >= 0).sum() == (labels.phase >= 0).any(axis=2).sum() > 10
+    assert looks == [True] * (refine == "fast")
+    assert sorted(tmp_path.glob("*program*")) == kept and len(kept) == 3 + 2 * (refine == "fast")
 
 
 @pytest.mark.slow
