@@ -15,7 +15,7 @@ import functools
 from importlib import resources
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import Float
 
 from jaxstem.errors import InputError
 
@@ -37,7 +37,7 @@ def _table() -> list[list[str]]:
     return list(csv.reader(line for line in text.splitlines() if not line.startswith("#")))[1:]
 
 
-def lobato_factor(number: int, g: Float[ArrayLike, "..."]) -> Float[np.ndarray, "..."]:
+def lobato_factor(number: int, g: float | Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """Electron scattering factor f_e (Å) of the neutral atom `number` (Z) at |g| (1/Å).
 
     f_e(g) = sum_i a_i (2 + b_i g²) / (1 + b_i g²)², I. Lobato & D. Van Dyck,

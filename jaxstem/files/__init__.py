@@ -54,7 +54,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "stored_distortion",
             "undistorted",
         ],
-        "formats": ["format_of", "READERS"],
+        "formats": ["check_format", "format_of", "READERS"],
         "global_heap": [
             "Damaged",
             "Heaps",

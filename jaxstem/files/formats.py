@@ -50,3 +50,11 @@ def format_of(path: str | Path) -> str | None:
         if dectris_names(file):
             return "dectris"
     return None
+
+
+def check_format(path: str | Path) -> None:
+    """Raise InputError for a file that no reader of scans can read, disks or patterns, as the
+    reader would; jax is not loaded for it.
+    """
+    if Path(path).suffix.lower() != ".csv":
+        format_of(path)

@@ -89,6 +89,8 @@ def test_files_that_are_missing_are_told_before_anything_is_loaded(tmp_path):
 
 def test_what_needs_no_jax_to_be_refused_does_not_load_it(here):
     (here / "there.h5").write_bytes(b"")
+    for name in ("words.h5", "words.cif"):
+        (here / name).write_text("neither a scan nor a cell")
     scan, cif = ["scan.h5"], ["--cif", str(FIXTURES / "Cu.cif")]
     model = [*scan, "--model", "cu"]
     refused = [
@@ -104,6 +106,13 @@ def test_what_needs_no_jax_to_be_refused_does_not_load_it(here):
         (["convert", *scan, "--out", "there.h5"], "exists already"),
         (["export", *scan, "--out", "there.h5"], "exists already"),
         (["report", *scan, "--out", "there.h5"], "exists already"),
+        (["map", "words.h5", "--model", "cu"], "words.h5 is not"),
+        (["map", *scan, "--cif", "words.cif"], "words.cif"),
+        (["calibrate", *scan, "--cif", "words.cif", "--out", "c.json"], "words.cif"),
+        (["calibrate", "words.h5", *cif, "--out", "c.json"], "words.h5 is not"),
+        (["detect", "words.h5", "--out", "disks.h5"], "words.h5 is not"),
+        (["convert", "words.h5", "--out", "disks.h5"], "words.h5 is not"),
+        (["train", "--cif", "words.cif", "--out", "model"], "words.cif"),
     ]
     program = (
         "import sys; from jaxstem.app.main import main\n"

@@ -45,6 +45,11 @@ def calibrate(
     options = reading.options()
 
     from jaxstem.crystal.reading import read_cif
+    from jaxstem.files.formats import check_format
+
+    crystals = [read_cif(path) for path in cif]
+    check_format(scan)  # before jax is loaded
+
     from jaxstem.detection.calibration import (
         about_rivals,
         calibrate,
@@ -61,7 +66,7 @@ def calibrate(
     turn = None if reading.rotation_deg is None else math.radians(reading.rotation_deg)
     found = calibrate(
         lambda entries: read_scan(scan, in_pixels, output.progress, calibration=entries),
-        [read_cif(path) for path in cif],
+        crystals,
         out,
         reading.pixel_size,
         overwrite,

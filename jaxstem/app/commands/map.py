@@ -109,6 +109,11 @@ def map_command(
     if not cif and not model:
         raise InputError(_lacking(scan, reading))
     # what is refused without jax, before it is loaded
+    from jaxstem.crystal.reading import read_cif
+    from jaxstem.files.formats import check_format
+
+    crystals = [read_cif(path) for path in cif]
+    check_format(scan)
     if model:
         from jaxstem.network.folders import model_folder
 
@@ -130,13 +135,12 @@ def map_command(
         elif painter:
             painter.close()
 
-        from jaxstem.api import choose_model, infer_config, read_crystal
+        from jaxstem.api import choose_model, infer_config
         from jaxstem.detection.opening import disks_of, look_at
         from jaxstem.mapping import check_voltage, map_to_file, understood
         from jaxstem.network.model import at_voltage, load_model
 
         # all that can be wrong, before disks are looked for
-        crystals = [read_crystal(path) for path in cif]
         loaded, told = None, {"method": "network", "model": model}
         why = model
         if model:

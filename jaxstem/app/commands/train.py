@@ -83,6 +83,10 @@ def train(
         overwrite: Replace a model that is there.
         output: What is said.
     """
+    from jaxstem.crystal.reading import read_cif
+
+    for path in cif:  # to be refused before jax is loaded
+        read_cif(path)
     from jaxstem.api import train
     from jaxstem.network.folders import MODEL_FILES
     from jaxstem.runtime import parallel
