@@ -71,3 +71,13 @@ def test_counts_do_not_judge_where_the_beam_is_not_seen(model, found, config):
     assert some.detector is not None
     beam = preview_scan(some, model, config).beam
     assert beam == pytest.approx(found.intensity[position == 5].sum(), rel=0.1)
+
+
+def test_counts_have_one_length_where_lists_have_several(model, found, config):
+    """Counts at predicted places cost the same however many disks are listed."""
+    config = replace(config, lengths=(8, 16, 24), least=1)
+    n_disks = np.diff(found.offsets)
+    assert (n_disks <= 9).any() and (n_disks > 17).any()
+    by_list = preview_scan(source_of(found), model, replace(config, judge="list")).lengths
+    by_counts = preview_scan(source_of(found), model, config).lengths
+    assert len(by_list) > 1 and by_counts == by_list[-1:]
