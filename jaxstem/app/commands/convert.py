@@ -30,12 +30,13 @@ def convert(
         overwrite: Replace DISKS.h5.
         output: What is said.
     """
-    from jaxstem.files.formats import check_format
     from jaxstem.runtime.paths import check_apart, check_target, check_there
 
     check_there(scan)
     check_apart(out, scan)
     check_target(out, overwrite)
+    from jaxstem.files.formats import check_format
+
     check_format(scan)  # before jax is loaded
 
     from jaxstem.detection.opening import open_scan

@@ -48,13 +48,15 @@ def detect(
         overwrite: Replace BRAGG.h5.
         output: What is said.
     """
-    from jaxstem.files.formats import check_format
     from jaxstem.runtime.paths import atomic_path, check_apart, check_there
 
     check_there(cube)
     check_apart(out, cube)
     with atomic_path(out, overwrite) as temporary:
+        from jaxstem.files.formats import check_format
+
         check_format(cube)  # before jax is loaded
+
         from jaxstem.detection.config import DetectConfig
         from jaxstem.detection.opening import open_cube
         from jaxstem.detection.scan import find_disks, progress_bar, write_bragg
